@@ -1,0 +1,97 @@
+"""Pages: who holds how many references, and which ones are free. Plain python, no tensors.
+
+Lists of small integers beat numpy rows at the batch sizes of a tree search (8 rows); see docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from paged_kv.errors import BadCount, CorruptCache, OutOfPages
+
+
+class PageAllocator:
+    """Reference counts and the free stack of a pool that grows by doubling.
+
+    Page 0 is the null page: never handed out, never counted. Usable pages are 1..capacity.
+
+    >>> pages = PageAllocator(2, max_pages=4)
+    >>> pages.take(2)
+    [1, 2]
+    >>> pages.growth_for(1), pages.free_count
+    (4, 0)
+    """
+
+    __slots__ = ("capacity", "free", "max_pages", "refs")
+
+    def __init__(self, num_pages: int, *, max_pages: int | None) -> None:
+        if num_pages < 1:
+            raise BadCount("num_pages", num_pages, ">= 1")
+        if max_pages is not None and max_pages < num_pages:
+            raise BadCount("max_pages", max_pages, f">= num_pages = {num_pages}")
+        self.capacity = num_pages
+        self.max_pages = max_pages
+        self.refs = [0] * (num_pages + 1)
+        self.free = list(range(num_pages, 0, -1))  # a stack: the lowest page is taken first
+
+    @property
+    def free_count(self) -> int:
+        """Pages nobody references."""
+        return len(self.free)
+
+    @property
+    def used_count(self) -> int:
+        """Pages that at least one block table references."""
+        return self.capacity - len(self.free)
+
+    def growth_for(self, need: int) -> int | None:
+        """Capacity after the doublings that make `need` pages free, or None where the limit forbids it."""
+        wanted = self.capacity + need - len(self.free)
+        size = self.capacity
+        while size < wanted:
+            size *= 2
+        if self.max_pages is not None:
+            size = min(size, self.max_pages)
+        return size if size >= wanted else None
+
+    def grow(self, capacity: int) -> None:
+        """Add the pages up to `capacity` below the free stack, so that old pages are reused first."""
+        self.free[:0] = range(capacity, self.capacity, -1)
+        self.refs.extend([0] * (capacity - self.capacity))
+        self.capacity = capacity
+
+    def take(self, count: int) -> list[int]:
+        """Take `count` pages with one reference each. Raises OutOfPages before anything changed."""
+        free, refs = self.free, self.refs
+        if count > len(free):
+            raise OutOfPages(count, len(free))
+        taken = [free.pop() for _ in range(count)]
+        for page in taken:
+            refs[page] = 1
+        return taken
+
+    def drop(self, pages: Iterable[int]) -> int:
+        """Give back one reference of each page; pages that reach 0 become free. Returns their number."""
+        refs, free = self.refs, self.free
+        before = len(free)
+        for page in pages:
+            count = refs[page] - 1
+            refs[page] = count
+            if not count:
+                free.append(page)
+        return len(free) - before
+
+    def check(self, holders: dict[int, int]) -> None:
+        """Raise CorruptCache unless references equal `holders` (page -> tables that hold it) and pages are conserved."""
+        free = set(self.free)
+        if len(free) != len(self.free):
+            raise CorruptCache(f"a page is free twice: {sorted(self.free)}")
+        if self.refs[0] or 0 in free or 0 in holders:
+            raise CorruptCache("the null page is in use")
+        for page in range(1, self.capacity + 1):
+            if self.refs[page] != holders.get(page, 0):
+                raise CorruptCache(f"page {page}: {self.refs[page]} references, {holders.get(page, 0)} holders")
+            if (self.refs[page] == 0) != (page in free):
+                raise CorruptCache(f"page {page} with {self.refs[page]} references, on the free stack: {page in free}")
+        if len(self.refs) != self.capacity + 1:
+            raise CorruptCache(f"{len(self.refs)} counters for {self.capacity} pages and the null page")

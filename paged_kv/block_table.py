@@ -1,0 +1,360 @@
+"""Sequences: block tables over shared pages, and the plans that change them. No tensors in here.
+
+A sequence is a row of parallel lists: its pages (a tuple, shared with the parent it was forked from), the
+head offset of its first token, its length. Token i of a sequence lies at index j = start + i of its table,
+that is in slot pages[j // page_size] * page_size + j % page_size. A table holds exactly the pages of the
+half-open interval [start, start + length); an empty sequence holds none, and `start` is where its first token
+will go.
+
+Verbs that need pages are split in two: `plan` validates and computes without changing anything, `apply`
+changes and cannot fail. Whoever writes the tensors does so between the two.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from paged_kv.allocator import PageAllocator
+from paged_kv.errors import BadCount, CorruptCache, DuplicateSequence, ForeignHandle, StaleHandle
+
+# handle = generation << 36 | tag << 28 | row; the tag tells caches apart
+ROW_BITS, TAG_BITS = 28, 8
+ROW_MASK = (1 << ROW_BITS) - 1
+GENERATION = 1 << (ROW_BITS + TAG_BITS)
+NO_PARENT = 0
+
+Counts = int | Sequence[int]
+
+_tags = itertools.count(1)
+
+
+class Plan:
+    """What `apply` will do: new tables of the rows, slots to write, pages to copy first.
+
+    `slots` lists the slots of the new tokens row by row; `copies` pairs (source page, fresh page);
+    `fresh` counts the pages taken from the free stack.
+    """
+
+    __slots__ = ("copies", "fork", "fresh", "lengths", "rows", "slots", "starts", "tables")
+
+    def __init__(self, rows: list[int], fork: bool) -> None:
+        self.rows, self.fork = rows, fork
+        self.tables: list[tuple[int, ...]] = []
+        self.starts: list[int] = []
+        self.lengths: list[int] = []
+        self.slots: list[int] = []
+        self.copies: list[tuple[int, int]] = []
+        self.fresh = 0
+
+
+class BlockTables:
+    """All sequences of one pool.
+
+    >>> tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
+    >>> root, = tables.new(1)
+    >>> plan = tables.plan([root], 6)
+    >>> plan.fresh, plan.slots
+    (2, [4, 5, 6, 7, 8, 9])
+    >>> tables.apply(plan) == [root]
+    True
+    >>> child, = tables.fork([root])
+    >>> plan = tables.plan([child], 1)          # the tail page is shared: it is copied first
+    >>> plan.copies, plan.slots
+    ([(2, 3)], [14])
+    """
+
+    def __init__(self, pages: PageAllocator, page_size: int) -> None:
+        if page_size < 1:
+            raise BadCount("page_size", page_size, ">= 1")
+        self.pages, self.page_size = pages, page_size
+        self._tag = next(_tags) % (1 << TAG_BITS)
+        self._handles: list[int] = []  # of a live row its handle; of a free row minus the next one
+        self._tables: list[tuple[int, ...]] = []
+        self._starts: list[int] = []
+        self._lengths: list[int] = []
+        self._parents: list[int] = []  # handle of the parent, which may be stale
+        self._free_rows: list[int] = []
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    @property
+    def live_count(self) -> int:
+        """Sequences that exist."""
+        return len(self._handles) - len(self._free_rows)
+
+    def live(self) -> list[int]:
+        """Handles of all sequences that exist. Cost: O(rows)."""
+        return [handle for handle in self._handles if handle > 0]
+
+    def rows(self, seqs: Iterable[int]) -> list[int]:
+        """Rows of the sequences. Raises StaleHandle or ForeignHandle."""
+        seqs = list(seqs)
+        handles = self._handles
+        try:
+            rows = [handle & ROW_MASK for handle in seqs]
+            if [handles[row] for row in rows] == seqs:
+                return rows
+        except (TypeError, IndexError):
+            pass
+        raise self._explain(seqs)
+
+    def distinct_rows(self, seqs: Iterable[int]) -> list[int]:
+        """As `rows`, and raises DuplicateSequence where two are the same."""
+        rows = self.rows(seqs)
+        if len(set(rows)) != len(rows):
+            row = next(row for row, times in Counter(rows).items() if times > 1)
+            raise DuplicateSequence(self._handles[row])
+        return rows
+
+    def lengths(self, seqs: Iterable[int]) -> list[int]:
+        """Tokens of each sequence."""
+        return [self._lengths[row] for row in self.rows(seqs)]
+
+    def windows(self, seqs: Iterable[int]) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
+        """Pages, start and length of each sequence."""
+        rows = self.rows(seqs)
+        tables, starts, lengths = self._tables, self._starts, self._lengths
+        return [tables[row] for row in rows], [starts[row] for row in rows], [lengths[row] for row in rows]
+
+    def freed_by(self, seqs: Iterable[int]) -> int:
+        """Pages that releasing all of `seqs` would free. Cost: O(their pages)."""
+        held = Counter(page for row in self.distinct_rows(seqs) for page in self._tables[row])
+        refs = self.pages.refs
+        return sum(refs[page] == count for page, count in held.items())
+
+    def stored_tokens(self) -> int:
+        """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
+        size = self.page_size
+        used: set[int] = set()
+        for row, handle in enumerate(self._handles):
+            if handle > 0:
+                start, pages = self._starts[row], self._tables[row]
+                used.update(pages[i // size] * size + i % size for i in range(start, start + self._lengths[row]))
+        return len(used)
+
+    # -- sequences come and go ---------------------------------------------------------------------------
+
+    def new(self, count: int, *, start: int = 0) -> list[int]:
+        """Make `count` empty sequences whose first token goes to offset `start` of its page."""
+        check_count("count", count, 0, None)
+        check_count("start", start, 0, self.page_size - 1)
+        return [self._add((), start, 0, NO_PARENT) for _ in range(count)]
+
+    def fork(self, parents: Iterable[int], *, at: Counts | None = None) -> list[int]:
+        """Make one child a parent, sharing the pages of its first `at` tokens (all by default)."""
+        parents = list(parents)
+        rows = self.rows(parents)
+        lengths = [self._lengths[row] for row in rows]
+        keep = lengths if at is None else checked_counts("at", at, lengths)
+        children = []
+        for parent, row, length in zip(parents, rows, keep):
+            pages, start = self._tables[row], self._starts[row]
+            kept = pages[: _pages_for(start, length, self.page_size)]
+            refs = self.pages.refs
+            for page in kept:
+                refs[page] += 1
+            children.append(self._add(kept, start, length, parent))
+        return children
+
+    def release(self, seqs: Iterable[int]) -> int:
+        """Drop sequences and their references. Returns the number of pages that became free."""
+        rows = self.distinct_rows(seqs)
+        handles, tables, drop = self._handles, self._tables, self.pages.drop
+        freed = 0
+        for row in rows:
+            freed += drop(tables[row])
+            tables[row] = ()
+            handles[row] = -(handles[row] + GENERATION)
+        self._free_rows.extend(rows)
+        return freed
+
+    def subtree(self, seq: int) -> list[int]:
+        """`seq` and all descendants that hang on it by live parents. Cost: O(rows)."""
+        self.rows([seq])
+        children: dict[int, list[int]] = {}
+        for handle, parent in zip(self._handles, self._parents):
+            if handle > 0 and parent != NO_PARENT:
+                children.setdefault(parent, []).append(handle)
+        found = [seq]
+        for handle in found:  # grows while it is walked
+            found.extend(children.get(handle, ()))
+        return found
+
+    def siblings(self, seq: int) -> list[int]:
+        """The other live children of the parent of `seq`, in row order. Cost: O(rows)."""
+        parent = self._parents[self.rows([seq])[0]]
+        if parent == NO_PARENT:
+            return []
+        return [h for h, p in zip(self._handles, self._parents) if p == parent and h > 0 and h != seq]
+
+    # -- sequences grow and shrink -----------------------------------------------------------------------
+
+    def plan(
+        self,
+        seqs: Iterable[int],
+        count: Counts,
+        *,
+        fork: bool = False,
+        slide: Counts = 0,
+        anew: Sequence[int | None] | None = None,
+    ) -> Plan:
+        """Plan to drop `slide` tokens from the front and append `count`, in place or in forked children.
+
+        A row with a number in `anew` becomes that many tokens in pages of its own instead, ending on a page's edge.
+        Changes nothing. Where `plan.fresh` exceeds the free pages the plan cannot be applied: make room and plan again.
+        """
+        seqs = list(seqs)
+        plan = Plan(self.rows(seqs) if fork else self.distinct_rows(seqs), fork)
+        rows, lengths = plan.rows, self._lengths
+        counts = checked_counts("count", count, len(rows))
+        drops = checked_counts("slide", slide, [lengths[row] for row in rows]) if slide else [0] * len(rows)
+        copied: dict[int, int] = {}
+        for row, new, drop, whole in zip(rows, counts, drops, anew or itertools.repeat(None)):
+            if whole is None:
+                self._plan_row(plan, *self._slid(row, drop), new, copied)
+            else:
+                self._plan_row(plan, (), -whole % self.page_size, 0, whole, copied)
+        return plan
+
+    def _plan_row(
+        self, plan: Plan, pages: tuple[int, ...], start: int, length: int, new: int, copied: dict[int, int]
+    ) -> None:
+        size = self.page_size
+        end = start + length
+        if new:
+            if pages and end % size:  # a partial tail page is written to: it must belong to this row alone
+                tail = pages[-1]
+                if plan.fork or self.pages.refs[tail] - copied.get(tail, 0) > 1:
+                    copied[tail] = copied.get(tail, 0) + 1
+                    fresh = self._peek(plan)
+                    plan.copies.append((tail, fresh))
+                    pages = (*pages[:-1], fresh)
+            while len(pages) * size < end + new:
+                pages = (*pages, self._peek(plan))
+            for index in range(end, end + new):
+                plan.slots.append(pages[index // size] * size + index % size)
+        plan.tables.append(pages)
+        plan.starts.append(start)
+        plan.lengths.append(length + new)
+
+    def apply(self, plan: Plan) -> list[int]:
+        """Carry out a plan made just before. Returns the sequences (the children, where it forks)."""
+        free, refs, handles = self.pages.free, self.pages.refs, self._handles
+        if plan.fresh:
+            del free[-plan.fresh :]
+        if plan.fork:
+            for table in plan.tables:
+                for page in table:
+                    refs[page] += 1
+            parents = [handles[row] for row in plan.rows]
+            return [self._add(*row) for row in zip(plan.tables, plan.starts, plan.lengths, parents)]
+        for row, table, start, length in zip(plan.rows, plan.tables, plan.starts, plan.lengths):
+            self._set(row, table, start, length)
+        return [handles[row] for row in plan.rows]
+
+    def slide(self, seqs: Iterable[int], count: Counts) -> None:
+        """Drop tokens from the front; whole pages that fall out lose one reference."""
+        self.apply(self.plan(seqs, 0, slide=count))
+
+    def truncate(self, seqs: Iterable[int], count: Counts) -> None:
+        """Drop tokens from the end; whole pages that fall out lose one reference."""
+        rows = self.distinct_rows(seqs)
+        drops = checked_counts("count", count, [self._lengths[row] for row in rows])
+        for row, drop in zip(rows, drops):
+            start, length = self._starts[row], self._lengths[row] - drop
+            self._set(row, self._tables[row][: _pages_for(start, length, self.page_size)], start, length)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _add(self, pages: tuple[int, ...], start: int, length: int, parent: int) -> int:
+        if self._free_rows:
+            row = self._free_rows.pop()
+            handle = self._handles[row] = -self._handles[row]
+            self._tables[row], self._starts[row], self._lengths[row] = pages, start, length
+            self._parents[row] = parent
+            return handle
+        handle = GENERATION | self._tag << ROW_BITS | len(self._handles)
+        self._handles.append(handle)
+        self._tables.append(pages)
+        self._starts.append(start)
+        self._lengths.append(length)
+        self._parents.append(parent)
+        return handle
+
+    def _set(self, row: int, table: tuple[int, ...], start: int, length: int) -> None:
+        """Replace a table: the new one is held before the old one is let go, so that no shared page is freed."""
+        refs, old = self.pages.refs, self._tables[row]
+        self._tables[row], self._starts[row], self._lengths[row] = table, start, length
+        if table != old:
+            for page in table:
+                refs[page] += 1
+            self.pages.drop(old)
+
+    def _slid(self, row: int, drop: int) -> tuple[tuple[int, ...], int, int]:
+        """Pages, start and length of a row without its first `drop` tokens."""
+        pages, start, length = self._tables[row], self._starts[row] + drop, self._lengths[row] - drop
+        if not drop:
+            return pages, start, length
+        skipped, start = divmod(start, self.page_size)
+        return (pages[skipped:] if length else ()), start, length
+
+    def _peek(self, plan: Plan) -> int:
+        """The next page of the free stack, which stays there; the null page where the stack is too short."""
+        plan.fresh += 1
+        free = self.pages.free
+        return free[-plan.fresh] if plan.fresh <= len(free) else 0
+
+    def _explain(self, seqs: list[int]) -> StaleHandle | ForeignHandle:
+        for handle in seqs:
+            if type(handle) is not int:
+                return ForeignHandle(handle)
+            row = handle & ROW_MASK
+            tag = handle >> ROW_BITS & ((1 << TAG_BITS) - 1)
+            if tag != self._tag or row >= len(self._handles) or handle > abs(self._handles[row]):
+                return ForeignHandle(handle)
+            if self._handles[row] != handle:
+                return StaleHandle(handle)
+        return ForeignHandle(seqs)
+
+    def check(self) -> None:
+        """Raise CorruptCache unless every invariant of pages and tables holds. Cost: O(everything)."""
+        holders: Counter[int] = Counter()
+        for row, handle in enumerate(self._handles):
+            table, start, length = self._tables[row], self._starts[row], self._lengths[row]
+            if handle < 0:
+                if table:
+                    raise CorruptCache(f"free row {row} holds pages {table}")
+                continue
+            if len(set(table)) != len(table):
+                raise CorruptCache(f"sequence {handle:#x} holds a page twice: {table}")
+            if not 0 <= start < self.page_size or len(table) != _pages_for(start, length, self.page_size):
+                raise CorruptCache(f"sequence {handle:#x}: pages {table}, start {start}, length {length}")
+            holders.update(table)
+        free_rows = {row for row, handle in enumerate(self._handles) if handle < 0}
+        if free_rows != set(self._free_rows) or len(free_rows) != len(self._free_rows):
+            raise CorruptCache(f"free rows {sorted(self._free_rows)}, rows without a sequence {sorted(free_rows)}")
+        self.pages.check(holders)
+
+
+def _pages_for(start: int, length: int, page_size: int) -> int:
+    return -(-(start + length) // page_size) if length else 0
+
+
+def check_count(name: str, value: int, low: int, high: int | None) -> None:
+    """Raise BadCount unless `value` is a whole number in [low, high]."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        raise BadCount(name, value, f"an int >= {low}" if high is None else f"an int from {low} to {high}")
+
+
+def checked_counts(name: str, counts: Counts, limits: int | list[int]) -> list[int]:
+    """One checked count a row, each from 0 to its limit; an int stands for every row, as int `limits` rows do."""
+    size = limits if isinstance(limits, int) else len(limits)
+    values = list(counts) if isinstance(counts, Sequence) else [counts] * size
+    if len(values) != size:
+        raise BadCount(f"{name} (one a sequence)", values, f"{size} numbers")
+    for row, value in enumerate(values):
+        if type(value) is not int or value < 0 or not (isinstance(limits, int) or value <= limits[row]):
+            check_count(name, value, 0, None if isinstance(limits, int) else limits[row])
+    return values
