@@ -10,7 +10,7 @@
 2
 """
 
-from paged_kv.cache import Gathered, PagedKVCache, Reclaimer
+from paged_kv.cache import Gathered, PagedKVCache
 from paged_kv.errors import (
     BadCount,
     BadDevice,
@@ -25,6 +25,7 @@ from paged_kv.errors import (
     PagedKVError,
     StaleHandle,
 )
+from paged_kv.pool import Reclaimer
 from paged_kv.staging import StagingBatch
 from paged_kv.stats import CacheStats
 

@@ -82,7 +82,7 @@ class PageAllocator:
         return len(free) - before
 
     def check(self, holders: dict[int, int]) -> None:
-        """Raise CorruptCache unless references equal `holders` (page -> tables that hold it) and pages are conserved."""
+        """Raise CorruptCache unless references equal `holders` (page -> tables with it) and pages are conserved."""
         free = set(self.free)
         if len(free) != len(self.free):
             raise CorruptCache(f"a page is free twice: {sorted(self.free)}")

@@ -205,39 +205,40 @@ class BlockTables:
         A row with a number in `anew` becomes that many tokens in pages of its own instead, ending on a page's edge.
         Changes nothing. Where `plan.fresh` exceeds the free pages the plan cannot be applied: make room and plan again.
         """
-        seqs = list(seqs)
         plan = Plan(self.rows(seqs) if fork else self.distinct_rows(seqs), fork)
-        rows, lengths = plan.rows, self._lengths
+        rows, size, slots = plan.rows, self.page_size, plan.slots
         counts = checked_counts("count", count, len(rows))
-        drops = checked_counts("slide", slide, [lengths[row] for row in rows]) if slide else [0] * len(rows)
-        copied: dict[int, int] = {}
+        drops = checked_counts("slide", slide, [self._lengths[row] for row in rows]) if slide else [0] * len(rows)
+        copied: dict[int, int] = {}  # shared tail page -> rows of this plan that stop using it
         for row, new, drop, whole in zip(rows, counts, drops, anew or itertools.repeat(None)):
-            if whole is None:
-                self._plan_row(plan, *self._slid(row, drop), new, copied)
-            else:
-                self._plan_row(plan, (), -whole % self.page_size, 0, whole, copied)
+            pages, start, length = self._tables[row], self._starts[row], self._lengths[row]
+            if whole is not None:
+                pages, start, length, new = (), -whole % size, 0, whole
+            elif drop:
+                pages, start, length = self._slid(pages, start, length, drop)
+            end = start + length
+            if new:
+                if end % size and pages:  # a partial tail page is written to: it must belong to this row alone
+                    pages = self._own_tail(plan, pages, copied)
+                missing = -((end + new) // -size) - len(pages)
+                if missing:
+                    pages += self._peek(plan, missing)
+                for index in range(end, end + new):
+                    slots.append(pages[index // size] * size + index % size)
+            plan.tables.append(pages)
+            plan.starts.append(start)
+            plan.lengths.append(length + new)
         return plan
 
-    def _plan_row(
-        self, plan: Plan, pages: tuple[int, ...], start: int, length: int, new: int, copied: dict[int, int]
-    ) -> None:
-        size = self.page_size
-        end = start + length
-        if new:
-            if pages and end % size:  # a partial tail page is written to: it must belong to this row alone
-                tail = pages[-1]
-                if plan.fork or self.pages.refs[tail] - copied.get(tail, 0) > 1:
-                    copied[tail] = copied.get(tail, 0) + 1
-                    fresh = self._peek(plan)
-                    plan.copies.append((tail, fresh))
-                    pages = (*pages[:-1], fresh)
-            while len(pages) * size < end + new:
-                pages = (*pages, self._peek(plan))
-            for index in range(end, end + new):
-                plan.slots.append(pages[index // size] * size + index % size)
-        plan.tables.append(pages)
-        plan.starts.append(start)
-        plan.lengths.append(length + new)
+    def _own_tail(self, plan: Plan, pages: tuple[int, ...], copied: dict[int, int]) -> tuple[int, ...]:
+        tail = pages[-1]
+        gone = copied.get(tail, 0)
+        if not plan.fork and self.pages.refs[tail] - gone <= 1:
+            return pages
+        copied[tail] = gone + 1
+        fresh = self._peek(plan, 1)
+        plan.copies.append((tail, fresh[0]))
+        return pages[:-1] + fresh
 
     def apply(self, plan: Plan) -> list[int]:
         """Carry out a plan made just before. Returns the sequences (the children, where it forks)."""
@@ -249,7 +250,7 @@ class BlockTables:
                 for page in table:
                     refs[page] += 1
             parents = [handles[row] for row in plan.rows]
-            return [self._add(*row) for row in zip(plan.tables, plan.starts, plan.lengths, parents)]
+            return list(map(self._add, plan.tables, plan.starts, plan.lengths, parents))
         for row, table, start, length in zip(plan.rows, plan.tables, plan.starts, plan.lengths):
             self._set(row, table, start, length)
         return [handles[row] for row in plan.rows]
@@ -292,19 +293,20 @@ class BlockTables:
                 refs[page] += 1
             self.pages.drop(old)
 
-    def _slid(self, row: int, drop: int) -> tuple[tuple[int, ...], int, int]:
-        """Pages, start and length of a row without its first `drop` tokens."""
-        pages, start, length = self._tables[row], self._starts[row] + drop, self._lengths[row] - drop
-        if not drop:
-            return pages, start, length
-        skipped, start = divmod(start, self.page_size)
-        return (pages[skipped:] if length else ()), start, length
+    def _slid(
+        self, pages: tuple[int, ...], start: int, length: int, drop: int
+    ) -> tuple[tuple[int, ...], int, int]:
+        """Pages, start and length without the first `drop` tokens."""
+        skipped, start = divmod(start + drop, self.page_size)
+        return (pages[skipped:] if length > drop else ()), start, length - drop
 
-    def _peek(self, plan: Plan) -> int:
-        """The next page of the free stack, which stays there; the null page where the stack is too short."""
-        plan.fresh += 1
-        free = self.pages.free
-        return free[-plan.fresh] if plan.fresh <= len(free) else 0
+    def _peek(self, plan: Plan, count: int) -> tuple[int, ...]:
+        """The next pages of the free stack, which stay there; null pages where the stack is too short."""
+        free, first = self.pages.free, plan.fresh + 1
+        plan.fresh += count
+        if plan.fresh > len(free):
+            return (0,) * count
+        return (free[-first],) if count == 1 else tuple(free[-first : -first - count : -1])
 
     def _explain(self, seqs: list[int]) -> StaleHandle | ForeignHandle:
         for handle in seqs:
@@ -351,6 +353,8 @@ def check_count(name: str, value: int, low: int, high: int | None) -> None:
 def checked_counts(name: str, counts: Counts, limits: int | list[int]) -> list[int]:
     """One checked count a row, each from 0 to its limit; an int stands for every row, as int `limits` rows do."""
     size = limits if isinstance(limits, int) else len(limits)
+    if type(counts) is int and counts >= 0 and isinstance(limits, int):
+        return [counts] * size
     values = list(counts) if isinstance(counts, Sequence) else [counts] * size
     if len(values) != size:
         raise BadCount(f"{name} (one a sequence)", values, f"{size} numbers")

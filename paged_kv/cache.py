@@ -1,34 +1,18 @@
-"""PagedKVCache: sequences over shared pages, with their tensors. Plans, makes room, writes, then applies."""
+"""PagedKVCache: sequences over shared pages, with their tensors."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables, Counts, Plan, check_count
-from paged_kv.errors import BadCount, BadShape, ConcurrentCall, OutOfPages
+from paged_kv.block_table import Counts, check_count
+from paged_kv.errors import BadCount, BadShape
+from paged_kv.pool import PagePool, one_thread
 from paged_kv.staging import Rebase, StagingBatch, check_tensor
-from paged_kv.stats import CacheStats
-from paged_kv.storage import Ints, PageStorage, Workspace, window_slots
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Reclaimer(Protocol):
-    """Who gives pages back when the pool is full and cannot grow: an index or a manager."""
-
-    def reclaim(self, need: int, busy: Collection[int]) -> bool:
-        """Free at least `need` pages, never of sequences in `busy`, or change nothing and return False."""
-
-    def pinned_pages(self) -> int:
-        """Pages that pins keep from being given back."""
+from paged_kv.storage import Ints, window_slots
 
 
 class Gathered(NamedTuple):
@@ -41,23 +25,7 @@ class Gathered(NamedTuple):
     positions: torch.Tensor  # [B, W] int64, where each token was written; 0 in padding
 
 
-def _one_thread(method: F) -> F:
-    """Refuse a call from a second thread while one is running; the same thread may nest calls."""
-
-    @wraps(method)
-    def guarded(self: PagedKVCache, *args: Any, **kwargs: Any) -> Any:
-        lock = self._lock
-        if not lock.acquire(blocking=False):
-            raise ConcurrentCall(method.__name__)
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            lock.release()
-
-    return guarded  # type: ignore[return-value]
-
-
-class PagedKVCache:
+class PagedKVCache(PagePool):
     """K/V contexts as block tables over shared pages: fork for free, copy on write, all layers at once.
 
     Keys are [layers, B, heads, tokens, head_size], values the same with `value_head_size`; `heads` counts K/V
@@ -79,50 +47,11 @@ class PagedKVCache:
     0
     """
 
-    def __init__(
-        self,
-        *,
-        layers: int,
-        heads: int,
-        head_size: int,
-        value_head_size: int | None = None,
-        page_size: int = 16,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        num_pages: int = 64,
-        max_pages: int | None = None,
-        max_bytes: int | None = None,
-        grow: bool = True,
-    ) -> None:
-        value_head_size = head_size if value_head_size is None else value_head_size
-        sizes = {"layers": layers, "heads": heads, "head_size": head_size, "value_head_size": value_head_size}
-        for name, value in {**sizes, "page_size": page_size, "num_pages": num_pages}.items():
-            check_count(name, value, 1, None)
-        self.layers, self.heads, self.head_size, self.value_head_size = layers, heads, head_size, value_head_size
-        self.page_size = page_size
-        self._storage = PageStorage(layers, heads, head_size, value_head_size, page_size, dtype, torch.device(device))
-        self.page_bytes = self._storage.page_bytes
-        limit = self._page_limit(num_pages, max_pages, max_bytes) if grow else num_pages
-        self._pages = PageAllocator(num_pages, max_pages=limit)
-        self._tables = BlockTables(self._pages, page_size)
-        self._storage.grow(num_pages)
-        self._stage, self._dense = Workspace(), Workspace()
-        self._staged: StagingBatch | None = None
-        self._reclaimer: Reclaimer | None = None
-        self._lock = threading.RLock()
-        self.stats = CacheStats()
-
-    def _page_limit(self, num_pages: int, max_pages: int | None, max_bytes: int | None) -> int | None:
-        limits = [] if max_pages is None else [max_pages]
-        if max_bytes is not None:
-            if max_bytes < num_pages * self.page_bytes:
-                raise BadCount("max_bytes", max_bytes, f">= num_pages * page_bytes = {num_pages * self.page_bytes}")
-            limits.append(max_bytes // self.page_bytes)
-        return min(limits, default=None)
+    _staged: StagingBatch | None = None
 
     # -- sequences ---------------------------------------------------------------------------------------
 
-    @_one_thread
+    @one_thread
     def new(self, count: int = 1, *, start: int = 0) -> list[int]:
         """Make empty sequences. `start` (0 to page_size - 1) is the offset of the first token in its page.
 
@@ -130,7 +59,7 @@ class PagedKVCache:
         """
         return self._tables.new(count, start=start)
 
-    @_one_thread
+    @one_thread
     def fork(self, parents: Iterable[int], *, at: Counts | None = None) -> list[int]:
         """Make one child a parent, sharing every page of its first `at` tokens. Copies no K/V.
 
@@ -140,7 +69,7 @@ class PagedKVCache:
         self.stats.forks += len(children)
         return children
 
-    @_one_thread
+    @one_thread
     def append(
         self,
         seqs: Iterable[int],
@@ -166,26 +95,27 @@ class PagedKVCache:
             placed = np.array(self._tables.lengths(seqs), dtype=np.int64)[:, None] + np.arange(count)
         else:
             placed = positions.detach().cpu().numpy().astype(np.int64)
-        self._write(plan, np.array(plan.slots, dtype=np.int64).reshape(len(seqs), count), self._sources(keys, values), placed)
+        slots = np.array(plan.slots, dtype=np.int64).reshape(len(seqs), count)
+        self._write(plan, slots, self._sources(keys, values), placed)
         self._apply(plan)
         self.stats.appends += len(seqs)
 
-    @_one_thread
+    @one_thread
     def slide(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the front. Moves no data."""
         self._tables.slide(seqs, count)
 
-    @_one_thread
+    @one_thread
     def truncate(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the end. Moves no data."""
         self._tables.truncate(seqs, count)
 
-    @_one_thread
+    @one_thread
     def release(self, seqs: Iterable[int]) -> None:
         """Drop sequences; pages that nobody shares become free. Raises StaleHandle where one was released before."""
         self.stats.freed_pages += self._tables.release(seqs)
 
-    @_one_thread
+    @one_thread
     def release_subtree(self, seq: int) -> int:
         """Release `seq` and all its descendants; returns how many. Cost: O(live sequences), no tensor touched.
 
@@ -195,7 +125,7 @@ class PagedKVCache:
         self.release(doomed)
         return len(doomed)
 
-    @_one_thread
+    @one_thread
     def promote(self, child: int) -> int:
         """Keep `child` and its path, release the subtrees of its siblings; returns how many were released."""
         doomed = [seq for sibling in self._tables.siblings(child) for seq in self._tables.subtree(sibling)]
@@ -204,12 +134,12 @@ class PagedKVCache:
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    @_one_thread
+    @one_thread
     def lengths(self, seqs: Iterable[int]) -> list[int]:
         """Tokens of each sequence."""
         return self._tables.lengths(seqs)
 
-    @_one_thread
+    @one_thread
     def gather(self, seqs: Iterable[int], *, pad: str = "right") -> Gathered:
         """Dense K/V of a batch, padded with zeros on the `pad` side ("left" or "right"), in one kernel.
 
@@ -224,9 +154,10 @@ class PagedKVCache:
         device = self._storage.device
         keys, values = layout.all_layers()
         positions = torch.from_numpy(np.where(kept, self._storage.positions[slots], 0)).to(device)
-        return Gathered(keys, values, torch.tensor(lengths, device=device), torch.from_numpy(kept).to(device), positions)
+        mask = torch.from_numpy(kept).to(device)
+        return Gathered(keys, values, torch.tensor(lengths, device=device), mask, positions)
 
-    @_one_thread
+    @one_thread
     def block_tables(self, seqs: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pages [B, P] (padded with the null page 0), lengths [B] and head offsets [B], all int32."""
         tables, starts, lengths = self._tables.windows(seqs)
@@ -238,7 +169,7 @@ class PagedKVCache:
 
     # -- a model step ------------------------------------------------------------------------------------
 
-    @_one_thread
+    @one_thread
     def open(self, seqs: Iterable[int], room: int, *, pad: str = "left", rebase: Rebase | None = None) -> StagingBatch:
         """Gather contexts into a reused dense buffer with room for `room` new tokens each, in one kernel.
 
@@ -266,7 +197,7 @@ class PagedKVCache:
         if not np.array_equal(batch.then, batch.now):
             rebase(batch)
 
-    @_one_thread
+    @one_thread
     def _commit(
         self,
         batch: StagingBatch,
@@ -317,139 +248,6 @@ class PagedKVCache:
         self.stats.forks += len(children)
         self.stats.appends += len(children)
         return children
-
-    # -- planning, writing, applying ---------------------------------------------------------------------
-
-    def _plan(
-        self,
-        seqs: list[int],
-        count: Counts,
-        *,
-        fork: bool = False,
-        slide: Counts = 0,
-        anew: Sequence[int | None] | None = None,
-    ) -> Plan:
-        """A plan that the free pages can carry: grows the pool, then evicts, or raises OutOfPages."""
-        plan = self._tables.plan(seqs, count, fork=fork, slide=slide, anew=anew)
-        if plan.fresh > self._pages.free_count:
-            self._make_room(plan.fresh, seqs)
-            plan = self._tables.plan(seqs, count, fork=fork, slide=slide, anew=anew)
-        return plan
-
-    def _make_room(self, need: int, busy: list[int]) -> None:
-        size = self._pages.growth_for(need)
-        if size is not None:
-            self._storage.grow(size)
-            self._pages.grow(size)
-            self.stats.growths += 1
-            return
-        free, reclaimer = self._pages.free_count, self._reclaimer
-        if reclaimer is None or not reclaimer.reclaim(need - free, frozenset(busy)):
-            raise OutOfPages(need, free, 0 if reclaimer is None else reclaimer.pinned_pages())
-
-    def _write(self, plan: Plan, slots: Ints, sources: Sequence[torch.Tensor], positions: Ints) -> None:
-        """Fill fresh pages and dead slots: nothing a live sequence reads, so a failure changes nothing."""
-        if plan.copies:
-            self._storage.copy_pages(plan.copies)
-        if slots.size:
-            self._storage.scatter(slots, sources, positions)
-
-    def _apply(self, plan: Plan) -> list[int]:
-        seqs = self._tables.apply(plan)
-        stats = self.stats
-        stats.allocated_pages += plan.fresh
-        stats.copied_pages += len(plan.copies)
-        stats.peak_pages = max(stats.peak_pages, self._pages.used_count)
-        return seqs
-
-    def _sources(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
-        """The tokens of an append, one tensor a plane: K0, V0, K1, V1, ... where both lie in one plane."""
-        if len(self._storage.planes) == 2:
-            return [keys, values]
-        return [torch.stack((keys, values), dim=1).flatten(0, 1)]
-
-    # -- figures -----------------------------------------------------------------------------------------
-
-    @_one_thread
-    def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
-        """Dry run: pages that appending `count` tokens (to forked children) would take."""
-        return self._tables.plan(seqs, count, fork=fork).fresh
-
-    @_one_thread
-    def pages_freed_by(self, seqs: Iterable[int]) -> int:
-        """Dry run: pages that releasing all of `seqs` would free."""
-        return self._tables.freed_by(seqs)
-
-    @_one_thread
-    def set_reclaimer(self, reclaimer: Reclaimer | None) -> None:
-        """Ask `reclaimer` for pages when the pool is full and cannot grow."""
-        self._reclaimer = reclaimer
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of keys and values."""
-        return self._storage.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the pages lie."""
-        return self._storage.planes[0].rows.device
-
-    @property
-    def token_bytes(self) -> int:
-        """K and V of one token, all layers."""
-        return self.page_bytes // self.page_size
-
-    @property
-    def pages_in_use(self) -> int:
-        """Pages that some sequence holds."""
-        return self._pages.used_count
-
-    @property
-    def pages_free(self) -> int:
-        """Pages ready to be taken without growth."""
-        return self._pages.free_count
-
-    @property
-    def pages_reserved(self) -> int:
-        """Pages the pool has memory for."""
-        return self._pages.capacity
-
-    @property
-    def bytes_in_use(self) -> int:
-        """Bytes of the pages in use."""
-        return self.pages_in_use * self.page_bytes
-
-    @property
-    def bytes_reserved(self) -> int:
-        """Bytes of all pages the pool has memory for, the null page not counted."""
-        return self.pages_reserved * self.page_bytes
-
-    @property
-    def working_bytes(self) -> int:
-        """Bytes of the reused dense buffers of open() and gather()."""
-        return self._stage.nbytes + self._dense.nbytes
-
-    @property
-    def live_sequences(self) -> int:
-        """Sequences that exist."""
-        return self._tables.live_count
-
-    @property
-    def logical_tokens(self) -> int:
-        """Tokens of all live sequences, shared ones counted once a sequence. Cost: O(sequences)."""
-        return sum(self._tables.lengths(self._tables.live()))
-
-    @property
-    def stored_tokens(self) -> int:
-        """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
-        return self._tables.stored_tokens()
-
-    @_one_thread
-    def check(self) -> None:
-        """Raise CorruptCache unless every invariant of docs/design.md holds. Cost: O(everything)."""
-        self._tables.check()
-
 
 def checked_columns(rewrite: Sequence[int | None], rows: int, size: int) -> list[int | None]:
     """The first columns to store anew, checked against the batch."""

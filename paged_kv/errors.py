@@ -93,7 +93,7 @@ class ConcurrentCall(PagedKVError, RuntimeError):
     """A call from a second thread while another one is running."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}() was called from a second thread while a call is running: the cache is single-threaded")
+        super().__init__(f"{what}() was called from a second thread while a call is running: use one thread, or a lock")
 
 
 class CorruptCache(PagedKVError, RuntimeError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
 
 Rebase = Callable[["StagingBatch"], None]
+UNKNOWN: Ints = np.zeros((0, 0), dtype=np.int64)
 
 
 class StagingBatch:
@@ -35,11 +36,10 @@ class StagingBatch:
     ) -> None:
         self._cache: PagedKVCache | None = cache
         self.parents, self.lengths, self.room, self.left, self.layout = parents, lengths, room, left, layout
-        self.past = max(lengths, default=0)
-        self.pads = [self.past - length if left else 0 for length in lengths]
+        self.past = past = max(lengths, default=0)
+        self.pads = [past - length for length in lengths] if left else [0] * len(lengths)
         self.sizes = [self.past] * cache.layers
-        self.then: Ints = np.zeros((0, 0), dtype=np.int64)
-        self.now = self.then
+        self.then = self.now = UNKNOWN
 
     @property
     def planes(self) -> list[torch.Tensor]:
@@ -75,8 +75,9 @@ class StagingBatch:
         if end > self.past + self.room:
             raise BadCount("new tokens", end - self.past, f"0 to the room of {self.room} that open() was given")
         key_slots, value_slots = self.layout.slice(layer, first, end)
-        if keys.shape != key_slots.shape or values.shape != value_slots.shape or keys.dtype != key_slots.dtype:
-            self._refuse(keys, key_slots, values, value_slots)
+        if not (alike(keys, key_slots) and alike(values, value_slots)):
+            check_tensor("keys", keys, tuple(key_slots.shape), key_slots)
+            check_tensor("values", values, tuple(value_slots.shape), value_slots)
         key_slots.copy_(keys)
         value_slots.copy_(values)
         self.sizes[layer] = end
@@ -120,9 +121,10 @@ class StagingBatch:
             raise ClosedBatch(what)
         return self._cache
 
-    def _refuse(self, keys: torch.Tensor, key_slots: torch.Tensor, values: torch.Tensor, value_slots: torch.Tensor) -> None:
-        check_tensor("keys", keys, tuple(key_slots.shape), key_slots)
-        check_tensor("values", values, tuple(value_slots.shape), value_slots)
+
+def alike(tensor: torch.Tensor, like: torch.Tensor) -> bool:
+    """Whether shape, dtype and device are the same."""
+    return tensor.shape == like.shape and tensor.dtype == like.dtype and tensor.device == like.device
 
 
 def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:

@@ -32,13 +32,15 @@ class Plane:
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
-        rows = torch.empty((pages + 1) * self.rows_per_page, self.head_size, dtype=self.rows.dtype, device=self.rows.device)
+        rows = self.rows.new_empty((pages + 1) * self.rows_per_page, self.head_size)
         rows[: len(self.rows)] = self.rows
         self.rows = rows
 
     def index(self, slots: Ints, out: Ints | None = None) -> Ints:
         """Rows [parts, B, heads, W] of the tokens in slots [B, W]."""
-        first = slots + slots // self.page_size * (self.rows_per_page - self.page_size)
+        first = slots // self.page_size
+        first *= self.rows_per_page - self.page_size
+        first += slots
         return np.add(first[None, :, None, :], self.offsets, out=out)
 
     def pages(self) -> torch.Tensor:
@@ -121,8 +123,9 @@ class PageStorage:
         device: torch.device,
     ) -> None:
         self.layers, self.page_size, self.dtype, self.device = layers, page_size, dtype, device
-        widths = [(2 * layers, head_size)] if head_size == value_head_size else [(layers, head_size), (layers, value_head_size)]
-        self.planes = [Plane(parts, heads, width, page_size, dtype, device) for parts, width in widths]
+        one_plane = [(2 * layers, head_size)]
+        shapes = one_plane if head_size == value_head_size else [(layers, head_size), (layers, value_head_size)]
+        self.planes = [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
         self.positions = np.zeros(page_size, dtype=np.int64)
         self.page_bytes = sum(p.rows_per_page * p.head_size * p.rows.element_size() for p in self.planes)
 
@@ -183,10 +186,13 @@ def window_slots(
     out = np.zeros((batch, width), dtype=np.int64)
     if not longest:
         return out
-    pages = np.array([(*table, *(0,) * (longest - len(table))) for table in tables], dtype=np.int64)
-    slots = (pages[:, :, None] * page_size + np.arange(page_size)).reshape(batch, -1)
     length, start = max(lengths), starts[0]
-    if min(lengths) == length and min(starts) == max(starts):
+    same = min(lengths) == length and min(starts) == max(starts) == start
+    rows = tables if same else [(*table, *(0,) * (longest - len(table))) for table in tables]
+    pages = np.array(rows, dtype=np.int64)
+    pages *= page_size
+    slots = (pages[:, :, None] + np.arange(page_size)).reshape(batch, -1)
+    if same:
         out[:, :length] = slots[:, start : start + length]
         return out
     counts = np.array(lengths, dtype=np.int64)[:, None]
