@@ -23,6 +23,7 @@ from paged_kv.errors import (
     ForeignHandle,
     OutOfPages,
     PagedKVError,
+    ParentChanged,
     StaleHandle,
 )
 from paged_kv.pool import Reclaimer
@@ -46,6 +47,7 @@ __all__ = [
     "OutOfPages",
     "PagedKVCache",
     "PagedKVError",
+    "ParentChanged",
     "Reclaimer",
     "StaleHandle",
     "StagingBatch",

@@ -5,6 +5,7 @@ Lists of small integers beat numpy rows at the batch sizes of a tree search (8 r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 from paged_kv.errors import BadCount, CorruptCache, OutOfPages
@@ -44,15 +45,18 @@ class PageAllocator:
         """Pages that at least one block table references."""
         return self.capacity - len(self.free)
 
-    def growth_for(self, need: int) -> int | None:
-        """Capacity after the doublings that make `need` pages free, or None where the limit forbids it."""
+    @property
+    def growable(self) -> int:
+        """Pages that growth may still add."""
+        return sys.maxsize if self.max_pages is None else self.max_pages - self.capacity
+
+    def growth_for(self, need: int) -> int:
+        """Capacity after the doublings that make `need` pages free, or the limit where that is less."""
         wanted = self.capacity + need - len(self.free)
         size = self.capacity
         while size < wanted:
             size *= 2
-        if self.max_pages is not None:
-            size = min(size, self.max_pages)
-        return size if size >= wanted else None
+        return size if self.max_pages is None else min(size, self.max_pages)
 
     def grow(self, capacity: int) -> None:
         """Add the pages up to `capacity` below the free stack, so that old pages are reused first."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from paged_kv.block_table import Counts, check_count
-from paged_kv.errors import BadCount, BadShape
+from paged_kv.errors import BadCount, BadShape, ParentChanged
 from paged_kv.pool import PagePool, one_thread
 from paged_kv.staging import Rebase, StagingBatch, check_tensor
 from paged_kv.storage import Ints, window_slots
@@ -155,7 +155,7 @@ class PagedKVCache(PagePool):
         keys, values = layout.all_layers()
         positions = torch.from_numpy(np.where(kept, self._storage.positions[slots], 0)).to(device)
         mask = torch.from_numpy(kept).to(device)
-        return Gathered(keys, values, torch.tensor(lengths, device=device), mask, positions)
+        return Gathered(keys, values, torch.tensor(lengths, dtype=torch.int64, device=device), mask, positions)
 
     @one_thread
     def block_tables(self, seqs: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -185,7 +185,7 @@ class PagedKVCache(PagePool):
         slots = window_slots(tables, starts, lengths, width, self.page_size, left=left)
         layout = self._stage.layout(self._storage.planes, len(parents), width)
         self._storage.gather(slots, layout)
-        batch = self._staged = StagingBatch(self, parents, lengths, room, left, layout)
+        batch = self._staged = StagingBatch(self, parents, (tables, starts, lengths), room, left, layout)
         if rebase is not None:
             self._rebase(batch, slots[:, : batch.past], rebase)
         return batch
@@ -206,6 +206,8 @@ class PagedKVCache(PagePool):
         rewrite: Sequence[int | None] | None,
         positions: Ints | None,
     ) -> list[int]:
+        if self._tables.windows(batch.parents) != batch.windows:
+            raise ParentChanged(batch.parents)
         if positions is not None and positions.shape != (len(batch.parents), new):
             raise BadShape("positions", positions.shape, (len(batch.parents), new))
         if rewrite is not None and any(column is not None for column in rewrite):
@@ -228,6 +230,8 @@ class PagedKVCache(PagePool):
         rewrite: Sequence[int | None],
         positions: Ints | None,
     ) -> list[int]:
+        if not batch.left:
+            raise BadCount("rewrite", list(rewrite), 'None in a batch opened with pad="right"')
         first = checked_columns(rewrite, len(batch.parents), batch.size)
         plan = self._plan(
             batch.parents, new, fork=True, slide=slide, anew=[None if c is None else batch.size - c for c in first]

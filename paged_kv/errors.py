@@ -89,6 +89,15 @@ class ClosedBatch(PagedKVError, RuntimeError):
         super().__init__(f"{what}() on a closed staging batch: call open() again")
 
 
+class ParentChanged(PagedKVError, RuntimeError):
+    """A sequence of a staging batch that grew, slid or shrank between open() and commit()."""
+
+    def __init__(self, parents: list[int]) -> None:
+        names = ", ".join(f"{parent:#x}" for parent in parents)
+        super().__init__(f"commit() of a batch whose parents ({names}) changed since open(): open() again")
+        self.parents = parents
+
+
 class ConcurrentCall(PagedKVError, RuntimeError):
     """A call from a second thread while another one is running."""
 

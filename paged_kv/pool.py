@@ -104,15 +104,16 @@ class PagePool:
         return plan
 
     def _make_room(self, need: int, busy: list[int]) -> None:
+        """Make `need` pages free: evict what growth cannot give, then grow."""
+        free, reclaimer = self._pages.free_count, self._reclaimer
+        short = need - free - self._pages.growable
+        if short > 0 and (reclaimer is None or not reclaimer.reclaim(short, frozenset(busy))):
+            raise OutOfPages(need, free, 0 if reclaimer is None else reclaimer.pinned_pages())
         size = self._pages.growth_for(need)
-        if size is not None:
+        if size > self._pages.capacity:
             self._storage.grow(size)
             self._pages.grow(size)
             self.stats.growths += 1
-            return
-        free, reclaimer = self._pages.free_count, self._reclaimer
-        if reclaimer is None or not reclaimer.reclaim(need - free, frozenset(busy)):
-            raise OutOfPages(need, free, 0 if reclaimer is None else reclaimer.pinned_pages())
 
     def _write(self, plan: Plan, slots: Ints, sources: Sequence[torch.Tensor], positions: Ints) -> None:
         """Fill fresh pages and dead slots: nothing a live sequence reads, so a failure changes nothing."""

@@ -14,6 +14,7 @@ from paged_kv.storage import Ints, Layout
 if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
 
+Windows = tuple[list[tuple[int, ...]], list[int], list[int]]
 Rebase = Callable[["StagingBatch"], None]
 UNKNOWN: Ints = np.zeros((0, 0), dtype=np.int64)
 
@@ -32,10 +33,12 @@ class StagingBatch:
     """
 
     def __init__(
-        self, cache: PagedKVCache, parents: list[int], lengths: list[int], room: int, left: bool, layout: Layout
+        self, cache: PagedKVCache, parents: list[int], windows: Windows, room: int, left: bool, layout: Layout
     ) -> None:
+        lengths = windows[2]
         self._cache: PagedKVCache | None = cache
-        self.parents, self.lengths, self.room, self.left, self.layout = parents, lengths, room, left, layout
+        self.parents, self.windows, self.lengths = parents, windows, lengths
+        self.room, self.left, self.layout = room, left, layout
         self.past = past = max(lengths, default=0)
         self.pads = [past - length for length in lengths] if left else [0] * len(lengths)
         self.sizes = [self.past] * cache.layers
@@ -102,7 +105,7 @@ class StagingBatch:
         `slide`: tokens that each child drops from the front. `rewrite`: for a row the first column to store anew,
         in fresh pages that share nothing (its tokens were changed in `planes`), or None to share the parent's pages.
         `positions` [B, n] of the new tokens; by default their index in the parent's window.
-        One scatter for all layers; all-or-nothing. Raises OutOfPages, BadCount, ClosedBatch.
+        One scatter for all layers; all-or-nothing. Raises OutOfPages, BadCount, ParentChanged, ClosedBatch.
         """
         cache = self._open("commit")
         new = self.size - self.past
