@@ -70,7 +70,7 @@ class BlockTables:
             raise BadCount("page_size", page_size, ">= 1")
         self.pages, self.page_size = pages, page_size
         self._tag = next(_tags) % (1 << TAG_BITS)
-        self._handles: list[int] = []  # of a live row its handle; of a free row minus the next one
+        self._handles: list[int] = []  # of a live row its handle; of a free row the next one, inverted
         self._tables: list[tuple[int, ...]] = []
         self._starts: list[int] = []
         self._lengths: list[int] = []
@@ -166,7 +166,7 @@ class BlockTables:
         for row in rows:
             freed += drop(tables[row])
             tables[row] = ()
-            handles[row] = -(handles[row] + GENERATION)
+            handles[row] = ~(handles[row] + GENERATION)
         self._free_rows.extend(rows)
         return freed
 
@@ -209,17 +209,19 @@ class BlockTables:
         rows, size, slots = plan.rows, self.page_size, plan.slots
         counts = checked_counts("count", count, len(rows))
         drops = checked_counts("slide", slide, [self._lengths[row] for row in rows]) if slide else [0] * len(rows)
-        copied: dict[int, int] = {}  # shared tail page -> rows of this plan that stop using it
+        copied: dict[int, tuple[int, int]] = {}  # shared tail page -> rows that leave it, their furthest end
         for row, new, drop, whole in zip(rows, counts, drops, anew or itertools.repeat(None)):
             pages, start, length = self._tables[row], self._starts[row], self._lengths[row]
             if whole is not None:
                 pages, start, length, new = (), -whole % size, 0, whole
             elif drop:
-                pages, start, length = self._slid(pages, start, length, drop)
+                length -= drop
+                skipped, start = divmod(start + drop, size)
+                pages = pages[skipped:] if length else ()
             end = start + length
             if new:
                 if end % size and pages:  # a partial tail page is written to: it must belong to this row alone
-                    pages = self._own_tail(plan, pages, copied)
+                    pages = self._own_tail(plan, pages, end % size, copied)
                 missing = -((end + new) // -size) - len(pages)
                 if missing:
                     pages += self._peek(plan, missing)
@@ -230,12 +232,18 @@ class BlockTables:
             plan.lengths.append(length + new)
         return plan
 
-    def _own_tail(self, plan: Plan, pages: tuple[int, ...], copied: dict[int, int]) -> tuple[int, ...]:
+    def _own_tail(
+        self, plan: Plan, pages: tuple[int, ...], end: int, copied: dict[int, tuple[int, int]]
+    ) -> tuple[int, ...]:
+        """The table with a tail page to write to from offset `end`: the same where no other row reads it from there on.
+
+        Rows of this plan that leave the page still read it until the plan is applied, which may never happen.
+        """
         tail = pages[-1]
-        gone = copied.get(tail, 0)
-        if not plan.fork and self.pages.refs[tail] - gone <= 1:
+        gone, furthest = copied.get(tail, (0, 0))
+        if not plan.fork and self.pages.refs[tail] - gone <= 1 and furthest <= end:
             return pages
-        copied[tail] = gone + 1
+        copied[tail] = gone + 1, max(furthest, end)
         fresh = self._peek(plan, 1)
         plan.copies.append((tail, fresh[0]))
         return pages[:-1] + fresh
@@ -255,24 +263,28 @@ class BlockTables:
             self._set(row, table, start, length)
         return [handles[row] for row in plan.rows]
 
-    def slide(self, seqs: Iterable[int], count: Counts) -> None:
-        """Drop tokens from the front; whole pages that fall out lose one reference."""
+    def slide(self, seqs: Iterable[int], count: Counts) -> int:
+        """Drop tokens from the front; whole pages that fall out lose one reference. Returns the pages freed."""
+        free = self.pages.free_count
         self.apply(self.plan(seqs, 0, slide=count))
+        return self.pages.free_count - free
 
-    def truncate(self, seqs: Iterable[int], count: Counts) -> None:
-        """Drop tokens from the end; whole pages that fall out lose one reference."""
+    def truncate(self, seqs: Iterable[int], count: Counts) -> int:
+        """Drop tokens from the end; whole pages that fall out lose one reference. Returns the pages freed."""
+        free = self.pages.free_count
         rows = self.distinct_rows(seqs)
         drops = checked_counts("count", count, [self._lengths[row] for row in rows])
         for row, drop in zip(rows, drops):
             start, length = self._starts[row], self._lengths[row] - drop
             self._set(row, self._tables[row][: _pages_for(start, length, self.page_size)], start, length)
+        return self.pages.free_count - free
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _add(self, pages: tuple[int, ...], start: int, length: int, parent: int) -> int:
         if self._free_rows:
             row = self._free_rows.pop()
-            handle = self._handles[row] = -self._handles[row]
+            handle = self._handles[row] = ~self._handles[row]
             self._tables[row], self._starts[row], self._lengths[row] = pages, start, length
             self._parents[row] = parent
             return handle
@@ -293,13 +305,6 @@ class BlockTables:
                 refs[page] += 1
             self.pages.drop(old)
 
-    def _slid(
-        self, pages: tuple[int, ...], start: int, length: int, drop: int
-    ) -> tuple[tuple[int, ...], int, int]:
-        """Pages, start and length without the first `drop` tokens."""
-        skipped, start = divmod(start + drop, self.page_size)
-        return (pages[skipped:] if length > drop else ()), start, length - drop
-
     def _peek(self, plan: Plan, count: int) -> tuple[int, ...]:
         """The next pages of the free stack, which stay there; null pages where the stack is too short."""
         free, first = self.pages.free, plan.fresh + 1
@@ -314,7 +319,10 @@ class BlockTables:
                 return ForeignHandle(handle)
             row = handle & ROW_MASK
             tag = handle >> ROW_BITS & ((1 << TAG_BITS) - 1)
-            if tag != self._tag or row >= len(self._handles) or handle > abs(self._handles[row]):
+            if tag != self._tag or row >= len(self._handles) or handle < GENERATION:
+                return ForeignHandle(handle)
+            newest = self._handles[row] if self._handles[row] > 0 else ~self._handles[row] - GENERATION
+            if handle > newest:
                 return ForeignHandle(handle)
             if self._handles[row] != handle:
                 return StaleHandle(handle)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from paged_kv.block_table import Counts, check_count
-from paged_kv.errors import BadCount, BadShape, ParentChanged
+from paged_kv.errors import BadCount, BadDtype, BadShape, ParentChanged
 from paged_kv.pool import PagePool, one_thread
 from paged_kv.staging import Rebase, StagingBatch, check_tensor
-from paged_kv.storage import Ints, window_slots
+from paged_kv.storage import Ints, window_index
 
 
 class Gathered(NamedTuple):
@@ -88,27 +88,26 @@ class PagedKVCache(PagePool):
         rows = self._storage.planes[0].rows
         for name, tensor, width in (("keys", keys, self.head_size), ("values", values, self.value_head_size)):
             check_tensor(name, tensor, (self.layers, len(seqs), self.heads, count, width), rows)
-        if positions is not None and tuple(positions.shape) != (len(seqs), count):
-            raise BadShape("positions", tuple(positions.shape), (len(seqs), count))
+        if positions is not None:
+            check_positions(positions, (len(seqs), count))
         plan = self._plan(seqs, count)
         if positions is None:
-            placed = np.array(self._tables.lengths(seqs), dtype=np.int64)[:, None] + np.arange(count)
+            placed = [length - count + i for length in plan.lengths for i in range(count)]
         else:
-            placed = positions.detach().cpu().numpy().astype(np.int64)
-        slots = np.array(plan.slots, dtype=np.int64).reshape(len(seqs), count)
-        self._write(plan, slots, self._sources(keys, values), placed)
+            placed = positions.flatten().tolist()
+        self._write(plan, self._sources(keys, values), placed)
         self._apply(plan)
         self.stats.appends += len(seqs)
 
     @one_thread
     def slide(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the front. Moves no data."""
-        self._tables.slide(seqs, count)
+        self.stats.freed_pages += self._tables.slide(seqs, count)
 
     @one_thread
     def truncate(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the end. Moves no data."""
-        self._tables.truncate(seqs, count)
+        self.stats.freed_pages += self._tables.truncate(seqs, count)
 
     @one_thread
     def release(self, seqs: Iterable[int]) -> None:
@@ -146,10 +145,10 @@ class PagedKVCache(PagePool):
         The tensors are views of a buffer that the next gather overwrites. Cost: bytes of B x the longest window.
         """
         tables, starts, lengths = self._tables.windows(seqs)
-        width, left = max(lengths, default=0), _is_left(pad)
-        slots = window_slots(tables, starts, lengths, width, self.page_size, left=left)
-        layout = self._dense.layout(self._storage.planes, len(tables), width)
-        self._storage.gather(slots, layout)
+        left = _is_left(pad)
+        layout = self._dense.layout(self._storage.planes, len(tables), max(lengths, default=0), 0)
+        self._storage.gather(self._window(tables, starts, lengths, self._storage.rows_per_page, left), layout)
+        slots = self._window(tables, starts, lengths, self.page_size, left)
         kept = slots >= self.page_size
         device = self._storage.device
         keys, values = layout.all_layers()
@@ -181,14 +180,17 @@ class PagedKVCache(PagePool):
         tables, starts, lengths = self._tables.windows(parents)
         if self._staged is not None:
             self._staged.close()
-        width = max(lengths, default=0) + room
-        slots = window_slots(tables, starts, lengths, width, self.page_size, left=left)
-        layout = self._stage.layout(self._storage.planes, len(parents), width)
-        self._storage.gather(slots, layout)
+        layout = self._stage.layout(self._storage.planes, len(parents), max(lengths, default=0), room)
+        self._storage.gather(self._window(tables, starts, lengths, self._storage.rows_per_page, left), layout)
         batch = self._staged = StagingBatch(self, parents, (tables, starts, lengths), room, left, layout)
         if rebase is not None:
-            self._rebase(batch, slots[:, : batch.past], rebase)
+            self._rebase(batch, self._window(tables, starts, lengths, self.page_size, left), rebase)
         return batch
+
+    def _window(
+        self, tables: list[tuple[int, ...]], starts: list[int], lengths: list[int], stride: int, left: bool
+    ) -> Ints:
+        return window_index(tables, starts, lengths, self.page_size, stride, left=left)
 
     def _rebase(self, batch: StagingBatch, slots: Ints, rebase: Rebase) -> None:
         kept = slots >= self.page_size
@@ -208,15 +210,16 @@ class PagedKVCache(PagePool):
     ) -> list[int]:
         if self._tables.windows(batch.parents) != batch.windows:
             raise ParentChanged(batch.parents)
-        if positions is not None and positions.shape != (len(batch.parents), new):
-            raise BadShape("positions", positions.shape, (len(batch.parents), new))
-        if rewrite is not None and any(column is not None for column in rewrite):
+        if positions is not None:
+            check_positions(positions, (len(batch.parents), new))
+        if rewrite is not None and checked_columns(rewrite, len(batch.parents), batch.size) != [None] * len(rewrite):
             return self._commit_rewritten(batch, new, slide, rewrite, positions)
         plan = self._plan(batch.parents, new, fork=True, slide=slide)
         if positions is None:
-            positions = np.array(batch.lengths, dtype=np.int64)[:, None] + np.arange(new)
-        slots = np.array(plan.slots, dtype=np.int64).reshape(len(batch.parents), new)
-        self._write(plan, slots, [plane[:, :, :, batch.past : batch.size] for plane in batch.planes], positions)
+            placed = [length + i for length in batch.lengths for i in range(new)]
+        else:
+            placed = positions.flatten().tolist()
+        self._write(plan, batch.layout.columns(batch.past, batch.size), placed)
         children = self._apply(plan)
         self.stats.forks += len(children)
         self.stats.appends += len(children)
@@ -232,7 +235,7 @@ class PagedKVCache(PagePool):
     ) -> list[int]:
         if not batch.left:
             raise BadCount("rewrite", list(rewrite), 'None in a batch opened with pad="right"')
-        first = checked_columns(rewrite, len(batch.parents), batch.size)
+        first = list(rewrite)
         plan = self._plan(
             batch.parents, new, fork=True, slide=slide, anew=[None if c is None else batch.size - c for c in first]
         )
@@ -247,11 +250,20 @@ class PagedKVCache(PagePool):
         device = self._storage.device
         at = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
         tokens = [plane.permute(1, 3, 0, 2, 4)[at].permute(1, 0, 2, 3).unsqueeze(3) for plane in batch.planes]
-        self._write(plan, np.array(plan.slots, dtype=np.int64)[:, None], tokens, placed[:, None])
+        self._write(plan, tokens, placed.tolist())
         children = self._apply(plan)
         self.stats.forks += len(children)
         self.stats.appends += len(children)
         return children
+
+
+def check_positions(positions: torch.Tensor | Ints, shape: tuple[int, int]) -> None:
+    """Raise BadShape or BadDtype unless these are int64 numbers [B, n]."""
+    if tuple(positions.shape) != shape:
+        raise BadShape("positions", tuple(positions.shape), shape)
+    if positions.dtype not in (torch.int64, np.int64):
+        raise BadDtype("positions", positions.dtype, "int64")
+
 
 def checked_columns(rewrite: Sequence[int | None], rows: int, size: int) -> list[int | None]:
     """The first columns to store anew, checked against the batch."""

@@ -11,9 +11,9 @@ import torch
 
 from paged_kv.allocator import PageAllocator
 from paged_kv.block_table import BlockTables, Counts, Plan, check_count
-from paged_kv.errors import BadCount, ConcurrentCall, OutOfPages
+from paged_kv.errors import BadCount, BadDtype, ConcurrentCall, OutOfPages
 from paged_kv.stats import CacheStats
-from paged_kv.storage import Ints, PageStorage, Workspace
+from paged_kv.storage import PageStorage, Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ def one_thread(method: F) -> F:
     def guarded(self: PagePool, *args: Any, **kwargs: Any) -> Any:
         lock = self._lock
         if not lock.acquire(blocking=False):
-            raise ConcurrentCall(method.__name__)
+            raise ConcurrentCall(method.__name__.lstrip("_"))
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -68,9 +68,12 @@ class PagePool:
             check_count(name, value, 1, None)
         self.layers, self.heads, self.head_size, self.value_head_size = layers, heads, head_size, value_head_size
         self.page_size = page_size
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise BadDtype("the cache", dtype, "a floating point dtype, as torch.float32 or torch.bfloat16")
         self._storage = PageStorage(layers, heads, head_size, value_head_size, page_size, dtype, torch.device(device))
         self.page_bytes = self._storage.page_bytes
-        limit = self._page_limit(num_pages, max_pages, max_bytes) if grow else num_pages
+        limit = self._page_limit(num_pages, max_pages, max_bytes)
+        limit = limit if grow else num_pages
         self._pages = PageAllocator(num_pages, max_pages=limit)
         self._tables = BlockTables(self._pages, page_size)
         self._storage.grow(num_pages)
@@ -85,6 +88,8 @@ class PagePool:
             if max_bytes < num_pages * self.page_bytes:
                 raise BadCount("max_bytes", max_bytes, f">= num_pages * page_bytes = {num_pages * self.page_bytes}")
             limits.append(max_bytes // self.page_bytes)
+        if max_pages is not None:
+            check_count("max_pages", max_pages, num_pages, None)
         return min(limits, default=None)
 
     def _plan(
@@ -101,6 +106,8 @@ class PagePool:
         if plan.fresh > self._pages.free_count:
             self._make_room(plan.fresh, seqs)
             plan = self._tables.plan(seqs, count, fork=fork, slide=slide, anew=anew)
+            if plan.fresh > self._pages.free_count:  # the reclaimer promised more than it gave
+                raise OutOfPages(plan.fresh, self._pages.free_count)
         return plan
 
     def _make_room(self, need: int, busy: list[int]) -> None:
@@ -115,17 +122,18 @@ class PagePool:
             self._pages.grow(size)
             self.stats.growths += 1
 
-    def _write(self, plan: Plan, slots: Ints, sources: Sequence[torch.Tensor], positions: Ints) -> None:
+    def _write(self, plan: Plan, sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
         """Fill fresh pages and dead slots: nothing a live sequence reads, so a failure changes nothing."""
         if plan.copies:
             self._storage.copy_pages(plan.copies)
-        if slots.size:
-            self._storage.scatter(slots, sources, positions)
+        if plan.slots:
+            self._storage.scatter(plan.slots, sources, positions)
 
     def _apply(self, plan: Plan) -> list[int]:
+        free, stats = self._pages.free_count, self.stats
         seqs = self._tables.apply(plan)
-        stats = self.stats
         stats.allocated_pages += plan.fresh
+        stats.freed_pages += self._pages.free_count - free + plan.fresh
         stats.copied_pages += len(plan.copies)
         stats.peak_pages = max(stats.peak_pages, self._pages.used_count)
         return seqs

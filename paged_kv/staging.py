@@ -65,7 +65,10 @@ class StagingBatch:
     def get(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer, as far as it is filled: views."""
         self._open("get")
-        return self.layout.slice(layer, 0, self.sizes[layer])
+        try:
+            return self.layout.slice(layer, 0, self.sizes[layer])
+        except IndexError:
+            raise self._no_layer(layer) from None
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append K and V [B, heads, n, head_size] to a layer, in place. Two kernels.
@@ -73,14 +76,19 @@ class StagingBatch:
         Raises BadShape, BadDtype, BadDevice; BadCount where the room is used up.
         """
         self._open("update")
-        first = self.sizes[layer]
-        end = first + keys.shape[-2]
+        try:
+            first = self.sizes[layer]
+        except IndexError:
+            raise self._no_layer(layer) from None
+        end = first + (keys.shape[2] if keys.dim() == 4 else 0)
         if end > self.past + self.room:
             raise BadCount("new tokens", end - self.past, f"0 to the room of {self.room} that open() was given")
         key_slots, value_slots = self.layout.slice(layer, first, end)
         if not (alike(keys, key_slots) and alike(values, value_slots)):
             check_tensor("keys", keys, tuple(key_slots.shape), key_slots)
             check_tensor("values", values, tuple(value_slots.shape), value_slots)
+        if keys.requires_grad or values.requires_grad:  # the buffers outlive the step: they must not hold its graph
+            keys, values = keys.detach(), values.detach()
         key_slots.copy_(keys)
         value_slots.copy_(values)
         self.sizes[layer] = end
@@ -123,6 +131,9 @@ class StagingBatch:
         if self._cache is None:
             raise ClosedBatch(what)
         return self._cache
+
+    def _no_layer(self, layer: int) -> BadCount:
+        return BadCount("layer", layer, f"an int from 0 to {len(self.sizes) - 1}")
 
 
 def alike(tensor: torch.Tensor, like: torch.Tensor) -> bool:

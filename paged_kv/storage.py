@@ -24,11 +24,11 @@ class Plane:
     def __init__(
         self, parts: int, heads: int, head_size: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.parts, self.heads, self.head_size, self.page_size = parts, heads, head_size, page_size
+        self.parts, self.heads, self.head_size = parts, heads, head_size
         self.rows_per_page = parts * heads * page_size
         self.rows = torch.zeros(self.rows_per_page, head_size, dtype=dtype, device=device)
         offsets = np.arange(parts * heads, dtype=np.int64) * page_size
-        self.offsets: Ints = offsets.reshape(parts, 1, heads, 1)  # of [parts, batch, heads, width]
+        self.offsets: Ints = offsets.reshape(parts, 1, heads, 1)  # added to first rows [1, batch, 1, width]
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
@@ -36,74 +36,80 @@ class Plane:
         rows[: len(self.rows)] = self.rows
         self.rows = rows
 
-    def index(self, slots: Ints, out: Ints | None = None) -> Ints:
-        """Rows [parts, B, heads, W] of the tokens in slots [B, W]."""
-        first = slots // self.page_size
-        first *= self.rows_per_page - self.page_size
-        first += slots
-        return np.add(first[None, :, None, :], self.offsets, out=out)
-
     def pages(self) -> torch.Tensor:
         """The plane as [pages, parts * heads * page_size * head_size]."""
         return self.rows.view(-1, self.rows_per_page * self.head_size)
 
 
 class Workspace:
-    """Reused dense buffers of a batch and the index that fills them, at a fixed address until they must grow."""
+    """Reused dense buffers of a batch, at a fixed address until they must grow."""
 
     def __init__(self) -> None:
         self._flat: list[torch.Tensor] = []
-        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._layouts: dict[tuple[int, int, int], Layout] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat)
 
-    def layout(self, planes: Sequence[Plane], batch: int, width: int) -> Layout:
-        """The buffers for `batch` rows of `width` tokens: views made once and kept."""
-        found = self._layouts.get((batch, width))
+    def layout(self, planes: Sequence[Plane], batch: int, past: int, room: int) -> Layout:
+        """The buffers for `batch` rows of `past` + `room` tokens: views made once and kept."""
+        found = self._layouts.get((batch, past, room))
         if found is None:
-            found = self._layouts[batch, width] = self._make(planes, batch, width)
+            found = self._make(planes, batch, past, room)
+            self._layouts[batch, past, room] = found
         return found
 
-    def _make(self, planes: Sequence[Plane], batch: int, width: int) -> Layout:
-        shapes = [(plane.parts, batch, plane.heads, width, plane.head_size) for plane in planes]
+    def _make(self, planes: Sequence[Plane], batch: int, past: int, room: int) -> Layout:
+        shapes = [(plane.parts, batch, plane.heads, past + room, plane.head_size) for plane in planes]
         sizes = [int(np.prod(shape)) for shape in shapes]
         if not self._flat or any(size > flat.numel() for size, flat in zip(sizes, self._flat)):
             self._flat = [plane.rows.new_empty(size) for plane, size in zip(planes, sizes)]
             self._layouts.clear()
         if len(self._layouts) >= 256:  # long windows of ever new widths
             self._layouts.clear()
-        return Layout([flat[:size].view(shape) for flat, size, shape in zip(self._flat, sizes, shapes)])
+        return Layout([flat[:size].view(shape) for flat, size, shape in zip(self._flat, sizes, shapes)], past)
 
 
 class Layout:
-    """Dense views [parts, B, heads, W, head_size] of a workspace, one a plane, and their row index on the host."""
+    """Dense views [parts, B, heads, past + room, head_size] of a workspace, one a plane, and row numbers for them.
 
-    def __init__(self, planes: list[torch.Tensor]) -> None:
+    A search step takes a few dozen microseconds in all, so every view it needs is made once and kept.
+    """
+
+    def __init__(self, planes: list[torch.Tensor], past: int) -> None:
         self.planes = planes
         self.flat = [plane.view(-1, plane.shape[-1]) for plane in planes]
-        self.index_arrays = [np.empty(plane.shape[:-1], dtype=np.int64) for plane in planes]
-        self.index = [torch.from_numpy(array).view(-1) for array in self.index_arrays]
-        self.views: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        arrays = [np.zeros(plane.shape[:-1], dtype=np.int64) for plane in planes]
+        self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
+        self.past_rows = [array[..., :past] for array in arrays]  # the room is read from the null page
+        self._slices: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     def slice(self, layer: int, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [B, heads, end - first, head_size] of a layer: views, made once and kept."""
-        found = self.views.get((layer, first, end))
+        """K and V [B, heads, end - first, head_size] of a layer."""
+        found = self._slices.get((layer, first, end))
         if found is None:
             keys, values = self.layer(layer)
-            found = self.views[layer, first, end] = keys[:, :, first:end], values[:, :, first:end]
+            found = self._slices[layer, first, end] = keys[:, :, first:end], values[:, :, first:end]
+        return found
+
+    def columns(self, first: int, end: int) -> list[torch.Tensor]:
+        """The planes from column `first` to `end`."""
+        found = self._columns.get((first, end))
+        if found is None:
+            found = self._columns[first, end] = [plane[:, :, :, first:end] for plane in self.planes]
         return found
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [B, heads, W, head_size] of a layer."""
+        """K and V [B, heads, past + room, head_size] of a layer."""
         if len(self.planes) == 1:
             return self.planes[0][2 * layer], self.planes[0][2 * layer + 1]
         return self.planes[0][layer], self.planes[1][layer]
 
     def all_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [layers, B, heads, W, head_size]."""
+        """K and V [layers, B, heads, past + room, head_size]."""
         if len(self.planes) == 1:
             return self.planes[0][0::2], self.planes[0][1::2]
         return self.planes[0], self.planes[1]
@@ -126,35 +132,46 @@ class PageStorage:
         one_plane = [(2 * layers, head_size)]
         shapes = one_plane if head_size == value_head_size else [(layers, head_size), (layers, value_head_size)]
         self.planes = [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
-        self.positions = np.zeros(page_size, dtype=np.int64)
+        self.rows_per_page = self.planes[0].rows_per_page  # of every plane
         self.page_bytes = sum(p.rows_per_page * p.head_size * p.rows.element_size() for p in self.planes)
+        self._hold(np.zeros(page_size, dtype=np.int64))
+
+    def _hold(self, positions: Ints) -> None:
+        self.positions = positions  # by slot
+        self._position_slots = memoryview(positions)  # type: ignore[arg-type]  # a few python ints go in faster here than through numpy
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages; a failed allocation leaves everything as it was."""
-        grown = [plane.rows for plane in self.planes]
+        before = [plane.rows for plane in self.planes]
         try:
             for plane in self.planes:
                 plane.grow(pages)
+            positions = np.zeros((pages + 1) * self.page_size, dtype=np.int64)
         except BaseException:
-            for plane, rows in zip(self.planes, grown):
+            for plane, rows in zip(self.planes, before):
                 plane.rows = rows
             raise
-        positions = np.zeros((pages + 1) * self.page_size, dtype=np.int64)
         positions[: len(self.positions)] = self.positions
-        self.positions = positions
+        self._hold(positions)
 
-    def gather(self, slots: Ints, layout: Layout) -> None:
-        """Fill the dense views with the tokens in slots [B, W]. One kernel a plane."""
-        for plane, flat, array, index in zip(self.planes, layout.flat, layout.index_arrays, layout.index):
-            plane.index(slots, out=array)
-            torch.index_select(plane.rows, 0, self._to_device(index), out=flat)
+    def gather(self, first: Ints, layout: Layout) -> None:
+        """Fill the past of the dense views with the tokens at first rows [B, past]. One kernel a plane."""
+        first = first[None, :, None, :]
+        for plane, flat, past, rows in zip(self.planes, layout.flat, layout.past_rows, layout.gather_rows):
+            np.add(first, plane.offsets, out=past)
+            torch.index_select(plane.rows, 0, self._to_device(rows), out=flat)
 
-    def scatter(self, slots: Ints, sources: Sequence[torch.Tensor], positions: Ints) -> None:
-        """Write tokens [parts, B, heads, W, head_size], one source a plane, to slots [B, W]. One kernel a plane."""
+    def scatter(self, slots: list[int], sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
+        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B * n slots. One kernel a plane."""
+        size, skip = self.page_size, self.rows_per_page - self.page_size
+        first = np.array([slot + slot // size * skip for slot in slots], dtype=np.int64)
+        first = first.reshape(1, sources[0].shape[1], 1, sources[0].shape[3])
         for plane, source in zip(self.planes, sources):
-            index = self._to_device(torch.from_numpy(plane.index(slots)))
-            plane.rows.index_put_((index,), source)
-        self.positions[slots] = positions
+            rows = self._to_device(torch.from_numpy(first + plane.offsets))
+            plane.rows.index_put_((rows,), source.detach())  # the pool must not hold the graph of what made the tokens
+        position_slots = self._position_slots
+        for slot, position in zip(slots, positions):
+            position_slots[slot] = position
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""
@@ -172,33 +189,32 @@ class PageStorage:
         return index if self.device.type == "cpu" else index.to(self.device, non_blocking=False)
 
 
-def window_slots(
+def window_index(
     tables: Sequence[tuple[int, ...]],
     starts: Sequence[int],
     lengths: Sequence[int],
-    width: int,
     page_size: int,
+    stride: int,
     *,
     left: bool,
 ) -> Ints:
-    """Slots [B, width] of the windows, left- or right-padded with slot 0 of the null page."""
-    batch, longest = len(tables), max(map(len, tables), default=0)
-    out = np.zeros((batch, width), dtype=np.int64)
-    if not longest:
-        return out
+    """page * stride + offset of every token, [B, longest]; 0, in the null page, in the padding.
+
+    With `stride` = page_size these are slots, with `stride` = rows_per_page first rows of a plane.
+    """
+    batch, most = len(tables), max(map(len, tables), default=0)
+    if not most:
+        return np.zeros((batch, 0), dtype=np.int64)
     length, start = max(lengths), starts[0]
     same = min(lengths) == length and min(starts) == max(starts) == start
-    rows = tables if same else [(*table, *(0,) * (longest - len(table))) for table in tables]
+    rows = tables if same else [(*table, *(0,) * (most - len(table))) for table in tables]
     pages = np.array(rows, dtype=np.int64)
-    pages *= page_size
-    slots = (pages[:, :, None] + np.arange(page_size)).reshape(batch, -1)
+    pages *= stride
+    index = (pages[:, :, None] + np.arange(page_size)).reshape(batch, -1)
     if same:
-        out[:, :length] = slots[:, start : start + length]
-        return out
+        return index[:, start : start + length]
     counts = np.array(lengths, dtype=np.int64)[:, None]
-    first = length - counts if left else np.zeros_like(counts)  # column of each row's first token
-    column = np.arange(length) - first
+    column = np.arange(length) - (length - counts if left else 0)  # each row's own count of its tokens
     inside = (column >= 0) & (column < counts)
-    taken = np.take_along_axis(slots, np.where(inside, column + np.array(starts)[:, None], 0), axis=1)
-    out[:, :length] = np.where(inside, taken, 0)
-    return out
+    taken = np.take_along_axis(index, np.where(inside, column + np.array(starts)[:, None], 0), axis=1)
+    return np.where(inside, taken, 0)
