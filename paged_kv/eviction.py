@@ -1,0 +1,104 @@
+"""Eviction policies: each keeps the keys of one index in the order in which they should leave it.
+
+A policy knows keys and nothing else: not what an entry weighs, nor whether it is pinned. The index skips
+pinned entries while it walks `victims()`, so that a pin never changes an entry's place. One policy object
+serves one index.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Protocol
+
+from sortedcontainers import SortedDict
+
+
+class Policy(Protocol):
+    """The four hooks of an eviction policy.
+
+    `on_add` is called for a key that the policy does not hold, the others only for keys that it holds. A
+    stored key that is put again is removed and added. `victims` runs over all keys, the first to evict first,
+    and changes nothing.
+    """
+
+    def on_add(self, key: Hashable, priority: float | None) -> None: ...
+
+    def on_hit(self, key: Hashable) -> None: ...
+
+    def on_remove(self, key: Hashable) -> None: ...
+
+    def victims(self) -> Iterator[Hashable]: ...
+
+
+class FIFO:
+    """First in, first out: lookups do not change the order. Every hook is O(1).
+
+    >>> policy = FIFO()
+    >>> for key in "abc": policy.on_add(key, None)
+    >>> policy.on_hit("a")
+    >>> list(policy.victims())
+    ['a', 'b', 'c']
+    """
+
+    def __init__(self) -> None:
+        # Not a plain dict: that one walks over the holes of removed keys to find its first, O(n) a victim.
+        self._order: OrderedDict[Hashable, None] = OrderedDict()
+
+    def on_add(self, key: Hashable, priority: float | None) -> None:
+        self._order[key] = None
+
+    def on_hit(self, key: Hashable) -> None:
+        pass
+
+    def on_remove(self, key: Hashable) -> None:
+        del self._order[key]
+
+    def victims(self) -> Iterator[Hashable]:
+        return iter(self._order)
+
+
+class LRU(FIFO):
+    """Least recently used: a hit makes its key the last to go. Every hook is O(1).
+
+    >>> policy = LRU()
+    >>> for key in "abc": policy.on_add(key, None)
+    >>> policy.on_hit("a")
+    >>> list(policy.victims())
+    ['b', 'c', 'a']
+    """
+
+    def on_hit(self, key: Hashable) -> None:
+        self._order.move_to_end(key)
+
+
+class Priority:
+    """Lowest priority first, ties by age: the oldest goes first. No priority counts as 0. O(log n).
+
+    >>> policy = Priority()
+    >>> for key, priority in [("a", 2.0), ("b", 1.0), ("c", 1.0)]: policy.on_add(key, priority)
+    >>> list(policy.victims())
+    ['b', 'c', 'a']
+    """
+
+    def __init__(self) -> None:
+        self._order: SortedDict[tuple[float, int], Hashable] = SortedDict()
+        self._ranks: dict[Hashable, tuple[float, int]] = {}
+        self._age = 0
+
+    def on_add(self, key: Hashable, priority: float | None) -> None:
+        self._age += 1  # unique, so that two ranks never tie and keys are never compared
+        rank = self._ranks[key] = (0.0 if priority is None else priority, self._age)
+        self._order[rank] = key
+
+    def on_hit(self, key: Hashable) -> None:
+        pass
+
+    def on_remove(self, key: Hashable) -> None:
+        del self._order[self._ranks.pop(key)]
+
+    def victims(self) -> Iterator[Hashable]:
+        return iter(self._order.values())
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {"fifo": FIFO, "lru": LRU, "priority": Priority}

@@ -1,0 +1,223 @@
+"""The pools of a planning agent: root contexts per environment, search nodes, the world model's own contexts.
+
+The manager knows keys and sequences, and nothing of padding, positions, models or searches.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, SupportsIndex
+
+from paged_kv.errors import BadCount, CorruptCache, UnknownEnv
+from paged_kv.eviction import Policy
+from paged_kv.index import CacheIndex, IndexStats, clear, pinned_pages, reclaim
+
+if TYPE_CHECKING:
+    import torch
+
+    from paged_kv.cache import PagedKVCache
+
+PolicyMaker = str | Callable[[], Policy]
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerStats:
+    """Counts per pool, and of all of them together.
+
+    `init` sums the pools of `init_per_env`. In `combined` a lookup counts once, however many pools it asked:
+    it is a hit where one of them had the key.
+    """
+
+    init_per_env: tuple[IndexStats, ...]
+    init: IndexStats
+    recur: IndexStats
+    wm: IndexStats
+    combined: IndexStats
+
+
+class KVCacheManager:
+    """One init pool per environment, one recurrent and one world-model pool over one cache.
+
+    `init_entries` bounds each init pool, `recur_entries` and `wm_entries` the shared ones; None bounds
+    nothing. A policy is a name or something that makes a `Policy` when called without arguments. The manager
+    becomes the cache's reclaimer: when pages run out, search nodes go first, then world-model contexts, then
+    roots, of the environments in turn. Lookups and insertions are O(1).
+
+    >>> from paged_kv import PagedKVCache
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, num_pages=4)
+    >>> manager = KVCacheManager(cache, env_count=2)
+    >>> root, node = cache.new(2)
+    >>> manager.set_init_cache(0, "obs", root)
+    >>> manager.set_recur_cache("latent", node)
+    >>> manager.retrieve_cache_hierarchical(0, "latent") == node
+    True
+    >>> manager.retrieve_cache_hierarchical(1, "obs") is None
+    True
+    >>> manager.stats.combined.hits, manager.stats.combined.misses, manager.stats.recur.queries
+    (1, 1, 2)
+    """
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        env_count: int,
+        init_entries: int | None = 2,
+        recur_entries: int | None = None,
+        wm_entries: int | None = None,
+        *,
+        init_policy: PolicyMaker = "fifo",
+        recur_policy: PolicyMaker = "lru",
+        wm_policy: PolicyMaker = "lru",
+    ) -> None:
+        if not isinstance(env_count, int) or isinstance(env_count, bool) or env_count < 1:
+            raise BadCount("env_count", env_count, "an integer >= 1")
+        owners: dict[int, Hashable] = {}  # one sequence lies in one pool
+
+        def pool(policy: PolicyMaker, entries: int | None) -> CacheIndex:
+            return CacheIndex(cache, policy if isinstance(policy, str) else policy(), entries, owners=owners)
+
+        self.cache = cache
+        self.init_pools = tuple(pool(init_policy, init_entries) for _ in range(env_count))
+        self.recur_pool = pool(recur_policy, recur_entries)
+        self.wm_pool = pool(wm_policy, wm_entries)
+        self._owners = owners
+        self._second_lookups = 0
+        cache.set_reclaimer(self)
+
+    @property
+    def env_count(self) -> int:
+        """Number of environments."""
+        return len(self.init_pools)
+
+    @property
+    def pools(self) -> tuple[CacheIndex, ...]:
+        """All pools, in the order in which they give up entries: recurrent, world model, init."""
+        return (self.recur_pool, self.wm_pool, *self.init_pools)
+
+    @property
+    def stats(self) -> ManagerStats:
+        """A snapshot of the counts, per pool and combined."""
+        per_env = tuple(pool.stats for pool in self.init_pools)
+        init = sum(per_env, IndexStats())
+        recur, wm = self.recur_pool.stats, self.wm_pool.stats
+        combined = init + recur + wm
+        # A lookup that went on from init to recurrent stands in both pools, as a miss in the first.
+        combined.queries -= self._second_lookups
+        combined.misses -= self._second_lookups
+        return ManagerStats(per_env, init, recur, wm, combined)
+
+    # -- lookups and insertions --------------------------------------------------------------------------
+
+    def retrieve_cache_hierarchical(
+        self, env_id: SupportsIndex, cache_key: Hashable, check_recur: bool = True
+    ) -> int | None:
+        """The sequence of `cache_key` in the environment's init pool, else in the recurrent pool, else None.
+
+        `check_recur=False` asks the init pool alone. The handle stays the manager's own: fork it. Raises
+        UnknownEnv.
+        """
+        handle = self._init_pool(env_id).get(cache_key)
+        if handle is None and check_recur:
+            self._second_lookups += 1
+            handle = self.recur_pool.get(cache_key)
+        return handle
+
+    def get_init_cache(self, env_id: SupportsIndex, key: Hashable) -> int | None:
+        """The sequence of `key` in one environment's init pool, or None. Raises UnknownEnv."""
+        return self._init_pool(env_id).get(key)
+
+    def set_init_cache(self, env_id: SupportsIndex, key: Hashable, seq: int, priority: float | None = None) -> None:
+        """Hand `seq` over to one environment's init pool. Raises UnknownEnv, and as `put` does."""
+        self._init_pool(env_id).put(key, seq, priority)
+
+    def get_recur_cache(self, key: Hashable) -> int | None:
+        """The sequence of `key` in the recurrent pool, or None."""
+        return self.recur_pool.get(key)
+
+    def set_recur_cache(self, key: Hashable, seq: int, priority: float | None = None) -> None:
+        """Hand `seq` over to the recurrent pool. Raises as `CacheIndex.put` does."""
+        self.recur_pool.put(key, seq, priority)
+
+    def get_wm_cache(self, key: Hashable) -> int | None:
+        """The sequence of `key` in the world-model pool, or None."""
+        return self.wm_pool.get(key)
+
+    def set_wm_cache(self, key: Hashable, seq: int, priority: float | None = None) -> None:
+        """Hand `seq` over to the world-model pool. Raises as `CacheIndex.put` does."""
+        self.wm_pool.put(key, seq, priority)
+
+    def block_tables(self, handles: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pages int32 [B, P], lengths int32 [B] and starts int32 [B] of retrieved sequences."""
+        return self.cache.block_tables(handles)
+
+    # -- clearing ----------------------------------------------------------------------------------------
+
+    def clear_init_caches(self, env_ids: Iterable[SupportsIndex] | None = None) -> None:
+        """Release the root contexts of some environments (None: of all) in one call. Raises UnknownEnv."""
+        pools = self.init_pools if env_ids is None else [self._init_pool(env_id) for env_id in env_ids]
+        clear(dict.fromkeys(pools))  # an environment named twice is cleared once
+
+    def clear_recur_cache(self) -> None:
+        """Release all search nodes in one call."""
+        clear((self.recur_pool,))
+
+    def clear_wm_cache(self) -> None:
+        """Release all world-model contexts in one call."""
+        clear((self.wm_pool,))
+
+    def clear_all(self) -> None:
+        """Release everything in one call, pinned entries too."""
+        clear(self.pools)
+
+    # -- page pressure -----------------------------------------------------------------------------------
+
+    def reclaim(self, need: int, busy: Collection[int] = ()) -> bool:
+        """Free at least `need` pages by evicting the fewest entries in order, or none and return False.
+
+        Entries that are pinned or in `busy` stay. The cache calls this before it gives up with OutOfPages.
+        """
+        return reclaim(self.cache, need, self._victims(frozenset(busy)))
+
+    def pinned_pages(self) -> int:
+        """Pages that pinned entries hold, each counted once. Cost: O(their pages)."""
+        return pinned_pages(self.pools)
+
+    def check(self) -> None:
+        """Raise CorruptCache unless every pool is whole and no sequence lies in two of them."""
+        for pool in self.pools:
+            pool.check()
+        entries = sum(map(len, self.pools))
+        if entries != len(self._owners):
+            raise CorruptCache(f"{entries} entries, but {len(self._owners)} owned sequences")
+
+    def _init_pool(self, env_id: SupportsIndex) -> CacheIndex:
+        try:
+            number = operator.index(env_id)
+        except TypeError:
+            number = -1
+        if not 0 <= number < len(self.init_pools):
+            raise UnknownEnv(env_id, len(self.init_pools))
+        return self.init_pools[number]
+
+    def _victims(self, busy: Collection[int]) -> Iterator[tuple[CacheIndex, Hashable]]:
+        def of(pool: CacheIndex) -> Iterator[tuple[CacheIndex, Hashable]]:
+            return ((pool, key) for key in pool.victims(busy))
+
+        return chain(of(self.recur_pool), of(self.wm_pool), _in_turn([of(pool) for pool in self.init_pools]))
+
+
+def _in_turn(
+    streams: list[Iterator[tuple[CacheIndex, Hashable]]],
+) -> Iterator[tuple[CacheIndex, Hashable]]:
+    """The first of each stream, then the second of each, and so on."""
+    while streams:
+        going = []
+        for stream in streams:
+            for item in stream:
+                yield item
+                going.append(stream)
+                break
+        streams = going
