@@ -13,6 +13,7 @@ changes and cannot fail. Whoever writes the tensors does so between the two.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -203,10 +204,10 @@ class BlockTables:
         """Plan to drop `slide` tokens from the front and append `count`, in place or in forked children.
 
         A row with a number in `anew` becomes that many tokens in pages of its own instead, ending on a page's edge.
-        Changes nothing. Where `plan.fresh` exceeds the free pages the plan cannot be applied: make room and plan again.
+        Changes nothing. Where `plan.fresh` exceeds the free pages it is only a count: make room and plan again.
         """
         plan = Plan(self.rows(seqs) if fork else self.distinct_rows(seqs), fork)
-        rows, size, slots = plan.rows, self.page_size, plan.slots
+        rows, size, slots, free = plan.rows, self.page_size, plan.slots, self.pages.free_count
         counts = checked_counts("count", count, len(rows))
         drops = checked_counts("slide", slide, [self._lengths[row] for row in rows]) if slide else [0] * len(rows)
         copied: dict[int, tuple[int, int]] = {}  # shared tail page -> rows that leave it, their furthest end
@@ -225,8 +226,9 @@ class BlockTables:
                 missing = -((end + new) // -size) - len(pages)
                 if missing:
                     pages += self._peek(plan, missing)
-                for index in range(end, end + new):
-                    slots.append(pages[index // size] * size + index % size)
+                if plan.fresh <= free:
+                    for index in range(end, end + new):
+                        slots.append(pages[index // size] * size + index % size)
             plan.tables.append(pages)
             plan.starts.append(start)
             plan.lengths.append(length + new)
@@ -306,16 +308,18 @@ class BlockTables:
             self.pages.drop(old)
 
     def _peek(self, plan: Plan, count: int) -> tuple[int, ...]:
-        """The next pages of the free stack, which stay there; null pages where the stack is too short."""
+        """The next pages of the free stack, which stay there; one null page where the stack is too short."""
         free, first = self.pages.free, plan.fresh + 1
         plan.fresh += count
         if plan.fresh > len(free):
-            return (0,) * count
+            return (0,)
         return (free[-first],) if count == 1 else tuple(free[-first : -first - count : -1])
 
     def _explain(self, seqs: list[int]) -> StaleHandle | ForeignHandle:
         for handle in seqs:
-            if type(handle) is not int:
+            try:
+                handle = operator.index(handle)
+            except TypeError:
                 return ForeignHandle(handle)
             row = handle & ROW_MASK
             tag = handle >> ROW_BITS & ((1 << TAG_BITS) - 1)

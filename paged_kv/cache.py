@@ -178,9 +178,9 @@ class PagedKVCache(PagePool):
         parents, left = list(seqs), _is_left(pad)
         check_count("room", room, 0, None)
         tables, starts, lengths = self._tables.windows(parents)
+        layout = self._stage.layout(self._storage.planes, len(parents), max(lengths, default=0), room)
         if self._staged is not None:
             self._staged.close()
-        layout = self._stage.layout(self._storage.planes, len(parents), max(lengths, default=0), room)
         self._storage.gather(self._window(tables, starts, lengths, self._storage.rows_per_page, left), layout)
         batch = self._staged = StagingBatch(self, parents, (tables, starts, lengths), room, left, layout)
         if rebase is not None:

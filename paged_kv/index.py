@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from paged_kv.errors import (
     BadCount,
@@ -41,7 +41,7 @@ class Cache(Protocol):
 
     def pages_freed_by(self, seqs: Sequence[int]) -> int: ...
 
-    def block_tables(self, seqs: Sequence[int]) -> tuple[Any, Any, Any]: ...
+    def page_tables(self, seqs: Sequence[int]) -> list[tuple[int, ...]]: ...
 
     def release(self, seqs: Sequence[int]) -> None: ...
 
@@ -189,6 +189,34 @@ class CacheIndex:
         self.policy.on_add(key, priority)
         stats.insertions += 1
 
+    def put_batch(self, keys: Sequence[Hashable], seqs: Sequence[int]) -> None:
+        """`put` one sequence a key, in order; where no capacity binds, in one pass with one check of the handles.
+
+        Raises as `put` does; without a capacity nothing changed then.
+        """
+        if self.max_entries is not None or self.max_bytes is not None:
+            for key, seq in zip(keys, seqs):
+                self.put(key, seq)
+            return
+        entries, owners, policy = self._entries, self._owners, self.policy
+        self.cache.lengths(seqs)  # refuses stale and foreign handles
+        for place, seq in enumerate(seqs):
+            if seq in owners or seq in seqs[:place]:
+                raise HandleInUse(seq, owners.get(seq, keys[seqs.index(seq)]))
+        replaced = []
+        for key, seq in zip(keys, seqs):
+            old = entries.get(key)
+            if old is not None:
+                replaced.append(old)
+                del owners[old]
+                policy.on_remove(key)
+            entries[key] = seq
+            owners[seq] = key
+            policy.on_add(key, None)
+        if replaced:
+            self.cache.release(replaced)
+        self._stats.insertions += len(seqs)
+
     def remove(self, key: Hashable) -> None:
         """Release one entry. Raises UnknownKey or PinnedEntry."""
         self._known(key)
@@ -257,9 +285,9 @@ class CacheIndex:
         self._forget(key)
         self._stats.evictions += 1
 
-    def _tables(self, keys: Iterable[Hashable]) -> list[list[int]]:
+    def _tables(self, keys: Iterable[Hashable]) -> list[tuple[int, ...]]:
         """The pages of each entry, in one call."""
-        return page_tables(self.cache, [self._entries[key] for key in keys])
+        return self.cache.page_tables([self._entries[key] for key in keys])
 
     def _overflow(self, key: Hashable, seq: int, *, new: bool) -> list[Hashable]:
         """The keys to evict so that `seq` fits under `key`. Raises CapacityExceeded."""
@@ -278,7 +306,7 @@ class CacheIndex:
         assert self.max_bytes is not None
         limit = self.max_bytes // self.cache.page_bytes
         others = [other for other in self._entries if other != key]
-        *tables, new = page_tables(self.cache, [*(self._entries[other] for other in others), seq])
+        *tables, new = self.cache.page_tables([*(self._entries[other] for other in others), seq])
         held, table_of = page_counts([*tables, new]), dict(zip(others, tables))
         evicted: list[Hashable] = []
         for victim in self.victims():
@@ -333,18 +361,12 @@ def clear(indexes: Iterable[CacheIndex]) -> None:
             index._forget(key)
 
 
-def page_tables(cache: Cache, seqs: list[int]) -> list[list[int]]:
-    """The pages of each sequence."""
-    padded = cache.block_tables(seqs)[0].tolist() if seqs else []
-    return [[page for page in table if page] for table in padded]  # page 0 is padding
-
-
-def page_counts(tables: Iterable[list[int]]) -> Counter[int]:
+def page_counts(tables: Iterable[tuple[int, ...]]) -> Counter[int]:
     """Page -> how many of these tables hold it."""
     return Counter(page for table in tables for page in table)
 
 
-def subtract(held: Counter[int], pages: list[int]) -> None:
+def subtract(held: Counter[int], pages: Iterable[int]) -> None:
     """Take one holder from each page. Counter's own `-=` would walk over all of `held`."""
     for page in pages:
         held[page] -= 1

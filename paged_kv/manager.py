@@ -141,6 +141,10 @@ class KVCacheManager:
         """Hand `seq` over to the recurrent pool. Raises as `CacheIndex.put` does."""
         self.recur_pool.put(key, seq, priority)
 
+    def set_recur_caches(self, keys: Sequence[Hashable], seqs: Sequence[int]) -> None:
+        """Hand one sequence a key over to the recurrent pool. Raises as `CacheIndex.put_batch` does."""
+        self.recur_pool.put_batch(keys, seqs)
+
     def get_wm_cache(self, key: Hashable) -> int | None:
         """The sequence of `key` in the world-model pool, or None."""
         return self.wm_pool.get(key)

@@ -145,6 +145,11 @@ class PagePool:
         return [torch.stack((keys, values), dim=1).flatten(0, 1)]
 
     @one_thread
+    def page_tables(self, seqs: Iterable[int]) -> list[tuple[int, ...]]:
+        """The pages of each sequence, on the host; `block_tables` has them as a tensor."""
+        return self._tables.windows(seqs)[0]
+
+    @one_thread
     def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
         """Dry run: pages that appending `count` tokens (to forked children) would take."""
         return self._tables.plan(seqs, count, fork=fork).fresh

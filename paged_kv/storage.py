@@ -33,7 +33,8 @@ class Plane:
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
         rows = self.rows.new_empty((pages + 1) * self.rows_per_page, self.head_size)
-        rows[: len(self.rows)] = self.rows
+        kept = self.rows[: len(rows)]  # less than all, where an interrupted call had grown further
+        rows[: len(kept)] = kept
         self.rows = rows
 
     def pages(self) -> torch.Tensor:
@@ -151,7 +152,8 @@ class PageStorage:
             for plane, rows in zip(self.planes, before):
                 plane.rows = rows
             raise
-        positions[: len(self.positions)] = self.positions
+        kept = self.positions[: len(positions)]
+        positions[: len(kept)] = kept
         self._hold(positions)
 
     def gather(self, first: Ints, layout: Layout) -> None:
@@ -175,8 +177,6 @@ class PageStorage:
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""
-        if not copies:
-            return
         pairs = np.array(copies, dtype=np.int64)
         source, target = self._to_device(torch.from_numpy(pairs.T.copy())).unbind(0)
         for plane in self.planes:

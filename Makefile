@@ -1,0 +1,71 @@
+# make demo   everything the command needs, LightZero included, then `paged-kv profile`
+# make test   lint, types, all tests with coverage, then the core alone with the newest numpy
+# make clean  removes both environments and all caches
+#
+# Both set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
+# the address of PyTorch's CPU builds:  make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PROFILE_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+CORE := .venv-core/bin
+INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
+
+# One thread: with more, timings of small tensors jump from run to run.
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test lint test-all test-core environments clean
+
+demo: .venv/.lightzero .venv/.package
+	$(BIN)/paged-kv profile $(PROFILE_ARGS)
+
+test:
+	@$(MAKE) --no-print-directory -j2 environments
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-all
+	@$(MAKE) --no-print-directory test-core
+
+environments: .venv/.dev .venv-core/.dev
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+
+test-all: .venv/.dev
+	$(BIN)/pytest --hypothesis-profile=ci --cov --cov-report=term $(PYTEST_ARGS)
+
+# A wheel, not the source tree: this also proves that the package builds and carries its data. `pytest` on its own does
+# not put the current folder on the path, so the installed package is the one that is tested.
+test-core: .venv-core/.dev
+	$(CORE)/python $(INSTALL) --force-reinstall --no-deps .
+	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider $(PYTEST_ARGS)
+
+# LightZero and DI-engine come without their dependencies, and last: see docs/lightzero.md.
+.venv/.lightzero: constraints.txt requirements-lightzero.txt
+	$(PYTHON) -m venv --clear .venv
+	@echo "installing torch, LightZero 0.2.0 and what it needs (a minute or two)"
+	$(BIN)/python $(INSTALL) torch==2.13.0 -r requirements-lightzero.txt
+	$(BIN)/python $(INSTALL) --no-deps LightZero==0.2.0 DI-engine==0.5.3
+	@$(BIN)/python -W ignore -c "import lzero.entry" > .venv/import.log 2>&1 || { cat .venv/import.log; exit 1; }
+	@touch $@
+
+.venv/.package: .venv/.lightzero pyproject.toml
+	$(BIN)/python $(INSTALL) -e ".[cli]"
+	@touch $@
+
+.venv/.dev: .venv/.lightzero pyproject.toml
+	$(BIN)/python $(INSTALL) -e ".[cli,dev]"
+	@touch $@ .venv/.package
+
+.venv-core/.dev: constraints.txt
+	$(PYTHON) -m venv --clear .venv-core
+	@echo "installing the core alone, with the newest numpy"
+	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis pytest
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-core build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""Print the results table of the README from the JSON of `paged-kv profile`.
+
+    paged-kv profile --preset all --json benchmarks/results/profile.json
+    python benchmarks/results_table.py --write README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+START, END = "<!-- results:", "<!-- end of results -->"
+
+# Title of a row, key of both caches, unit, key of the ratio (none: no ratio is given).
+MEASURES = [
+    ("KV bytes held, peak", "kv_bytes_peak", "bytes", "kv_bytes_peak"),
+    ("working buffers, peak", "working_bytes_peak", "bytes", ""),
+    ("kernels per simulation", "tensor_kernels_per_simulation", "number", "tensor_kernels"),
+    ("device-to-host copies per simulation", "host_copies_per_simulation", "number", ""),
+    ("cache time per simulation", "cache_us_per_simulation", "us", "cache_time"),
+    ("whole search per simulation", "search_us_per_simulation", "us", "search_time"),
+]
+
+
+def shown(value: float | None, unit: str) -> str:
+    """A number as a reader wants it."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+            if value >= size:
+                return f"{value / size:.1f} {name}"
+        return f"{value:.0f} B"
+    return f"{value:,.0f} us" if unit == "us" else f"{value:.3g}"
+
+
+def times(value: float | None) -> str:
+    """A ratio, or a dash where it was not measured."""
+    return "-" if value is None else f"{value:.3g}x"
+
+
+def section(result: dict[str, Any]) -> list[str]:
+    """The table of one preset: its measures as rows, the two caches as columns."""
+    work, caches, ratios = result["workload"], result["caches"], result["ratios"]
+    client = " ".join(str(work[key]) for key in ("client", "client_version") if work.get(key))
+    lines = [
+        f"**{work['preset']}** ({client}): {work['layers']} layers, context {work['context_length']}, "
+        f"{work['envs']} environments, {work['simulations']} simulations, {work['roots']} roots",
+        "",
+        "| | own cache | paged | own / paged |",
+        "|---|---:|---:|---:|",
+    ]
+    for title, key, unit, ratio in MEASURES:
+        own, paged = (shown(caches[name].get(key), unit) for name in ("lightzero", "paged"))
+        lines.append(f"| {title} | {own} | {paged} | {times(ratios.get(ratio)) if ratio else ''} |")
+    return [*lines, "", *notes(result), ""]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What belongs under a table: bytes against what is really needed, and whether the two runs agree."""
+    paged, fidelity = result["caches"]["paged"], result["fidelity"]
+    equal, compared = fidelity["actions_equal"], fidelity["actions_compared"]
+    return [
+        f"Bytes held / unique tokens: {times(result['ratios']['kv_bytes_over_unique'])}; "
+        f"sharing {times(paged.get('sharing_ratio_peak'))}; actions equal {equal} of {compared}; "
+        f"visit counts {'equal' if fidelity['visit_counts_equal'] else 'differ'}; values within "
+        f"{fidelity['max_abs_value_difference']:.2g}."
+    ]
+
+
+def summary(results: list[dict[str, Any]]) -> list[str]:
+    """One row a preset: the ratios alone."""
+    lines = [
+        "| preset | KV bytes held | paged bytes / unique tokens | kernels | cache time | whole search |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        keys = ("kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time")
+        cells = [times(result["ratios"].get(key)) for key in keys]
+        lines.append(f"| {result['workload']['preset']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def machine(result: dict[str, Any]) -> str:
+    """The machine and the threads, in one line."""
+    facts = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    return f"Measured on: {facts}; {result['workload']['threads']} thread(s)."
+
+
+def table(path: Path) -> str:
+    """All of it as markdown."""
+    loaded = json.loads(path.read_text())
+    results = loaded if isinstance(loaded, list) else [loaded]
+    lines = [machine(results[0]), "", "Ratios are LightZero's own cache / paged:", "", *summary(results)]
+    for result in results:
+        lines += section(result)
+    return "\n".join(lines).strip()
+
+
+def write(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, _, rest = page.read_text().partition(START)
+    mark, _, rest = rest.partition("-->\n")
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{page}: found no lines '{START} ... -->' and '{END}'")
+    page.write_text(f"{before}{START}{mark}-->\n{text}\n{END}{after}")
+
+
+def main() -> None:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("json", nargs="?", type=Path, default=HERE / "results" / "profile.json")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between a page's marks")
+    options = parser.parse_args()
+    text = table(options.json)
+    if options.write:
+        write(options.write, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

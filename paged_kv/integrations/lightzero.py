@@ -1,0 +1,210 @@
+"""LightZero 0.2.0's UniZero on paged key/value contexts.
+
+One call swaps the cache of a model or of a policy, one argument chooses which cache it is, and a context manager does the
+same for a whole training run. Importing this file imports LightZero; importing `paged_kv` does not.
+
+    >>> from paged_kv.integrations.lightzero import attach          # doctest: +SKIP
+    >>> attach(policy)                                              # doctest: +SKIP
+    >>> attach(policy, cache="lightzero")   # and back              # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from paged_kv.errors import BadCount, UnsupportedVersion
+from paged_kv.integrations.lightzero_state import Entry, EnvKeys, PagedState, Pool, SharedKeys
+
+TESTED = ("0.2.0",)
+FOUND = version("LightZero")
+if FOUND not in TESTED:
+    raise UnsupportedVersion("LightZero", FOUND, TESTED)
+
+from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
+from lzero.model.unizero_world_models.utils import hash_state  # noqa: E402
+from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
+
+Target = TypeVar("Target")
+CACHES = ("paged", "lightzero")
+_MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_model")
+_BUILDERS = ("lzero.model.unizero_model", "lzero.model.sampled_unizero_model")
+
+
+def attach(
+    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, **pool: Any
+) -> Target:
+    """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
+
+    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is stored
+    stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window). `pool`
+    goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped. Deep
+    copies of an attached model have pools of their own. Returns `target`.
+    Raises BadCount for unknown choices and where `target` holds no UniZero world model.
+    """
+    if cache not in CACHES:
+        raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
+    models = list(_world_models(target))
+    if not models:
+        raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
+    for model in models:
+        if cache == "paged":
+            _swap_in(model, at, page_size, pool)
+        else:
+            _swap_out(model)
+    return target
+
+
+@contextlib.contextmanager
+def installed(cache: str = "paged", at: str = "read", page_size: int = 2, **pool: Any) -> Iterator[None]:
+    """Within the block, every UniZero model that LightZero builds gets the chosen cache; arguments as for `attach`.
+
+    For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
+    """
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return attach(WorldModel(*args, **kwargs), cache, at, page_size, **pool)
+
+    modules: list[Any] = [import_module(name) for name in _BUILDERS]
+    before = [module.WorldModel for module in modules]
+    for module in modules:
+        module.WorldModel = build
+    try:
+        yield
+    finally:
+        for module, original in zip(modules, before):
+            module.WorldModel = original
+
+
+class PagedWorldModel(WorldModel):  # type: ignore[misc]
+    """LightZero's world model with contexts in pages; `attach` turns a `WorldModel` into one in place.
+
+    `paged` holds the contexts. It is no module: parameters, buffers and state_dict are those of `WorldModel`.
+    """
+
+    paged: PagedState
+
+    def retrieve_or_generate_kvcache(
+        self, latent_state: Any, ready_env_num: int, simulation_index: int = 0, start_pos: Any = 0
+    ) -> list[int]:
+        """Find the contexts of a batch of search nodes; a node that is not found gets a context of its own token."""
+        if self.reanalyze_phase:  # LightZero keeps no contexts there
+            return super().retrieve_or_generate_kvcache(  # type: ignore[no-any-return]
+                latent_state, ready_env_num, simulation_index, start_pos
+            )
+        found = self.paged.lookup([hash_state(state) for state in latent_state[:ready_env_num]])
+        attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
+        attributes["total_query_count"] += ready_env_num
+        attributes["hit_count"] += ready_env_num - found.count(None)
+        if None in found:
+            for row in [row for row, entry in enumerate(found) if entry is None]:
+                found[row] = self._fresh(latent_state[row], int(start_pos[row].item()))
+        attributes["keys_values_wm_list"] = found
+        sizes = attributes["keys_values_wm_size_list"] = [entry.size for entry in found]
+        return sizes
+
+    def _fresh(self, state: np.ndarray[Any, Any], start_pos: int) -> KeysValues:
+        empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
+        latent = torch.from_numpy(state).unsqueeze(0).to(self.device)
+        self.forward({"obs_embeddings": latent}, past_keys_values=empty, is_init_infer=True, start_pos=start_pos)
+        return empty
+
+    def trim_and_pad_kv_cache(self, is_init_infer: bool = True) -> list[int]:
+        """Gather the contexts of the batch, all layers at once, left-padded to the longest."""
+        sizes: list[int] = self.keys_values_wm_size_list
+        if self.reanalyze_phase:
+            self.keys_values_wm = self.transformer.generate_empty_keys_values(len(sizes), self.context_length)
+            super().trim_and_pad_kv_cache(is_init_infer)
+            return sizes
+        if is_init_infer:  # a new search begins: nothing looks the old nodes up again
+            self.paged.forget_nodes()
+        self.__dict__["keys_values_wm"] = self.paged.open(self, self.keys_values_wm_list, sizes)
+        return sizes
+
+    def update_cache_context(
+        self, latent_state: torch.Tensor, is_init_infer: bool = True, simulation_index: int = 0,
+        search_depth: Sequence[int] = (), valid_context_lengths: Any = None,
+    ) -> None:
+        """Store what the step appended: new contexts of the batch, under the hashes of their latent states."""
+        if self.reanalyze_phase:
+            return
+        if self.context_length <= 2:  # no context is kept
+            self.paged.close()
+            return
+        rows = latent_state.size(0)
+        latents = latent_state.reshape(rows, -1).cpu().numpy()
+        keys = [hash_state(latent) for latent in latents]
+        if not is_init_infer:
+            self.paged.store_nodes(keys, self.paged.commit(self, self.keys_values_wm_size_list_current))
+            return
+        self.paged.forget_nodes()
+        if isinstance(self.keys_values_wm, KeysValues):  # first step of an episode: LightZero made this batch itself
+            children = self.paged.take_in(self, [self.keys_values_wm], rows, self.keys_values_wm.size)
+        else:
+            children = self.paged.commit_roots(self, self.keys_values_wm.size)
+        self.paged.store_roots(keys, children)
+
+    def custom_copy_kv_cache_to_shared_wm(self, src_kv: Any) -> Any:
+        """Nothing to copy: a step never writes to what is stored."""
+        return src_kv if isinstance(src_kv, Entry) else super().custom_copy_kv_cache_to_shared_wm(src_kv)
+
+    def custom_copy_kv_cache_to_shared_init_envs(self, src_kv: Any, env_id: int) -> int:
+        """A sequence with the same contents, to be assigned to a key of `past_kv_cache_init_infer_envs[env_id]`."""
+        return self.paged.adopt(self, src_kv)
+
+    def custom_copy_kv_cache_to_shared_recur(self, src_kv: Any) -> int:
+        """A sequence with the same contents, to be assigned to a key of `past_kv_cache_recurrent_infer`."""
+        return self.paged.adopt(self, src_kv)
+
+
+def _world_models(target: Any) -> Iterator[Any]:
+    """Each distinct world model of a target, once."""
+    seen: set[int] = set()
+    models = [getattr(target, name, None) for name in _MODELS]
+    for holder in (target, *models):
+        world_model = holder if isinstance(holder, WorldModel) else getattr(holder, "world_model", None)
+        if isinstance(world_model, WorldModel) and id(world_model) not in seen:
+            seen.add(id(world_model))
+            yield world_model
+
+
+def _swap_in(model: Any, at: str, page_size: int, pool: dict[str, Any]) -> None:
+    if type(model) not in (WorldModel, PagedWorldModel):
+        raise BadCount("target", type(model).__name__, "a WorldModel, and no subclass of one")
+    state = PagedState(
+        dict(layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads,
+             page_size=page_size, **pool),
+        envs=model.env_num, context_length=model.context_length, at=at, rotary=bool(model.config.rotary_emb),
+    )
+    model.__class__ = PagedWorldModel
+    model.paged = state
+    model.past_kv_cache_init_infer_envs = [EnvKeys(state, env) for env in range(model.env_num)]
+    model.shared_pool_init_infer = [Pool(state) for _ in range(model.env_num)]
+    model.past_kv_cache_recurrent_infer = SharedKeys(state)
+    model.shared_pool_recur_infer = Pool(state)
+    model.shared_pool_wm = [None] * model.shared_pool_size_wm
+    _forget_step(model)
+
+
+def _swap_out(model: Any) -> None:
+    """LightZero's own stores, as its constructor leaves them."""
+    if type(model) is not PagedWorldModel:
+        return
+    model.__class__ = WorldModel
+    del model.paged
+    model._initialize_cache_structures()
+    model.shared_pool_recur_infer = [None] * model.shared_pool_size
+    model.shared_pool_init_infer = [[None] * model.shared_pool_size_init for _ in range(model.env_num)]
+    model.shared_pool_index = model.shared_pool_index_wm = 0
+    model.shared_pool_index_init_envs = [0] * model.env_num
+    _forget_step(model)
+
+
+def _forget_step(model: Any) -> None:
+    model._initialize_transformer_keys_values()
+    model.keys_values_wm_list, model.keys_values_wm_size_list = [], []

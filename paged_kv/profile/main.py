@@ -1,0 +1,77 @@
+"""One call that profiles one preset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import client
+from .presets import PRESETS, Preset
+from .result import as_dict
+from .side import Setting, Side
+from .ties import fixed_ties
+from .workload import KINDS, count_ticks, run
+
+
+def profile(
+    preset: str = "cartpole", *, envs: int | None = None, simulations: int | None = None, roots: int | None = None,
+    seed: int = 0, threads: int = 1, device: str = "cpu", page_size: int = 2, at: str = "read",
+    reference: bool = False, on_tick: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure one preset with both caches and return the result as plain data.
+
+    `envs`, `simulations` and `roots` default to the preset's. `reference` runs the small reference world model even
+    where LightZero is installed. `on_tick(stage, done, total)` is called after every root step.
+    Takes seconds to minutes. Sets torch's number of threads for the process, and puts it back.
+    """
+    chosen = PRESETS[preset]
+    setting = Setting(envs or chosen.envs, simulations or chosen.simulations, seed, torch.device(device), page_size, at)
+    steps = roots or chosen.roots
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        version = None if reference else client.lightzero_version()
+        runner = _reference if version is None else _lightzero
+        return runner(chosen, setting, steps, _ticker(on_tick, count_ticks(chosen, steps)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _lightzero(preset: Preset, setting: Setting, roots: int, tick: Callable[[str], None]) -> dict[str, Any]:
+    with client.quiet():
+        file = client.tree_file()
+    with fixed_ties(file) as fixed:
+        measured = run(preset, setting, roots, lambda kind: client.LightZeroSide(kind, preset, setting), tick)
+    about = {"client": "lightzero", "client_version": client.lightzero_version(), "weights": client.weights_of(preset),
+             "tie_breaking": "fixed" if fixed else "clock"}
+    return as_dict(measured, preset, setting, about)
+
+
+def _reference(preset: Preset, setting: Setting, roots: int, tick: Callable[[str], None]) -> dict[str, Any]:
+    from .reference_client import ReferenceSide
+
+    # Its environments are random vectors: there is no CartPole without LightZero.
+    shaped = dataclasses.replace(preset, observation="vector", warmup=min(preset.warmup, preset.context // 2 + 1))
+
+    def make(kind: str) -> Side:
+        return ReferenceSide(kind, shaped, setting)
+
+    from .. import __version__
+
+    about = {"client": "reference", "client_version": __version__, "weights": "random", "tie_breaking": "fixed"}
+    return as_dict(run(shaped, setting, roots, make, tick, KINDS), shaped, setting, about)
+
+
+def _ticker(on_tick: Callable[[str, int, int], None] | None, total: int) -> Callable[[str], None]:
+    done = 0
+
+    def tick(stage: str) -> None:
+        nonlocal done
+        done += 1
+        if on_tick is not None:
+            on_tick(stage, done, total)
+
+    return tick

@@ -1,0 +1,42 @@
+"""What all tests share: the devices, the one external package, and how hypothesis runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The second environment of `make test` holds the core alone, and says so. Everywhere else a missing
+# LightZero is a failure: a skipped parity test would look like a passed one.
+CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
+if CORE_ONLY:
+    collect_ignore_glob = ["*lightzero*", "*cli*", "*report*", "*profile*"]
+
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dev")
+
+torch.set_num_threads(1)
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device of this machine in turn."""
+    return str(request.param)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs LightZero in the core environment; fail it anywhere else where LightZero is missing."""
+    if item.get_closest_marker("lightzero") is None:
+        return
+    if CORE_ONLY:
+        pytest.skip("the core environment has no LightZero")
+    if importlib.util.find_spec("lzero") is None:
+        pytest.fail("LightZero is missing: run make test, or test the core alone with PAGED_KV_CORE_ONLY=1")

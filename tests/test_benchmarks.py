@@ -1,0 +1,95 @@
+"""The benchmark scripts run, and the results table says what the JSON says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+SIDE = {
+    "kv_bytes_peak": 2 << 20,
+    "kv_bytes_end": 1_000,
+    "unique_token_bytes_peak": 900,
+    "working_bytes_peak": 512,
+    "tensor_kernels_per_simulation": 3.0,
+    "host_copies_per_simulation": 1.0,
+    "cache_us_per_simulation": 1234.5,
+    "search_us_per_simulation": 5678.9,
+    "lookups": 10,
+    "hits": 9,
+    "misses": 1,
+}
+RESULT: dict[str, Any] = {
+    "schema": 1,
+    "machine": {"processor": "abacus", "cores": 2, "accelerator": None},
+    "workload": {
+        "preset": "cartpole", "client": "lightzero", "client_version": "0.2.0", "envs": 8, "simulations": 25,
+        "roots": 40, "layers": 2, "context_length": 8, "seed": 0, "threads": 1,
+    },
+    "caches": {"lightzero": SIDE, "paged": {**SIDE, "kv_bytes_peak": 500, "sharing_ratio_peak": 4.25}},
+    "ratios": {
+        "kv_bytes_peak": 40.0, "kv_bytes_over_unique": 1.03, "tensor_kernels": 33.0, "cache_time": 9.0,
+        "search_time": 1.2,
+    },
+    "fidelity": {
+        "actions_compared": 320, "actions_equal": 320, "visit_counts_equal": True, "max_abs_value_difference": 1e-6,
+    },
+}
+
+
+def run(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """A benchmark script in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+def test_control_plane(tmp_path: Path) -> None:
+    out = tmp_path / "control.json"
+    text = run("control_plane.py", "--live", "50", "100", "--rounds", "3", "--json", str(out)).stdout
+    results = json.loads(out.read_text())["results"]
+    assert [row["live_sequences"] for row in results] == [50, 50, 100, 100]
+    assert all(row["step_us"] > 0 and row["floor_us"] > 0 for row in results)
+    assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_results_table(tmp_path: Path, many: bool) -> None:
+    source = tmp_path / "profile.json"
+    other = copy.deepcopy(RESULT)
+    other["workload"]["preset"] = "long"
+    source.write_text(json.dumps([RESULT, other] if many else RESULT))
+    text = run("results_table.py", str(source)).stdout
+    assert "| cartpole | 40x | 1.03x | 33x | 9x | 1.2x |" in text
+    assert "| KV bytes held, peak | 2.0 MiB | 500 B | 40x |" in text
+    assert "actions equal 320 of 320; visit counts equal; values within 1e-06" in text
+    assert ("| long |" in text) == many
+
+
+def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
+    source, page = tmp_path / "profile.json", tmp_path / "page.md"
+    source.write_text(json.dumps(RESULT))
+    page.write_text("before\n<!-- results: how -->\nold\n<!-- end of results -->\nafter\n")
+    for _ in range(2):  # writing twice changes nothing more
+        run("results_table.py", str(source), "--write", str(page))
+        lines = page.read_text().splitlines()
+        assert lines[:2] == ["before", "<!-- results: how -->"]
+        assert lines[-2:] == ["<!-- end of results -->", "after"]
+        assert "old" not in lines
+        assert sum("| cartpole |" in line for line in lines) == 1
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    source, page = tmp_path / "profile.json", tmp_path / "page.md"
+    source.write_text(json.dumps(RESULT))
+    page.write_text("no marks\n")
+    done = run("results_table.py", str(source), "--write", str(page), check=False)
+    assert done.returncode == 1
+    assert "found no lines" in done.stderr
+    assert page.read_text() == "no marks\n"

@@ -1,0 +1,267 @@
+"""The dense batch of a model step: what it shows, where it lies, what it costs, when it is closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paged_kv import BadCount, ClosedBatch, PagedKVCache, ParentChanged, StagingBatch
+
+VIEWS = {
+    "view",
+    "slice",
+    "select",
+    "unbind",
+    "detach",
+    "empty",
+    "new_empty",
+    "alias",
+    "lift_fresh",
+    "unsqueeze",
+    "expand",
+    "permute",
+    "_unsafe_view",
+}
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the tensor operations that would launch on a GPU: no views, no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in VIEWS:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def made(device: str = "cpu", **options: Any) -> PagedKVCache:
+    return PagedKVCache(
+        **{"layers": 2, "heads": 1, "head_size": 2, "page_size": 2, "num_pages": 64, "device": device, **options}
+    )
+
+
+def filled(cache: PagedKVCache, *lengths: int) -> list[int]:
+    """Sequences of these lengths; their tokens count up from 1, so that padding is told from contents."""
+    seqs = cache.new(len(lengths))
+    for seq, length in zip(seqs, lengths, strict=True):
+        shape = (cache.layers, 1, cache.heads, length)
+        keys, values = (
+            torch.arange(1.0, 1 + torch.Size((*shape, size)).numel(), device=cache.device).reshape(*shape, size)
+            for size in (cache.head_size, cache.value_head_size)
+        )
+        cache.append([seq], keys, values)
+    return seqs
+
+
+def advance(batch: StagingBatch, cache: PagedKVCache, count: int = 1, value: float = -1.0) -> None:
+    """Append `count` tokens of one value to all layers."""
+    rows = len(batch.parents)
+    keys = torch.full((rows, cache.heads, count, cache.head_size), value, device=cache.device)
+    values = torch.full((rows, cache.heads, count, cache.value_head_size), value, device=cache.device)
+    for layer in range(cache.layers):
+        batch.update(layer, keys, values)
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_contexts_stand_side_by_side_with_zeros_between(device: str, pad: str) -> None:
+    cache = made(device, value_head_size=3)
+    seqs = filled(cache, 1, 3)
+    batch = cache.open(seqs, 2, pad=pad)
+    assert (batch.past, batch.room, batch.size, batch.lengths) == (3, 2, 3, [1, 3])
+    assert batch.pads == ([2, 0] if pad == "left" else [0, 0])
+    token = batch.mask()
+    assert token.tolist() == [[False, False, True] if pad == "left" else [True, False, False], [True] * 3]
+    for layer in range(2):
+        assert not batch.keys(layer).permute(0, 2, 1, 3)[~token].any()
+        assert not batch.values(layer).permute(0, 2, 1, 3)[~token].any()
+        assert torch.equal(batch.keys(layer)[1, :, :, :], cache.gather(seqs).keys[layer, 1])
+    advance(batch, cache, 2)
+    assert batch.mask()[:, 3:].all()
+    assert (batch.keys(1)[:, :, 3:] == -1).all()
+    children = batch.commit()
+    found = cache.gather(children)
+    assert found.lengths.tolist() == [3, 5]
+    assert found.positions.tolist() == [[0, 1, 2, 0, 0], [0, 1, 2, 3, 4]]
+    assert (found.values[:, 0, :, 1:3] == -1).all()
+    assert cache.lengths(seqs) == [1, 3], "the parents stay as they are"
+
+
+def test_what_the_batch_gives_are_views_of_one_buffer_at_a_fixed_address(device: str) -> None:
+    cache = made(device)
+    seqs = filled(cache, 3, 3)
+    first = cache.open(seqs, 2)
+    address = first.planes[0].data_ptr()
+    view = first.keys(1)
+    advance(first, cache)
+    assert (first.keys(1).data_ptr(), first.keys(1).shape[2]) == (view.data_ptr(), 4)
+    first.keys(0)[0] = 500.0
+    assert (first.planes[0][0, 0, :, :4] == 500).all()
+    second = cache.open(seqs[:1], 1)
+    third = cache.open(seqs, 2)
+    assert second.planes[0].data_ptr() == third.planes[0].data_ptr() == address
+    assert (third.keys(0)[0] != 500).all(), "the pages do not change with the buffer"
+
+
+def test_a_batch_closes_at_commit_at_close_and_at_the_next_open(device: str) -> None:
+    cache = made(device)
+    seqs = filled(cache, 2)
+    committed, closed, overtaken = cache.open(seqs, 1), None, None
+    advance(committed, cache)
+    committed.commit()
+    closed = cache.open(seqs, 1)
+    closed.close()
+    closed.close()
+    overtaken = cache.open(seqs, 1)
+    still_open = cache.open(seqs, 1)
+    kv = torch.zeros(1, 1, 1, 2, device=device)
+    for batch in (committed, closed, overtaken):
+        for name, call in {
+            "get": lambda b=batch: b.keys(0),
+            "update": lambda b=batch: b.update(0, kv, kv),
+            "mask": batch.mask,
+            "commit": batch.commit,
+        }.items():
+            with pytest.raises(ClosedBatch, match=rf"{name}\(\) on a closed staging batch"):
+                call()
+    assert still_open.size == 2
+
+
+def test_an_error_in_open_leaves_the_open_batch_alone(device: str) -> None:
+    cache = made(device)
+    seqs = filled(cache, 2)
+    batch = cache.open(seqs, 1)
+    for arguments in (([*seqs, 7], 1), (seqs, -1)):
+        with pytest.raises(ValueError):
+            cache.open(*arguments)
+    advance(batch, cache)
+    assert cache.lengths(batch.commit()) == [3]
+
+
+def test_a_commit_that_fails_can_be_tried_again(device: str) -> None:
+    cache = made(device, num_pages=2, grow=False)
+    ((seq, other),) = [filled(cache, 2, 2)]
+    batch = cache.open([seq], 1)
+    advance(batch, cache)
+    with pytest.raises(RuntimeError, match="1 pages requested, 0 free"):
+        batch.commit()
+    cache.release([other])
+    assert cache.lengths(batch.commit()) == [3]
+
+
+@pytest.mark.parametrize("verb", ["slide", "truncate", "append"])
+def test_a_parent_may_not_change_while_the_batch_is_open(device: str, verb: str) -> None:
+    cache = made(device)
+    (seq,) = filled(cache, 3)
+    batch = cache.open([seq], 1)
+    advance(batch, cache)
+    kv = torch.zeros(2, 1, 1, 1, 2, device=device)
+    cache.append([seq], kv, kv) if verb == "append" else getattr(cache, verb)([seq], 1)
+    used = cache.pages_in_use
+    with pytest.raises(ParentChanged, match=rf"parents \({seq:#x}\) changed since open"):
+        batch.commit()
+    assert (cache.pages_in_use, cache.live_sequences) == (used, 1)
+
+
+def test_one_parent_may_have_many_children(device: str) -> None:
+    cache = made(device)
+    (root,) = filled(cache, 3)
+    batch = cache.open([root, root, root], 1)
+    kv = torch.arange(6.0, device=device).reshape(3, 1, 1, 2)
+    for layer in range(2):
+        batch.update(layer, kv, kv)
+    children = batch.commit(slide=[0, 1, 3])
+    assert cache.lengths(children) == [4, 3, 1]
+    found = cache.gather(children, pad="left")
+    assert torch.equal(found.keys[1, :, :, -1:], kv)
+    assert cache.promote(children[2]) == 2
+    assert cache.release_subtree(root) == 2
+
+
+def test_rebase_is_asked_only_where_a_token_moved(device: str) -> None:
+    """After a slide the stored position and the index in the window differ; padding counts as neither."""
+    cache = made(device)
+    short, long = filled(cache, 2, 4)
+    seen: list[tuple[list[Any], list[Any]]] = []
+
+    def rebase(batch: StagingBatch) -> None:
+        seen.append((batch.then.tolist(), batch.now.tolist()))
+        batch.planes[0][:, 0, :, : batch.past] += 100
+
+    cache.open([short, long], 1, rebase=rebase)
+    assert not seen
+    cache.slide([long], 1)
+    batch = cache.open([short, long], 1, rebase=rebase)
+    assert seen == [([[0, 0, 1], [1, 2, 3]], [[0, 0, 1], [0, 1, 2]])]
+    assert (batch.keys(0)[0] >= 100).all()
+    assert cache.gather([short]).keys.max() < 100, "nothing stored changes"
+
+
+def test_rewritten_rows_own_their_pages(device: str) -> None:
+    cache = made(device, value_head_size=3)
+    short, long = filled(cache, 2, 5)
+    batch = cache.open([short, long, long], 2)
+    advance(batch, cache, 2)
+    for plane in batch.planes:
+        plane[:, 1] *= 2
+    children = batch.commit(slide=[0, 0, 1], rewrite=[0, 2, None], positions=np.array([[70, 71]] * 3))
+    found = cache.gather(children)
+    assert found.lengths.tolist() == [7, 5, 6]
+    assert found.positions.tolist() == [list(range(7)), [0, 1, 2, 3, 4, 0, 0], [1, 2, 3, 4, 70, 71, 0]]
+    assert not found.keys[:, 0, :, :3].any(), "the padding was stored as tokens"
+    rewritten = found.keys[:, 1, :, :3].clone()
+    assert torch.equal(rewritten, 2 * cache.gather([long]).keys[:, 0, :, 2:])
+    cache.release([short, long, children[2]])
+    assert cache.pages_in_use == 4 + 3
+    grandchildren = cache.fork(children[:2])
+    assert cache.pages_needed(grandchildren, 2) == 2, "ends on a page's edge: its children copy nothing"
+
+
+@pytest.mark.parametrize("value_head_size", [2, 3])
+def test_the_number_of_kernels_is_that_of_the_planes(device: str, value_head_size: int) -> None:
+    """One gather, one scatter and two page copies a plane, for any layers, batch and window."""
+    planes = 1 if value_head_size == 2 else 2
+    for layers, rows, length in ((1, 1, 3), (6, 9, 3), (3, 4, 31)):
+        cache = made(device, layers=layers, value_head_size=value_head_size)
+        seqs = filled(cache, length)
+        with Kernels() as opened:
+            batch = cache.open(seqs * rows, 2)
+        advance(batch, cache, 2)
+        with Kernels() as committed:
+            batch.commit()
+        moves = 0 if device == "cpu" else 1  # an index on its way to the device
+        assert len(opened.names) == planes * (1 + moves), opened.names
+        assert [name for name in opened.names if name != "_to_copy"] == ["index_select"] * planes
+        kernels = [name for name in committed.names if name != "_to_copy"]
+        assert sorted(kernels) == sorted(["index_put_", "index_select", "index_copy_"] * planes), committed.names
+        assert len(committed.names) <= 3 * planes + moves * (planes + 1)
+
+
+def test_slides_and_forks_touch_no_tensor(device: str) -> None:
+    cache = made(device)
+    (root,) = filled(cache, 7)
+    with Kernels() as counted:
+        child, other = cache.fork([root, root], at=[7, 4])
+        cache.slide([child], 3)
+        cache.truncate([other], 1)
+        cache.promote(child)
+        cache.release_subtree(root)
+    assert counted.names == []
+
+
+def test_layers_must_be_filled_alike(device: str) -> None:
+    cache = made(device)
+    batch = cache.open(filled(cache, 3), 2)
+    kv = torch.zeros(1, 1, 1, 2, device=device)
+    batch.update(0, kv, kv)
+    with pytest.raises(BadCount, match=r"columns filled, by layer is \[4, 3\], allowed is the same number"):
+        batch.commit()
+    batch.update(-1, kv, kv)
+    assert cache.lengths(batch.commit()) == [4]
