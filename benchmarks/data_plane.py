@@ -2,10 +2,10 @@
 
     python benchmarks/data_plane.py --json benchmarks/results/data_plane.json
 
-Orders: token-major keeps all layers of a token together (a plane with pages of one token); layer-inside-page keeps the
-tokens of a page together inside each layer and head. Both are read by one `index_select` into the dense batch that the
-attention wants, and written by one `index_put_`. Staging: `open` + `commit` of a batch of 8 with two new tokens (16 in the
-language-model case), against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds, medians.
+Orders: token-major keeps all layers of a token together (a plane with pages of one token); layer-inside-page keeps
+the tokens of a page together inside each layer and head. Both are read by one `index_select` into the dense batch that the
+attention wants, and written by one `index_put_`. Staging: `open` + `commit` of a batch of 8 with two new tokens (16 in
+the language-model case), against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds, medians.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LightZero 0.2.0's UniZero on paged key/value contexts.
 
-One call swaps the cache of a model or of a policy, one argument chooses which cache it is, and a context manager does the
-same for a whole training run. Importing this file imports LightZero; importing `paged_kv` does not.
+One call swaps the cache of a model or of a policy, one argument chooses which cache it is, and a context manager does
+the same for a whole training run. Importing this file imports LightZero; importing `paged_kv` does not.
 
     >>> from paged_kv.integrations.lightzero import attach          # doctest: +SKIP
     >>> attach(policy)                                              # doctest: +SKIP
@@ -42,8 +42,8 @@ def attach(
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
 
-    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is stored
-    stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window). `pool`
+    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
+    stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window). `pool`
     goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped. Deep
     copies of an attached model have pools of their own. Returns `target`.
     Raises BadCount for unknown choices and where `target` holds no UniZero world model.

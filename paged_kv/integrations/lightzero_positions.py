@@ -60,7 +60,7 @@ class ReadShift:
 
 
 class WriteShift:
-    """Corrects windows as they slide by two, with LightZero's own differences, in LightZero's order: bit for bit its numbers."""
+    """Corrects windows as they slide by two, with LightZero's own differences and in its order: bit for bit."""
 
     def __init__(self, context_length: int) -> None:
         self._key = (2, context_length - 1)

@@ -149,8 +149,8 @@ class Entry(NamedTuple):
 class PagedState:
     """The contexts of one world model, and the batch that is in work.
 
-    `cache` and `manager` are made at the first use, on the device of the model. A copy, deep or pickled, is empty: a target
-    network starts without contexts, and never shares any.
+    `cache` and `manager` are made at the first use, on the device of the model. A copy, deep or pickled, is empty:
+    a target network starts without contexts, and never shares any.
     """
 
     def __init__(self, options: dict[str, Any], *, envs: int, context_length: int, at: str, rotary: bool) -> None:
@@ -197,18 +197,18 @@ class PagedState:
             return [None] * len(keys)
         lookup = self._manager.retrieve_cache_hierarchical
         handles = [lookup(row, key) for row, key in enumerate(keys)]
-        if None in handles:
+        found = [handle for handle in handles if handle is not None]
+        if len(found) < len(handles):
             return [None if handle is None else self.entry(handle) for handle in handles]
-        return list(map(Entry, handles, self.cache.lengths(handles)))
+        return list(map(Entry, found, self.cache.lengths(found)))
 
     def entry(self, handle: int) -> Entry:
         """A stored context as LightZero sees it."""
         return Entry(handle, self.cache.lengths((handle,))[0])
 
-    def store_nodes(self, keys: Iterable[str], children: Iterable[int]) -> None:
+    def store_nodes(self, keys: Sequence[str], children: Sequence[int]) -> None:
         """Keep search nodes until the next search."""
-        for key, child in zip(keys, children):
-            self.manager.set_recur_cache(key, child)
+        self.manager.set_recur_caches(keys, children)
 
     def store_roots(self, keys: Iterable[str], children: Iterable[int]) -> None:
         """Keep the root of each environment (rows are environments) in place of the one before."""
@@ -252,8 +252,9 @@ class PagedState:
     def commit_roots(self, model: Any, size: int) -> list[int]:
         """Store a batch of roots.
 
-        LightZero 0.2.0 stores every root with the length of the longest, so that the zeros in front of a shorter one become
-        tokens of it. They take part in attention from then on; here too, so that both give the same numbers.
+        LightZero 0.2.0 stores every root with the length of the longest, so that the zeros in front of a shorter
+        one become tokens of it. They take part in attention from then on; here too, so that both give the same
+        numbers.
         """
         batch = self._in_work()
         padded = any(batch.pads)
