@@ -3,9 +3,10 @@
     python benchmarks/data_plane.py --json benchmarks/results/data_plane.json
 
 Orders: token-major keeps all layers of a token together (a plane with pages of one token); layer-inside-page keeps
-the tokens of a page together inside each layer and head. Both are read by one `index_select` into the dense batch that the
-attention wants, and written by one `index_put_`. Staging: `open` + `commit` of a batch of 8 with two new tokens (16 in
-the language-model case), against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds, medians.
+the tokens of a page together inside each layer and head. Both are read by one `index_select` into the dense batch that
+the attention wants, and written by one `index_put_`. Staging: `open` + `commit` of a batch of 8 with two new tokens (16
+in the language-model case), against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds,
+medians.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
         storage = PageStorage(layers, heads, size, size, page_size, dtype, torch.device("cpu"))
         storage.grow((int(slots.max()) + page) // page_size)
-        layout = Workspace().layout(storage.planes, BATCH, slots.shape[1])
-        source, targets = layout.planes[0][:, :, :, -new:], slots[:, -new:]
-        positions = np.zeros_like(targets)
-        calls[f"{order} gather"] = lambda s=storage, out=layout: s.gather(slots, out)
-        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets, p=positions: s.scatter(t, [x], p)
+        layout = Workspace().layout(storage.planes, BATCH, context + new, 0)
+        first = slots // page_size * storage.rows_per_page + slots % page_size
+        source, targets = layout.columns(context, context + new), slots[:, context:].flatten().tolist()
+        calls[f"{order} gather"] = lambda s=storage, f=first, out=layout: s.gather(f, out)
+        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(t, x, t)
     return medians(calls, rounds)
 
 

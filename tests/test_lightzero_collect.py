@@ -66,7 +66,6 @@ def train(kind: str, folder: Path, seeds: dict[str, int], monkeypatch: pytest.Mo
     from lzero.policy.unizero import UniZeroPolicy
 
     from paged_kv.integrations.lightzero import installed
-    from paged_kv.profile.ties import seed_ties
 
     digest, searches = hashlib.sha256(), []
     folder.mkdir()
@@ -75,7 +74,6 @@ def train(kind: str, folder: Path, seeds: dict[str, int], monkeypatch: pytest.Mo
         for name in ("_forward_collect", "_forward_eval"):
             patch.setattr(UniZeroPolicy, name, noted(getattr(UniZeroPolicy, name), digest, searches))
         seeds["next"] = 0
-        seed_ties(0)
         options = {"cache": "lightzero"} if kind == "own" else {"at": kind}
         with installed(**options), quiet():
             policy = train_unizero(list(cartpole_config(updates=6)), seed=0, max_env_step=400)
@@ -138,14 +136,12 @@ class Player:
         from easydict import EasyDict
         from zoo.classic_control.cartpole.envs.cartpole_lightzero_env import CartPoleEnv
 
-        from paged_kv.profile.ties import seed_ties
 
         seeds["next"] = 0
         envs = [CartPoleEnv(EasyDict(env_id="CartPole-v0")) for _ in range(8)]
         states = [env.reset() for env in envs]
         actions, values = [], []
         for step in range(steps):
-            seed_ties(step)
             observations = torch.from_numpy(np.stack([state["observation"] for state in states]).astype(np.float32))
             times = [np.array(state["timestep"]) for state in states]
             output = self.policy._forward_eval(observations, [np.ones(2)] * 8, [-1] * 8, timestep=times)

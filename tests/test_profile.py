@@ -199,13 +199,12 @@ def test_every_root_step_ticks() -> None:
 
 @pytest.mark.lightzero
 def test_ties_are_fixed_and_freed_again() -> None:
-    from paged_kv.profile.ties import fixed_ties, seed_ties
+    from paged_kv.profile.ties import fixed_ties
 
     file = client.tree_file()
     from lzero.mcts.ctree.ctree_muzero import mz_tree
 
     def first_action() -> int:
-        seed_ties(1)
         roots = mz_tree.Roots(1, [list(range(6))])
         roots.prepare_no_noise([0.0], [[0.0] * 6], [-1])
         bounds, results = mz_tree.MinMaxStatsList(1), mz_tree.ResultsWrapper(num=1)

@@ -43,9 +43,9 @@ def attach(
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
 
     `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
-    stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window). `pool`
-    goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped. Deep
-    copies of an attached model have pools of their own. Returns `target`.
+    stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
+    `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
+    Deep copies of an attached model have pools of their own. Returns `target`.
     Raises BadCount for unknown choices and where `target` holds no UniZero world model.
     """
     if cache not in CACHES:

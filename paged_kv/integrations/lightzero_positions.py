@@ -19,8 +19,8 @@ KEPT = 16  # corrections at hand; once the windows are full every search step ha
 class ReadShift:
     """Corrects windows as they are gathered; what is stored stays as the model produced it.
 
-    The correction of a batch depends only on where its tokens were and are. It is built once for each such pattern and then
-    added in one kernel.
+    The correction of a batch depends only on where its tokens were and are. It is built once for each such pattern and
+    then added in one kernel.
     """
 
     def __init__(self) -> None:

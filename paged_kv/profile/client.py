@@ -17,7 +17,6 @@ import torch
 from .counters import CACHE, LAYER, MODEL, storage_bytes
 from .presets import Preset
 from .side import Held, Outcome, Setting
-from .ties import seed_ties
 from .worlds import IMAGE_SHAPE, VECTOR_SHAPE, make_world
 
 TEMPERATURE = 0.25  # what LightZero's collector passes with its default configuration
@@ -152,7 +151,6 @@ class LightZeroSide:
 
     def step(self, simulations: int, seed: int) -> Outcome:
         """One root step: search from every environment's state, then act."""
-        seed_ties(seed)
         np.random.seed(seed % 2**32)
         self._policy._mcts_collect._cfg.num_simulations = simulations
         output = self._policy._forward_collect(

@@ -1,8 +1,9 @@
 """Fixed tie-breaking for LightZero's C++ tree.
 
-The tree reseeds the C library's ``rand`` from the clock at every traversal and uses it to choose among actions whose
-scores are equal, so two runs with the same seeds differ. ``fixed_ties`` points the tree's own link to ``srand`` at a
-function that does nothing; from then on ``seed_ties`` decides. Other users of ``srand`` in the process are untouched.
+The tree seeds the C library's ``rand`` from the clock at every traversal and draws from it to choose among actions whose
+scores are equal, so two runs with the same seeds differ. ``fixed_ties`` points the tree's own link to ``rand`` at a
+function whose answer never changes: the choice depends on the equal actions alone, and a choice in one environment's tree
+does not reach the others'. Other users of ``rand`` in the process are untouched.
 """
 
 from __future__ import annotations
@@ -20,24 +21,16 @@ _STRTAB, _SYMTAB, _RELA, _RELASZ, _PLTRELSZ, _JMPREL = 5, 6, 7, 8, 2, 23
 _READ_WRITE = 3
 
 
-def seed_ties(seed: int) -> None:
-    """Seed the C library's ``rand``, which the tree draws from when scores are equal.
-
-    >>> seed_ties(0)
-    """
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).srand(ctypes.c_uint(seed & 0xFFFFFFFF))
-
-
 @contextlib.contextmanager
 def fixed_ties(module_file: str) -> Iterator[bool]:
-    """Make one extension module's ``srand`` do nothing for as long as the block runs.
+    """Make one extension module's ``rand`` a constant for as long as the block runs.
 
     Yields whether it could be done: False on systems other than 64-bit Linux, or where the module has no such link.
     """
-    slots = _import_slots(module_file, b"srand")
-    nothing = ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p).value if slots else None
-    before = [_swap(slot, nothing) for slot in slots]
+    slots = _import_slots(module_file, b"rand")
+    # Any function without arguments that always returns the same small number would do.
+    constant = ctypes.cast(ctypes.CDLL(None).getpagesize, ctypes.c_void_p).value if slots else None
+    before = [_swap(slot, constant) for slot in slots]
     try:
         yield bool(slots)
     finally:
