@@ -136,12 +136,11 @@ class Player:
         from easydict import EasyDict
         from zoo.classic_control.cartpole.envs.cartpole_lightzero_env import CartPoleEnv
 
-
         seeds["next"] = 0
         envs = [CartPoleEnv(EasyDict(env_id="CartPole-v0")) for _ in range(8)]
         states = [env.reset() for env in envs]
         actions, values = [], []
-        for step in range(steps):
+        for _ in range(steps):
             observations = torch.from_numpy(np.stack([state["observation"] for state in states]).astype(np.float32))
             times = [np.array(state["timestep"]) for state in states]
             output = self.policy._forward_eval(observations, [np.ones(2)] * 8, [-1] * 8, timestep=times)

@@ -1,9 +1,9 @@
 """Fixed tie-breaking for LightZero's C++ tree.
 
-The tree seeds the C library's ``rand`` from the clock at every traversal and draws from it to choose among actions whose
-scores are equal, so two runs with the same seeds differ. ``fixed_ties`` points the tree's own link to ``rand`` at a
-function whose answer never changes: the choice depends on the equal actions alone, and a choice in one environment's tree
-does not reach the others'. Other users of ``rand`` in the process are untouched.
+The tree seeds the C library's ``rand`` from the clock at every traversal and draws from it to choose among actions
+whose scores are equal, so two runs with the same seeds differ. ``fixed_ties`` points the tree's own link to ``rand`` at
+a function whose answer never changes: the choice depends on the equal actions alone, and a choice in one environment's
+tree does not reach the others'. Other users of ``rand`` in the process are untouched.
 """
 
 from __future__ import annotations
