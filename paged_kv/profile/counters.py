@@ -140,7 +140,9 @@ class HostCopyCounter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        to_host = func is torch.Tensor.to and "cpu" in [str(a) for a in (*args[1:], *kwargs.values())]
+        # Only the literal: `to(device)` with the model's device is an upload, and on a CPU it looks the same.
+        named = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, str)]
+        to_host = func is torch.Tensor.to and "cpu" in named
         if func in self._always or to_host:
             self.counts[self._regions.now] += 1
             self._copied = result
