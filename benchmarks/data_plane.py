@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from paged_kv import PagedKVCache
-from paged_kv.storage import PageStorage, Workspace
+from paged_kv.storage import PageStorage
+from paged_kv.workspace import Workspace
 
 BATCH = 8
 # name: layers, heads, head size, context, page size, new tokens, dtype
@@ -60,11 +61,10 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
         storage = PageStorage(layers, heads, size, size, page_size, dtype, torch.device("cpu"))
         storage.grow((int(slots.max()) + page) // page_size)
-        layout = Workspace().layout(storage.planes, BATCH, context + new, 0)
-        first = slots // page_size * storage.rows_per_page + slots % page_size
-        source, targets = layout.columns(context, context + new), slots[:, context:].flatten().tolist()
-        calls[f"{order} gather"] = lambda s=storage, f=first, out=layout: s.gather(f, out)
-        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(t, x, t)
+        layout = Workspace().layout(storage.planes, BATCH, context + new, 0, None)
+        source, targets = layout.columns(context, context + new), slots[:, context:]
+        calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f, out)
+        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(t.flatten().tolist(), x, t)
     return medians(calls, rounds)
 
 

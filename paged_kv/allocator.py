@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from paged_kv.errors import BadCount, CorruptCache, OutOfPages
 
+MANY = 32  # pages freed at once that are worth a sort
+
 
 class PageAllocator:
     """Reference counts and the free stack of a pool that grows by doubling.
@@ -74,8 +76,17 @@ class PageAllocator:
             refs[page] = 1
         return taken
 
+    def hold(self, pages: Iterable[int]) -> None:
+        """Add one reference to each page."""
+        refs = self.refs
+        for page in pages:
+            refs[page] += 1
+
     def drop(self, pages: Iterable[int]) -> int:
-        """Give back one reference of each page; pages that reach 0 become free. Returns their number."""
+        """Give back one reference of each page; pages that reach 0 become free. Returns their number.
+
+        Where many become free the stack is sorted, so that pages taken together lie side by side again.
+        """
         refs, free = self.refs, self.free
         before = len(free)
         for page in pages:
@@ -83,7 +94,10 @@ class PageAllocator:
             refs[page] = count
             if not count:
                 free.append(page)
-        return len(free) - before
+        freed = len(free) - before
+        if freed >= MANY and freed * 8 >= len(free):
+            free.sort(reverse=True)
+        return freed
 
     def check(self, holders: dict[int, int]) -> None:
         """Raise CorruptCache unless references equal `holders` (page -> tables with it) and pages are conserved."""

@@ -1,10 +1,9 @@
 """Sequences: block tables over shared pages, and the plans that change them. No tensors in here.
 
-A sequence is a row of parallel lists: its pages (a tuple, shared with the parent it was forked from), the
-head offset of its first token, its length. Token i of a sequence lies at index j = start + i of its table,
-that is in slot pages[j // page_size] * page_size + j % page_size. A table holds exactly the pages of the
-half-open interval [start, start + length); an empty sequence holds none, and `start` is where its first token
-will go.
+A sequence is an immutable record: its pages (a tuple, shared with the parent it was forked from), the head offset of
+its first token, its length, its parent. Token i of a sequence lies at index j = start + i of its table, that is in
+slot pages[j // page_size] * page_size + j % page_size. A table holds exactly the pages of the half-open interval
+[start, start + length); an empty sequence holds none, and `start` is where its first token will go.
 
 Verbs that need pages are split in two: `plan` validates and computes without changing anything, `apply`
 changes and cannot fail. Whoever writes the tensors does so between the two.
@@ -20,34 +19,64 @@ from collections.abc import Iterable, Sequence
 from paged_kv.allocator import PageAllocator
 from paged_kv.errors import BadCount, CorruptCache, DuplicateSequence, ForeignHandle, StaleHandle
 
-# handle = generation << 36 | tag << 28 | row; the tag tells caches apart
-ROW_BITS, TAG_BITS = 28, 8
-ROW_MASK = (1 << ROW_BITS) - 1
-GENERATION = 1 << (ROW_BITS + TAG_BITS)
+# handle = tag << 44 | number: the tag tells caches apart, numbers count up from 1 and are never used twice.
+# 44 bits last for 500,000 years of a million forks a second, and a handle stays exact as a double.
+NUMBER_BITS = 44
 NO_PARENT = 0
 
 Counts = int | Sequence[int]
+Record = tuple[tuple[int, ...], int, int, int]  # pages, start, length, handle of the parent, which may be stale
 
 _tags = itertools.count(1)
 
 
 class Plan:
-    """What `apply` will do: new tables of the rows, slots to write, pages to copy first.
+    """What `apply` will do: new tables of the sequences, where new tokens go, pages to copy first.
 
-    `slots` lists the slots of the new tokens row by row; `copies` pairs (source page, fresh page);
+    Row r gets `counts[r]` new tokens from index `ends[r]` of `tables[r]` on. `copies` pairs (source page, fresh page);
     `fresh` counts the pages taken from the free stack.
     """
 
-    __slots__ = ("copies", "fork", "fresh", "lengths", "rows", "slots", "starts", "tables")
+    __slots__ = ("copies", "counts", "ends", "fork", "fresh", "lengths", "page_size", "seqs", "starts", "tables")
 
-    def __init__(self, rows: list[int], fork: bool) -> None:
-        self.rows, self.fork = rows, fork
+    def __init__(self, seqs: list[int], counts: list[int], page_size: int, fork: bool) -> None:
+        self.seqs, self.counts, self.page_size, self.fork = seqs, counts, page_size, fork
         self.tables: list[tuple[int, ...]] = []
         self.starts: list[int] = []
         self.lengths: list[int] = []
-        self.slots: list[int] = []
+        self.ends: list[int] = []
         self.copies: list[tuple[int, int]] = []
         self.fresh = 0
+
+    @property
+    def slots(self) -> list[int]:
+        """The slots of the new tokens, row by row."""
+        size = self.page_size
+        return [
+            pages[index // size] * size + index % size
+            for pages, end, new in zip(self.tables, self.ends, self.counts)
+            for index in range(end, end + new)
+        ]
+
+    def run(self) -> tuple[int, int] | None:
+        """First page and offset, where row r writes as many tokens at the same offset of page first + r; else None.
+
+        So it is in a tree search, whose children take fresh pages that lie side by side. Such a batch is written as one
+        strided block, without an index.
+        """
+        counts, ends, size = self.counts, self.ends, self.page_size
+        if not counts:
+            return None
+        new, offset = counts[0], ends[0] % size
+        first = self.tables[0][-1] if self.tables[0] else 0
+        if (
+            offset + new > size
+            or counts.count(new) != len(counts)
+            or [pages[-1:] for pages in self.tables] != [(page,) for page in range(first, first + len(counts))]
+            or (ends.count(ends[0]) != len(ends) and any(end % size != offset for end in ends))
+        ):
+            return None
+        return first, offset
 
 
 class BlockTables:
@@ -70,58 +99,48 @@ class BlockTables:
         if page_size < 1:
             raise BadCount("page_size", page_size, ">= 1")
         self.pages, self.page_size = pages, page_size
-        self._tag = next(_tags) % (1 << TAG_BITS)
-        self._handles: list[int] = []  # of a live row its handle; of a free row the next one, inverted
-        self._tables: list[tuple[int, ...]] = []
-        self._starts: list[int] = []
-        self._lengths: list[int] = []
-        self._parents: list[int] = []  # handle of the parent, which may be stale
-        self._free_rows: list[int] = []
+        self._first = (1 + next(_tags) % 255 << NUMBER_BITS) + 1
+        self._next = self._first
+        self._live: dict[int, Record] = {}
 
     # -- reading ---------------------------------------------------------------------------------------
 
     @property
     def live_count(self) -> int:
         """Sequences that exist."""
-        return len(self._handles) - len(self._free_rows)
+        return len(self._live)
 
     def live(self) -> list[int]:
-        """Handles of all sequences that exist. Cost: O(rows)."""
-        return [handle for handle in self._handles if handle > 0]
+        """Handles of all sequences that exist, the oldest first. Cost: O(sequences)."""
+        return list(self._live)
 
-    def rows(self, seqs: Iterable[int]) -> list[int]:
-        """Rows of the sequences. Raises StaleHandle or ForeignHandle."""
-        seqs = list(seqs)
-        handles = self._handles
+    def records(self, seqs: Sequence[int]) -> list[Record]:
+        """Pages, start, length and parent of each sequence. Raises StaleHandle or ForeignHandle."""
+        live = self._live
         try:
-            rows = [handle & ROW_MASK for handle in seqs]
-            if [handles[row] for row in rows] == seqs:
-                return rows
-        except (TypeError, IndexError):
-            pass
-        raise self._explain(seqs)
+            return [live[seq] for seq in seqs]
+        except (KeyError, TypeError):
+            raise self._explain(seqs) from None
 
-    def distinct_rows(self, seqs: Iterable[int]) -> list[int]:
-        """As `rows`, and raises DuplicateSequence where two are the same."""
-        rows = self.rows(seqs)
-        if len(set(rows)) != len(rows):
-            row = next(row for row, times in Counter(rows).items() if times > 1)
-            raise DuplicateSequence(self._handles[row])
-        return rows
+    def distinct_records(self, seqs: Sequence[int]) -> list[Record]:
+        """As `records`, and raises DuplicateSequence where two sequences are the same."""
+        records = self.records(seqs)
+        if len(set(seqs)) != len(seqs):
+            raise DuplicateSequence(next(int(seq) for seq, times in Counter(seqs).items() if times > 1))
+        return records
 
     def lengths(self, seqs: Iterable[int]) -> list[int]:
         """Tokens of each sequence."""
-        return [self._lengths[row] for row in self.rows(seqs)]
+        return [record[2] for record in self.records(_listed(seqs))]
 
     def windows(self, seqs: Iterable[int]) -> tuple[list[tuple[int, ...]], list[int], list[int]]:
         """Pages, start and length of each sequence."""
-        rows = self.rows(seqs)
-        tables, starts, lengths = self._tables, self._starts, self._lengths
-        return [tables[row] for row in rows], [starts[row] for row in rows], [lengths[row] for row in rows]
+        records = self.records(_listed(seqs))
+        return [record[0] for record in records], [record[1] for record in records], [record[2] for record in records]
 
     def freed_by(self, seqs: Iterable[int]) -> int:
         """Pages that releasing all of `seqs` would free. Cost: O(their pages)."""
-        held = Counter(page for row in self.distinct_rows(seqs) for page in self._tables[row])
+        held = Counter(page for record in self.distinct_records(_listed(seqs)) for page in record[0])
         refs = self.pages.refs
         return sum(refs[page] == count for page, count in held.items())
 
@@ -129,10 +148,8 @@ class BlockTables:
         """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
         size = self.page_size
         used: set[int] = set()
-        for row, handle in enumerate(self._handles):
-            if handle > 0:
-                start, pages = self._starts[row], self._tables[row]
-                used.update(pages[i // size] * size + i % size for i in range(start, start + self._lengths[row]))
+        for pages, start, length, _ in self._live.values():
+            used.update(pages[i // size] * size + i % size for i in range(start, start + length))
         return len(used)
 
     # -- sequences come and go ---------------------------------------------------------------------------
@@ -141,54 +158,46 @@ class BlockTables:
         """Make `count` empty sequences whose first token goes to offset `start` of its page."""
         check_count("count", count, 0, None)
         check_count("start", start, 0, self.page_size - 1)
-        return [self._add((), start, 0, NO_PARENT) for _ in range(count)]
+        return self._add([((), start, 0, NO_PARENT)] * count)
 
     def fork(self, parents: Iterable[int], *, at: Counts | None = None) -> list[int]:
         """Make one child a parent, sharing the pages of its first `at` tokens (all by default)."""
-        parents = list(parents)
-        rows = self.rows(parents)
-        lengths = [self._lengths[row] for row in rows]
+        parents = _listed(parents)
+        records = self.records(parents)
+        lengths = [record[2] for record in records]
         keep = lengths if at is None else checked_counts("at", at, lengths)
         children = []
-        for parent, row, length in zip(parents, rows, keep):
-            pages, start = self._tables[row], self._starts[row]
+        for parent, (pages, start, _, _), length in zip(parents, records, keep):
             kept = pages[: _pages_for(start, length, self.page_size)]
-            refs = self.pages.refs
-            for page in kept:
-                refs[page] += 1
-            children.append(self._add(kept, start, length, parent))
-        return children
+            self.pages.hold(kept)
+            children.append((kept, start, length, parent))
+        return self._add(children)
 
     def release(self, seqs: Iterable[int]) -> int:
         """Drop sequences and their references. Returns the number of pages that became free."""
-        rows = self.distinct_rows(seqs)
-        handles, tables, drop = self._handles, self._tables, self.pages.drop
-        freed = 0
-        for row in rows:
-            freed += drop(tables[row])
-            tables[row] = ()
-            handles[row] = ~(handles[row] + GENERATION)
-        self._free_rows.extend(rows)
-        return freed
+        seqs = _listed(seqs)
+        records = self.distinct_records(seqs)
+        for seq in seqs:
+            del self._live[seq]
+        return self.pages.drop(itertools.chain.from_iterable(record[0] for record in records))
 
     def subtree(self, seq: int) -> list[int]:
-        """`seq` and all descendants that hang on it by live parents. Cost: O(rows)."""
-        self.rows([seq])
+        """`seq` and all descendants that hang on it by live parents. Cost: O(sequences)."""
+        self.records([seq])
         children: dict[int, list[int]] = {}
-        for handle, parent in zip(self._handles, self._parents):
-            if handle > 0 and parent != NO_PARENT:
-                children.setdefault(parent, []).append(handle)
+        for handle, record in self._live.items():
+            children.setdefault(record[3], []).append(handle)
         found = [seq]
         for handle in found:  # grows while it is walked
             found.extend(children.get(handle, ()))
         return found
 
     def siblings(self, seq: int) -> list[int]:
-        """The other live children of the parent of `seq`, in row order. Cost: O(rows)."""
-        parent = self._parents[self.rows([seq])[0]]
+        """The other live children of the parent of `seq`, the oldest first. Cost: O(sequences)."""
+        parent = self.records([seq])[0][3]
         if parent == NO_PARENT:
             return []
-        return [h for h, p in zip(self._handles, self._parents) if p == parent and h > 0 and h != seq]
+        return [handle for handle, record in self._live.items() if record[3] == parent and handle != seq]
 
     # -- sequences grow and shrink -----------------------------------------------------------------------
 
@@ -206,13 +215,16 @@ class BlockTables:
         A row with a number in `anew` becomes that many tokens in pages of its own instead, ending on a page's edge.
         Changes nothing. Where `plan.fresh` exceeds the free pages it is only a count: make room and plan again.
         """
-        plan = Plan(self.rows(seqs) if fork else self.distinct_rows(seqs), fork)
-        rows, size, slots, free = plan.rows, self.page_size, plan.slots, self.pages.free_count
-        counts = checked_counts("count", count, len(rows))
-        drops = checked_counts("slide", slide, [self._lengths[row] for row in rows]) if slide else [0] * len(rows)
+        seqs, size = _listed(seqs), self.page_size
+        records = self.records(seqs) if fork else self.distinct_records(seqs)
+        counts = checked_counts("count", count, len(seqs))
+        drops = checked_counts("slide", slide, [record[2] for record in records]) if slide else [0] * len(seqs)
+        plan = Plan(seqs, counts, size, fork)
+        if anew is not None:
+            plan.counts = [new if whole is None else whole for new, whole in zip(counts, anew)]
+        tables, starts, lengths, ends = plan.tables, plan.starts, plan.lengths, plan.ends
         copied: dict[int, tuple[int, int]] = {}  # shared tail page -> rows that leave it, their furthest end
-        for row, new, drop, whole in zip(rows, counts, drops, anew or itertools.repeat(None)):
-            pages, start, length = self._tables[row], self._starts[row], self._lengths[row]
+        for (pages, start, length, _), new, drop, whole in zip(records, counts, drops, anew or itertools.repeat(None)):
             if whole is not None:
                 pages, start, length, new = (), -whole % size, 0, whole
             elif drop:
@@ -226,12 +238,10 @@ class BlockTables:
                 missing = -((end + new) // -size) - len(pages)
                 if missing:
                     pages += self._peek(plan, missing)
-                if plan.fresh <= free:
-                    for index in range(end, end + new):
-                        slots.append(pages[index // size] * size + index % size)
-            plan.tables.append(pages)
-            plan.starts.append(start)
-            plan.lengths.append(length + new)
+            tables.append(pages)
+            starts.append(start)
+            lengths.append(length + new)
+            ends.append(end)
         return plan
 
     def _own_tail(
@@ -252,18 +262,40 @@ class BlockTables:
 
     def apply(self, plan: Plan) -> list[int]:
         """Carry out a plan made just before. Returns the sequences (the children, where it forks)."""
-        free, refs, handles = self.pages.free, self.pages.refs, self._handles
+        pages, live = self.pages, self._live
         if plan.fresh:
-            del free[-plan.fresh :]
+            del pages.free[-plan.fresh :]
         if plan.fork:
-            for table in plan.tables:
-                for page in table:
-                    refs[page] += 1
-            parents = [handles[row] for row in plan.rows]
-            return list(map(self._add, plan.tables, plan.starts, plan.lengths, parents))
-        for row, table, start, length in zip(plan.rows, plan.tables, plan.starts, plan.lengths):
-            self._set(row, table, start, length)
-        return [handles[row] for row in plan.rows]
+            pages.hold(itertools.chain.from_iterable(plan.tables))
+            return self._add(list(zip(plan.tables, plan.starts, plan.lengths, plan.seqs)))
+        for seq, table, start, length in zip(plan.seqs, plan.tables, plan.starts, plan.lengths):
+            old, _, _, parent = live[seq]
+            live[seq] = table, start, length, parent
+            if table != old:
+                pages.hold(table)  # before the old one is let go, so that no page of both is freed
+                pages.drop(old)
+        return plan.seqs
+
+    def next_run(self, count: int) -> int:
+        """The first of the next `count` free pages, where they lie side by side, else 0 (the null page)."""
+        pages = self.pages.free[-count:]
+        if len(pages) == count and count and pages == list(range(pages[-1] + count - 1, pages[-1] - 1, -1)):
+            return pages[-1]
+        return 0
+
+    def extend(self, seqs: list[int], records: list[Record], first: int, drop: int) -> list[int]:
+        """Fork a child a sequence that drops `drop` pages and ends with a page of its own, of the run from `first` on.
+
+        This is `plan` and `apply` of what a tree search does at every step, for parents that end on a page's edge.
+        """
+        pages, grown = self.pages, (1 - drop) * self.page_size
+        del pages.free[-len(seqs) :]
+        children = [
+            (table[drop:] + (page,), start, length + grown, seq)
+            for (table, start, length, _), page, seq in zip(records, itertools.count(first), seqs)
+        ]
+        pages.hold([page for child in children for page in child[0]])
+        return self._add(children)
 
     def slide(self, seqs: Iterable[int], count: Counts) -> int:
         """Drop tokens from the front; whole pages that fall out lose one reference. Returns the pages freed."""
@@ -273,39 +305,23 @@ class BlockTables:
 
     def truncate(self, seqs: Iterable[int], count: Counts) -> int:
         """Drop tokens from the end; whole pages that fall out lose one reference. Returns the pages freed."""
-        free = self.pages.free_count
-        rows = self.distinct_rows(seqs)
-        drops = checked_counts("count", count, [self._lengths[row] for row in rows])
-        for row, drop in zip(rows, drops):
-            start, length = self._starts[row], self._lengths[row] - drop
-            self._set(row, self._tables[row][: _pages_for(start, length, self.page_size)], start, length)
+        seqs, free, live = _listed(seqs), self.pages.free_count, self._live
+        records = self.distinct_records(seqs)
+        drops = checked_counts("count", count, [record[2] for record in records])
+        for seq, (pages, start, length, parent), drop in zip(seqs, records, drops):
+            kept = _pages_for(start, length - drop, self.page_size)
+            live[seq] = pages[:kept], start, length - drop, parent
+            self.pages.drop(pages[kept:])
         return self.pages.free_count - free
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _add(self, pages: tuple[int, ...], start: int, length: int, parent: int) -> int:
-        if self._free_rows:
-            row = self._free_rows.pop()
-            handle = self._handles[row] = ~self._handles[row]
-            self._tables[row], self._starts[row], self._lengths[row] = pages, start, length
-            self._parents[row] = parent
-            return handle
-        handle = GENERATION | self._tag << ROW_BITS | len(self._handles)
-        self._handles.append(handle)
-        self._tables.append(pages)
-        self._starts.append(start)
-        self._lengths.append(length)
-        self._parents.append(parent)
-        return handle
-
-    def _set(self, row: int, table: tuple[int, ...], start: int, length: int) -> None:
-        """Replace a table: the new one is held before the old one is let go, so that no shared page is freed."""
-        refs, old = self.pages.refs, self._tables[row]
-        self._tables[row], self._starts[row], self._lengths[row] = table, start, length
-        if table != old:
-            for page in table:
-                refs[page] += 1
-            self.pages.drop(old)
+    def _add(self, records: Sequence[Record]) -> list[int]:
+        """The handles of new sequences."""
+        handles = list(range(self._next, self._next + len(records)))
+        self._live.update(zip(handles, records))
+        self._next += len(records)
+        return handles
 
     def _peek(self, plan: Plan, count: int) -> tuple[int, ...]:
         """The next pages of the free stack, which stay there; one null page where the stack is too short."""
@@ -315,41 +331,35 @@ class BlockTables:
             return (0,)
         return (free[-first],) if count == 1 else tuple(free[-first : -first - count : -1])
 
-    def _explain(self, seqs: list[int]) -> StaleHandle | ForeignHandle:
+    def _explain(self, seqs: Sequence[int]) -> StaleHandle | ForeignHandle:
         for handle in seqs:
             try:
-                handle = operator.index(handle)
+                number = operator.index(handle)
             except TypeError:
                 return ForeignHandle(handle)
-            row = handle & ROW_MASK
-            tag = handle >> ROW_BITS & ((1 << TAG_BITS) - 1)
-            if tag != self._tag or row >= len(self._handles) or handle < GENERATION:
+            if not self._first <= number < self._next:
                 return ForeignHandle(handle)
-            newest = self._handles[row] if self._handles[row] > 0 else ~self._handles[row] - GENERATION
-            if handle > newest:
-                return ForeignHandle(handle)
-            if self._handles[row] != handle:
-                return StaleHandle(handle)
+            if number not in self._live:
+                return StaleHandle(number)
         return ForeignHandle(seqs)
 
     def check(self) -> None:
         """Raise CorruptCache unless every invariant of pages and tables holds. Cost: O(everything)."""
         holders: Counter[int] = Counter()
-        for row, handle in enumerate(self._handles):
-            table, start, length = self._tables[row], self._starts[row], self._lengths[row]
-            if handle < 0:
-                if table:
-                    raise CorruptCache(f"free row {row} holds pages {table}")
-                continue
+        for handle, (table, start, length, parent) in self._live.items():
+            if not (self._first <= handle < self._next and parent < handle):
+                raise CorruptCache(f"sequence {handle:#x} with parent {parent:#x}, the next is {self._next:#x}")
             if len(set(table)) != len(table):
                 raise CorruptCache(f"sequence {handle:#x} holds a page twice: {table}")
             if not 0 <= start < self.page_size or len(table) != _pages_for(start, length, self.page_size):
                 raise CorruptCache(f"sequence {handle:#x}: pages {table}, start {start}, length {length}")
             holders.update(table)
-        free_rows = {row for row, handle in enumerate(self._handles) if handle < 0}
-        if free_rows != set(self._free_rows) or len(free_rows) != len(self._free_rows):
-            raise CorruptCache(f"free rows {sorted(self._free_rows)}, rows without a sequence {sorted(free_rows)}")
         self.pages.check(holders)
+
+
+def _listed(seqs: Iterable[int]) -> list[int]:
+    """The sequences as a list."""
+    return seqs if type(seqs) is list else list(seqs)
 
 
 def _pages_for(start: int, length: int, page_size: int) -> int:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from paged_kv.block_table import Counts, check_count
+from paged_kv.block_table import Counts, Record, check_count
 from paged_kv.errors import BadCount, BadDtype, BadShape, ParentChanged
 from paged_kv.pool import PagePool, one_thread
 from paged_kv.staging import Rebase, StagingBatch, check_tensor
-from paged_kv.storage import Ints, window_index
+from paged_kv.storage import window_slots
+from paged_kv.workspace import Ints, Layout, Workspace
+
+Mask = npt.NDArray[np.bool_]
 
 
 class Gathered(NamedTuple):
@@ -92,9 +97,9 @@ class PagedKVCache(PagePool):
             check_positions(positions, (len(seqs), count))
         plan = self._plan(seqs, count)
         if positions is None:
-            placed = [length - count + i for length in plan.lengths for i in range(count)]
+            placed = following([length - count for length in plan.lengths], count)
         else:
-            placed = positions.flatten().tolist()
+            placed = positions.cpu().numpy()
         self._write(plan, self._sources(keys, values), placed)
         self._apply(plan)
         self.stats.appends += len(seqs)
@@ -144,17 +149,20 @@ class PagedKVCache(PagePool):
 
         The tensors are views of a buffer that the next gather overwrites. Cost: bytes of B x the longest window.
         """
-        tables, starts, lengths = self._tables.windows(seqs)
-        left = _is_left(pad)
-        layout = self._dense.layout(self._storage.planes, len(tables), max(lengths, default=0), 0)
-        self._storage.gather(self._window(tables, starts, lengths, self._storage.rows_per_page, left), layout)
-        slots = self._window(tables, starts, lengths, self.page_size, left)
-        kept = slots >= self.page_size
+        records, left = self._tables.records(list(seqs)), _is_left(pad)
+        lengths = [record[2] for record in records]
+        layout, index = self._placed(self._dense, records, 0, left)
+        self._storage.gather(index, layout)
+        positions, kept = self._positions(records, left)
         device = self._storage.device
         keys, values = layout.all_layers()
-        positions = torch.from_numpy(np.where(kept, self._storage.positions[slots], 0)).to(device)
-        mask = torch.from_numpy(kept).to(device)
-        return Gathered(keys, values, torch.tensor(lengths, dtype=torch.int64, device=device), mask, positions)
+        return Gathered(
+            keys,
+            values,
+            torch.tensor(lengths, dtype=torch.int64, device=device),
+            torch.from_numpy(kept).to(device),
+            torch.from_numpy(positions).to(device),
+        )
 
     @one_thread
     def block_tables(self, seqs: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -172,32 +180,41 @@ class PagedKVCache(PagePool):
     def open(self, seqs: Iterable[int], room: int, *, pad: str = "left", rebase: Rebase | None = None) -> StagingBatch:
         """Gather contexts into a reused dense buffer with room for `room` new tokens each, in one kernel.
 
-        `rebase` is called on the batch after the gather where a token stands at another index than it was written
-        at; it may change `planes` in place. A batch that is still open is closed: its buffers are taken over.
+        `rebase` is called on the batch after the gather; it may change `planes` in place, by `then` and `now`. A batch
+        that is still open is closed: its buffers are taken over.
         """
         parents, left = list(seqs), _is_left(pad)
         check_count("room", room, 0, None)
-        tables, starts, lengths = self._tables.windows(parents)
-        layout = self._stage.layout(self._storage.planes, len(parents), max(lengths, default=0), room)
+        records = self._tables.records(parents)
+        layout, index = self._placed(self._stage, records, room, left)
         if self._staged is not None:
             self._staged.close()
-        self._storage.gather(self._window(tables, starts, lengths, self._storage.rows_per_page, left), layout)
-        batch = self._staged = StagingBatch(self, parents, (tables, starts, lengths), room, left, layout)
+        self._storage.gather(index, layout)
+        batch = self._staged = StagingBatch(self, parents, records, left, layout)
         if rebase is not None:
-            self._rebase(batch, self._window(tables, starts, lengths, self.page_size, left), rebase)
+            rebase(batch)
         return batch
 
-    def _window(
-        self, tables: list[tuple[int, ...]], starts: list[int], lengths: list[int], stride: int, left: bool
-    ) -> Ints:
-        return window_index(tables, starts, lengths, self.page_size, stride, left=left)
+    def _placed(self, workspace: Workspace, records: list[Record], room: int, left: bool) -> tuple[Layout, Ints]:
+        """The buffers for a batch of windows, and the pages or slots that they are filled from."""
+        planes, batch = self._storage.planes, len(records)
+        if records and [record[1:3] for record in records].count(records[0][1:3]) == batch:
+            pages, start, length, _ = records[0]
+            flat = chain.from_iterable([record[0] for record in records])
+            index = np.fromiter(flat, np.int64, batch * len(pages)).reshape(batch, -1 if pages else 0)
+            return workspace.layout(planes, batch, length, room, start), index
+        slots = self._slots(records, left)
+        return workspace.layout(planes, batch, slots.shape[1], room, None), slots
 
-    def _rebase(self, batch: StagingBatch, slots: Ints, rebase: Rebase) -> None:
+    def _slots(self, records: list[Record], left: bool) -> Ints:
+        tables, starts, lengths = ([record[field] for record in records] for field in range(3))
+        return window_slots(tables, starts, lengths, self.page_size, left=left)  # type: ignore[arg-type]
+
+    def _positions(self, records: list[Record], left: bool) -> tuple[Ints, Mask]:
+        """Where each token of the windows was written, 0 in padding; and which columns are tokens. [B, past]."""
+        slots = self._slots(records, left)
         kept = slots >= self.page_size
-        batch.now = np.where(kept, np.arange(batch.past) - np.array(batch.pads)[:, None], 0)
-        batch.then = np.where(kept, self._storage.positions[slots], 0)
-        if not np.array_equal(batch.then, batch.now):
-            rebase(batch)
+        return np.where(kept, self._storage.positions.reshape(-1)[slots], 0), kept
 
     @one_thread
     def _commit(
@@ -207,23 +224,28 @@ class PagedKVCache(PagePool):
         slide: Counts,
         rewrite: Sequence[int | None] | None,
         positions: Ints | None,
+        less: Sequence[torch.Tensor] | None,
     ) -> list[int]:
-        if self._tables.windows(batch.parents) != batch.windows:
+        if self._tables.records(batch.parents) != batch.records:
             raise ParentChanged(batch.parents)
         if positions is not None:
             check_positions(positions, (len(batch.parents), new))
         if rewrite is not None and checked_columns(rewrite, len(batch.parents), batch.size) != [None] * len(rewrite):
-            return self._commit_rewritten(batch, new, slide, rewrite, positions)
-        plan = self._plan(batch.parents, new, fork=True, slide=slide)
+            return self._commit_rewritten(batch, new, slide, rewrite, positions, less)
+        layout, size = batch.layout, self.page_size
+        sources = layout.columns(layout.past, layout.past + new)
+        less = None if less is None else broadcast(less, sources)
         if positions is None:
-            placed = [length + i for length in batch.lengths for i in range(new)]
-        else:
-            placed = positions.flatten().tolist()
-        self._write(plan, batch.layout.columns(batch.past, batch.size), placed)
-        children = self._apply(plan)
-        self.stats.forks += len(children)
-        self.stats.appends += len(children)
-        return children
+            positions = layout.next_positions(new) if layout.paged else following(batch.lengths, new)
+        if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= layout.past and not slide % size:
+            first = self._tables.next_run(len(batch.parents))
+            if first:  # what a search does at every step: one fresh page a child, side by side
+                self._storage.write_run((first, 0), sources, positions, less)
+                self._note(len(batch.parents))
+                return self._tables.extend(batch.parents, batch.records, first, slide // size)
+        plan = self._plan(batch.parents, new, fork=True, slide=slide)
+        self._write(plan, sources, positions, less)
+        return self._apply(plan)
 
     def _commit_rewritten(
         self,
@@ -232,7 +254,10 @@ class PagedKVCache(PagePool):
         slide: Counts,
         rewrite: Sequence[int | None],
         positions: Ints | None,
+        less: Sequence[torch.Tensor] | None,
     ) -> list[int]:
+        if less is not None:
+            raise BadCount("less", "given", "None where rows are rewritten")
         if not batch.left:
             raise BadCount("rewrite", list(rewrite), 'None in a batch opened with pad="right"')
         first = list(rewrite)
@@ -250,11 +275,26 @@ class PagedKVCache(PagePool):
         device = self._storage.device
         at = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
         tokens = [plane.permute(1, 3, 0, 2, 4)[at].permute(1, 0, 2, 3).unsqueeze(3) for plane in batch.planes]
-        self._write(plan, tokens, placed.tolist())
-        children = self._apply(plan)
-        self.stats.forks += len(children)
-        self.stats.appends += len(children)
-        return children
+        self._write(plan, tokens, placed[:, None])
+        return self._apply(plan)
+
+
+def broadcast(less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What to subtract, expanded to the shapes of the new tokens. Raises BadShape."""
+    if len(less) != len(sources):
+        raise BadCount("less (one a plane)", len(less), f"{len(sources)} tensors")
+    expanded = []
+    for part, source in zip(less, sources):
+        try:
+            expanded.append(part.expand(source.shape))
+        except RuntimeError:
+            raise BadShape("less", tuple(part.shape), tuple(source.shape)) from None
+    return expanded
+
+
+def following(lengths: Sequence[int], new: int) -> Ints:
+    """The positions [B, new] after windows of these lengths."""
+    return np.array(lengths, dtype=np.int64)[:, None] + np.arange(new)
 
 
 def check_positions(positions: torch.Tensor | Ints, shape: tuple[int, int]) -> None:

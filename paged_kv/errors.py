@@ -182,3 +182,14 @@ class UnsupportedVersion(PagedKVError, RuntimeError):
     def __init__(self, package: str, found: str, tested: tuple[str, ...]) -> None:
         super().__init__(f"{package} {found} is installed; this integration was tested with {', '.join(tested)} only")
         self.package, self.found, self.tested = package, found, tested
+
+
+class UnannouncedNode(PagedKVError, RuntimeError):
+    """A step of a search that did not say which nodes it starts from."""
+
+    def __init__(self, rows: int, announced: int | None) -> None:
+        super().__init__(
+            f"a step of {rows} search nodes, of which {announced or 0} were announced: keys=\"node\" works within the "
+            'search of UniZeroMCTSCtree and SampledUniZeroMCTSCtree, attach(..., keys="latent") with any caller'
+        )
+        self.rows, self.announced = rows, announced

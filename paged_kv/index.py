@@ -229,6 +229,10 @@ class CacheIndex:
         """Release all entries in one call, the pinned ones too."""
         clear((self,))
 
+    def pinned(self, key: Hashable) -> bool:
+        """Whether a pin keeps `key` from eviction."""
+        return key in self._pins
+
     def pin(self, key: Hashable) -> None:
         """Keep an entry from eviction until `unpin` was called as often as `pin`. Raises UnknownKey."""
         self._known(key)

@@ -13,7 +13,8 @@ from paged_kv.allocator import PageAllocator
 from paged_kv.block_table import BlockTables, Counts, Plan, check_count
 from paged_kv.errors import BadCount, BadDtype, ConcurrentCall, OutOfPages
 from paged_kv.stats import CacheStats
-from paged_kv.storage import PageStorage, Workspace
+from paged_kv.storage import PageStorage
+from paged_kv.workspace import Ints, Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -122,24 +123,38 @@ class PagePool:
             self._pages.grow(size)
             self.stats.growths += 1
 
-    def _write(self, plan: Plan, sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
+    def _write(
+        self, plan: Plan, sources: Sequence[torch.Tensor], positions: Ints, less: Sequence[torch.Tensor] | None = None
+    ) -> None:
         """Fill fresh pages and dead slots: nothing a live sequence reads, so a failure changes nothing."""
         if plan.copies:
             self._storage.copy_pages(plan.copies)
-        if plan.slots:
-            self._storage.scatter(plan.slots, sources, positions)
+        if not any(plan.counts):
+            return
+        run = plan.run() if sources[0].shape[1] == len(plan.seqs) else None  # else they come token by token
+        if run is None:
+            self._storage.scatter(plan.slots, sources, positions, less)
+        else:
+            self._storage.write_run(run, sources, positions, less)
 
     def _apply(self, plan: Plan) -> list[int]:
         free, stats = self._pages.free_count, self.stats
         seqs = self._tables.apply(plan)
-        stats.allocated_pages += plan.fresh
         stats.freed_pages += self._pages.free_count - free + plan.fresh
         stats.copied_pages += len(plan.copies)
-        stats.peak_pages = max(stats.peak_pages, self._pages.used_count)
+        self._note(plan.fresh)
         return seqs
+
+    def _note(self, fresh: int) -> None:
+        """Count pages that were taken."""
+        stats, used = self.stats, self._pages.used_count
+        stats.allocated_pages += fresh
+        if used > stats.peak_pages:
+            stats.peak_pages = used
 
     def _sources(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
         """The tokens of an append, one tensor a plane: K0, V0, K1, V1, ... where both lie in one plane."""
+        keys, values = keys.detach(), values.detach()  # the pool must not hold the graph of what made the tokens
         if len(self._storage.planes) == 2:
             return [keys, values]
         return [torch.stack((keys, values), dim=1).flatten(0, 1)]

@@ -8,15 +8,58 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from paged_kv.block_table import Record
 from paged_kv.errors import BadCount, BadDevice, BadDtype, BadShape, ClosedBatch
-from paged_kv.storage import Ints, Layout
+from paged_kv.workspace import Ints, Layout
 
 if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
 
-Windows = tuple[list[tuple[int, ...]], list[int], list[int]]
 Rebase = Callable[["StagingBatch"], None]
-UNKNOWN: Ints = np.zeros((0, 0), dtype=np.int64)
+
+
+class StagingLayer:
+    """One layer of a batch, as attention reads it and appends to it. `size` counts its columns filled so far."""
+
+    __slots__ = ("_batch", "_index", "size")
+
+    def __init__(self, batch: StagingBatch, index: int) -> None:
+        self._batch, self._index, self.size = batch, index, batch.past
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows, heads, columns filled so far, head size of the keys."""
+        plane = self._batch.layout.planes[0].shape
+        return plane[1], plane[2], self.size, plane[4]
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Append K and V [B, heads, n, head_size], in place. Two kernels.
+
+        Raises BadShape, BadDtype, BadDevice, ClosedBatch; BadCount where the room is used up.
+        """
+        batch, first = self._batch, self.size
+        if batch.closed:
+            raise ClosedBatch("update")
+        layout = batch.layout
+        end = first + (keys.shape[2] if keys.dim() == 4 else 0)
+        if end > layout.past + layout.room:
+            room, got = layout.room, end - layout.past
+            raise BadCount("new tokens", got, f"0 to the room of {room} that open() was given")
+        key_slots, value_slots = layout.layers(first, end)[self._index]
+        check_tensor("keys", keys, key_slots.shape, key_slots)
+        check_tensor("values", values, value_slots.shape, value_slots)
+        if keys.requires_grad or values.requires_grad:  # the buffers outlive the step: they must not hold its graph
+            keys, values = keys.detach(), values.detach()
+        key_slots.copy_(keys)
+        value_slots.copy_(values)
+        self.size = end
+
+    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V, as far as they are filled: views."""
+        batch = self._batch
+        if batch.closed:
+            raise ClosedBatch("get")
+        return batch.layout.layers(0, self.size)[self._index]
 
 
 class StagingBatch:
@@ -24,25 +67,21 @@ class StagingBatch:
 
     Made by `PagedKVCache.open`. The windows end in column `past`; shorter ones are padded on the left with
     zeros (or on the right, with `pad="right"`: there new tokens follow the longest window, in the same columns).
-    `update` appends in place, `keys` and `values` are views, `commit` stores the new tokens of all layers and
-    returns the children. The buffers belong to the cache: a later `open` closes this batch.
+    `update` appends in place, `keys` and `values` are views, `layers` holds each layer as a cache of its own, `commit`
+    stores the new tokens of all layers and returns the children. The buffers belong to the cache: a later `open`
+    closes this batch.
 
-    Attributes: `parents`; `lengths` and `pads` [B] (pads count on the left, else 0); `past`, `room`;
-    `then` and `now` [B, past] the position each token was written at and its index in the window (both 0 in
-    padding), only where a `rebase` was given; `planes`, the raw buffers [parts, B, heads, width, head_size].
+    Attributes: `parents`; `past`, `room`; `layers`; `planes`, the raw buffers [parts, B, heads, width, head_size].
     """
 
     def __init__(
-        self, cache: PagedKVCache, parents: list[int], windows: Windows, room: int, left: bool, layout: Layout
+        self, cache: PagedKVCache, parents: list[int], records: list[Record], left: bool, layout: Layout
     ) -> None:
-        lengths = windows[2]
-        self._cache: PagedKVCache | None = cache
-        self.parents, self.windows, self.lengths = parents, windows, lengths
-        self.room, self.left, self.layout = room, left, layout
-        self.past = past = max(lengths, default=0)
-        self.pads = [past - length for length in lengths] if left else [0] * len(lengths)
-        self.sizes = [self.past] * cache.layers
-        self.then = self.now = UNKNOWN
+        self._cache, self.closed = cache, False
+        self._positions: Ints | None = None
+        self.parents, self.records, self.left, self.layout = parents, records, left, layout
+        self.past, self.room = layout.past, layout.room
+        self.layers = [StagingLayer(self, index) for index in range(cache.layers)]
 
     @property
     def planes(self) -> list[torch.Tensor]:
@@ -52,7 +91,35 @@ class StagingBatch:
     @property
     def size(self) -> int:
         """Columns filled so far in layer 0, padding included."""
-        return self.sizes[0]
+        return self.layers[0].size
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all windows begin at one offset of their pages and have one length: then nothing is padding."""
+        return self.layout.paged
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each window [B]."""
+        return [record[2] for record in self.records]
+
+    @property
+    def pads(self) -> list[int]:
+        """Columns of padding in front of each window [B]: 0 in a batch padded on the right."""
+        return [self.past - record[2] if self.left else 0 for record in self.records]
+
+    @property
+    def then(self) -> Ints:
+        """The position each token of the windows was written at [B, past], 0 in padding. On the host."""
+        if self._positions is None:
+            self._positions = self.opened("then")._positions(self.records, self.left)[0]
+        return self._positions
+
+    @property
+    def now(self) -> Ints:
+        """The index of each token in its window [B, past], 0 in padding. On the host."""
+        index = np.arange(self.past) - np.array(self.pads)[:, None]
+        return np.where((index >= 0) & (index < np.array(self.lengths)[:, None]), index, 0)
 
     def keys(self, layer: int) -> torch.Tensor:
         """K [B, heads, size, head_size] of a layer: a view."""
@@ -64,38 +131,15 @@ class StagingBatch:
 
     def get(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer, as far as it is filled: views."""
-        self._open("get")
-        try:
-            return self.layout.slice(layer, 0, self.sizes[layer])
-        except IndexError:
-            raise self._no_layer(layer) from None
+        return self._layer(layer).get()
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Append K and V [B, heads, n, head_size] to a layer, in place. Two kernels.
-
-        Raises BadShape, BadDtype, BadDevice; BadCount where the room is used up.
-        """
-        self._open("update")
-        try:
-            first = self.sizes[layer]
-        except IndexError:
-            raise self._no_layer(layer) from None
-        end = first + (keys.shape[2] if keys.dim() == 4 else 0)
-        if end > self.past + self.room:
-            raise BadCount("new tokens", end - self.past, f"0 to the room of {self.room} that open() was given")
-        key_slots, value_slots = self.layout.slice(layer, first, end)
-        if not (alike(keys, key_slots) and alike(values, value_slots)):
-            check_tensor("keys", keys, tuple(key_slots.shape), key_slots)
-            check_tensor("values", values, tuple(value_slots.shape), value_slots)
-        if keys.requires_grad or values.requires_grad:  # the buffers outlive the step: they must not hold its graph
-            keys, values = keys.detach(), values.detach()
-        key_slots.copy_(keys)
-        value_slots.copy_(values)
-        self.sizes[layer] = end
+        """Append K and V [B, heads, n, head_size] to a layer, in place; see `StagingLayer.update`."""
+        self._layer(layer).update(keys, values)
 
     def mask(self) -> torch.Tensor:
         """Bool [B, size], true at tokens, false at padding."""
-        self._open("mask")
+        self.opened("mask")
         columns = np.arange(self.size)
         pads, lengths = np.array(self.pads)[:, None], np.array(self.lengths)[:, None]
         kept = (columns >= pads) & ((columns < pads + lengths) | (columns >= self.past))
@@ -107,43 +151,47 @@ class StagingBatch:
         slide: int | Sequence[int] = 0,
         rewrite: Sequence[int | None] | None = None,
         positions: Ints | None = None,
+        less: Sequence[torch.Tensor] | None = None,
     ) -> list[int]:
         """Store the new tokens and return the children, one a row; closes the batch.
 
         `slide`: tokens that each child drops from the front. `rewrite`: for a row the first column to store anew,
         in fresh pages that share nothing (its tokens were changed in `planes`), or None to share the parent's pages.
-        `positions` [B, n] of the new tokens; by default their index in the parent's window.
+        `positions` [B, n] of the new tokens; by default their index in the parent's window. `less`: tensors, one a
+        plane, that broadcast to the new tokens [parts, B, heads, n, head_size]: what is stored is the difference, for
+        a `rebase` to add back.
         One scatter for all layers; all-or-nothing. Raises OutOfPages, BadCount, ParentChanged, ClosedBatch.
         """
-        cache = self._open("commit")
-        new = self.size - self.past
-        if min(self.sizes) != max(self.sizes):
-            raise BadCount("columns filled, by layer", self.sizes, "the same number in every layer")
-        children = cache._commit(self, new, slide, rewrite, positions)
-        self.close()
+        cache = self.opened("commit")
+        sizes = [layer.size for layer in self.layers]
+        if sizes.count(sizes[0]) != len(sizes):
+            raise BadCount("columns filled, by layer", sizes, "the same number in every layer")
+        children = cache._commit(self, sizes[0] - self.past, slide, rewrite, positions, less)
+        cache.stats.forks += len(children)
+        cache.stats.appends += len(children)
+        self.closed = True
         return children
 
     def close(self) -> None:
         """Give the batch up; nothing is stored. Closing twice is fine."""
-        self._cache = None
+        self.closed = True
 
-    def _open(self, what: str) -> PagedKVCache:
-        if self._cache is None:
+    def opened(self, what: str) -> PagedKVCache:
+        """The cache of an open batch. Raises ClosedBatch, which names the call that needs it open."""
+        if self.closed:
             raise ClosedBatch(what)
         return self._cache
 
-    def _no_layer(self, layer: int) -> BadCount:
-        return BadCount("layer", layer, f"an int from 0 to {len(self.sizes) - 1}")
-
-
-def alike(tensor: torch.Tensor, like: torch.Tensor) -> bool:
-    """Whether shape, dtype and device are the same."""
-    return tensor.shape == like.shape and tensor.dtype == like.dtype and tensor.device == like.device
+    def _layer(self, layer: int) -> StagingLayer:
+        try:
+            return self.layers[layer]
+        except IndexError:
+            raise BadCount("layer", layer, f"an int from 0 to {len(self.layers) - 1}") from None
 
 
 def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:
     """Raise BadShape, BadDtype or BadDevice unless the tensor has `shape`, and dtype and device of `like`."""
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise BadShape(name, tuple(tensor.shape), shape)
     if tensor.dtype != like.dtype:
         raise BadDtype(name, tensor.dtype, like.dtype)

@@ -1,9 +1,10 @@
 """The tensors: all layers of a page lie together, and one kernel moves a whole batch.
 
-A plane is a tensor [pages, parts * heads, page_size, head_size], read as a matrix of rows of head_size numbers.
-Where K and V have one head size there is one plane with parts K0, V0, K1, V1, ...; else K and V have a plane
-each. A dense batch [parts, batch, heads, width, head_size] is then one `index_select` of rows, and the new
-tokens go back with one `index_put_`, whatever the number of layers. Page 0 is all zeros: padding reads it.
+A plane is a tensor [pages, parts, heads, page_size, head_size]. Where K and V have one head size there is one plane
+with parts K0, V0, K1, V1, ...; else K and V have a plane each. A dense batch [parts, batch, heads, width, head_size]
+is then one `index_select`, whatever the number of layers: of whole page rows [page_size * head_size] where all windows
+begin and end alike, of token rows [head_size] otherwise. New tokens go back in one kernel too. Page 0 is all zeros:
+padding reads it.
 Why this order and not token-major: docs/design.md, "Memory order".
 """
 
@@ -12,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Ints = npt.NDArray[np.int64]
+from paged_kv.workspace import Ints, Layout
+
+Tensors = Sequence[torch.Tensor]
 
 
 class Plane:
@@ -24,96 +26,25 @@ class Plane:
     def __init__(
         self, parts: int, heads: int, head_size: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.parts, self.heads, self.head_size = parts, heads, head_size
-        self.rows_per_page = parts * heads * page_size
-        self.rows = torch.zeros(self.rows_per_page, head_size, dtype=dtype, device=device)
-        offsets = np.arange(parts * heads, dtype=np.int64) * page_size
-        self.offsets: Ints = offsets.reshape(parts, 1, heads, 1)  # added to first rows [1, batch, 1, width]
+        self.parts, self.heads, self.head_size, self.page_size = parts, heads, head_size, page_size
+        self.page_rows = parts * heads  # of a page
+        self.hold(torch.zeros(self.page_rows * page_size, head_size, dtype=dtype, device=device))
+        # Added to the first row of a page, [1, batch, 1, width]: of its page rows, of its token rows.
+        offsets = np.arange(self.page_rows, dtype=np.int64).reshape(parts, 1, heads, 1)
+        self.offsets: tuple[Ints, Ints] = (offsets * page_size, offsets)
+
+    def hold(self, rows: torch.Tensor) -> None:
+        """Use these rows [pages * parts * heads * page_size, head_size]; views of them are made once."""
+        self.rows = rows
+        self.pages = rows.view(-1, self.parts, self.heads, self.page_size, self.head_size)
+        self.sources = rows, rows.view(-1, self.page_size * self.head_size)
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
-        rows = self.rows.new_empty((pages + 1) * self.rows_per_page, self.head_size)
+        rows = self.rows.new_empty((pages + 1) * self.page_rows * self.page_size, self.head_size)
         kept = self.rows[: len(rows)]  # less than all, where an interrupted call had grown further
         rows[: len(kept)] = kept
-        self.rows = rows
-
-    def pages(self) -> torch.Tensor:
-        """The plane as [pages, parts * heads * page_size * head_size]."""
-        return self.rows.view(-1, self.rows_per_page * self.head_size)
-
-
-class Workspace:
-    """Reused dense buffers of a batch, at a fixed address until they must grow."""
-
-    def __init__(self) -> None:
-        self._flat: list[torch.Tensor] = []
-        self._layouts: dict[tuple[int, int, int], Layout] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(flat.numel() * flat.element_size() for flat in self._flat)
-
-    def layout(self, planes: Sequence[Plane], batch: int, past: int, room: int) -> Layout:
-        """The buffers for `batch` rows of `past` + `room` tokens: views made once and kept."""
-        found = self._layouts.get((batch, past, room))
-        if found is None:
-            found = self._make(planes, batch, past, room)
-            self._layouts[batch, past, room] = found
-        return found
-
-    def _make(self, planes: Sequence[Plane], batch: int, past: int, room: int) -> Layout:
-        shapes = [(plane.parts, batch, plane.heads, past + room, plane.head_size) for plane in planes]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        if not self._flat or any(size > flat.numel() for size, flat in zip(sizes, self._flat)):
-            self._flat = [plane.rows.new_empty(size) for plane, size in zip(planes, sizes)]
-            self._layouts.clear()
-        if len(self._layouts) >= 256:  # long windows of ever new widths
-            self._layouts.clear()
-        return Layout([flat[:size].view(shape) for flat, size, shape in zip(self._flat, sizes, shapes)], past)
-
-
-class Layout:
-    """Dense views [parts, B, heads, past + room, head_size] of a workspace, one a plane, and row numbers for them.
-
-    A search step takes a few dozen microseconds in all, so every view it needs is made once and kept.
-    """
-
-    def __init__(self, planes: list[torch.Tensor], past: int) -> None:
-        self.planes = planes
-        self.flat = [plane.view(-1, plane.shape[-1]) for plane in planes]
-        arrays = [np.zeros(plane.shape[:-1], dtype=np.int64) for plane in planes]
-        self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
-        self.past_rows = [array[..., :past] for array in arrays]  # the room is read from the null page
-        self._slices: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
-
-    def slice(self, layer: int, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [B, heads, end - first, head_size] of a layer."""
-        found = self._slices.get((layer, first, end))
-        if found is None:
-            keys, values = self.layer(layer)
-            found = self._slices[layer, first, end] = keys[:, :, first:end], values[:, :, first:end]
-        return found
-
-    def columns(self, first: int, end: int) -> list[torch.Tensor]:
-        """The planes from column `first` to `end`."""
-        found = self._columns.get((first, end))
-        if found is None:
-            found = self._columns[first, end] = [plane[:, :, :, first:end] for plane in self.planes]
-        return found
-
-    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [B, heads, past + room, head_size] of a layer."""
-        if len(self.planes) == 1:
-            return self.planes[0][2 * layer], self.planes[0][2 * layer + 1]
-        return self.planes[0][layer], self.planes[1][layer]
-
-    def all_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [layers, B, heads, past + room, head_size]."""
-        if len(self.planes) == 1:
-            return self.planes[0][0::2], self.planes[0][1::2]
-        return self.planes[0], self.planes[1]
+        self.hold(rows)
 
 
 class PageStorage:
@@ -133,13 +64,9 @@ class PageStorage:
         one_plane = [(2 * layers, head_size)]
         shapes = one_plane if head_size == value_head_size else [(layers, head_size), (layers, value_head_size)]
         self.planes = [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
-        self.rows_per_page = self.planes[0].rows_per_page  # of every plane
-        self.page_bytes = sum(p.rows_per_page * p.head_size * p.rows.element_size() for p in self.planes)
-        self._hold(np.zeros(page_size, dtype=np.int64))
-
-    def _hold(self, positions: Ints) -> None:
-        self.positions = positions  # by slot
-        self._position_slots = memoryview(positions)  # type: ignore[arg-type]  # a few python ints go in faster here than through numpy
+        self.page_rows = self.planes[0].page_rows  # of every plane
+        self.page_bytes = sum(plane.rows.numel() * plane.rows.element_size() for plane in self.planes)
+        self.positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages; a failed allocation leaves everything as it was."""
@@ -147,74 +74,82 @@ class PageStorage:
         try:
             for plane in self.planes:
                 plane.grow(pages)
-            positions = np.zeros((pages + 1) * self.page_size, dtype=np.int64)
+            positions = np.zeros((pages + 1, self.page_size), dtype=np.int64)
         except BaseException:
             for plane, rows in zip(self.planes, before):
-                plane.rows = rows
+                plane.hold(rows)
             raise
         kept = self.positions[: len(positions)]
         positions[: len(kept)] = kept
-        self._hold(positions)
+        self.positions = positions
 
-    def gather(self, first: Ints, layout: Layout) -> None:
-        """Fill the past of the dense views with the tokens at first rows [B, past]. One kernel a plane."""
-        first = first[None, :, None, :]
+    def gather(self, index: Ints, layout: Layout) -> None:
+        """Fill the past of the dense views. One kernel a plane.
+
+        `index` [B, n] has the pages of the windows where `layout.paged`, else the slots of their tokens.
+        """
+        paged, size = layout.paged, self.page_size
+        first = index * self.page_rows if paged else index + index // size * (self.page_rows - 1) * size
+        first = first[:, None, :]
         for plane, flat, past, rows in zip(self.planes, layout.flat, layout.past_rows, layout.gather_rows):
-            np.add(first, plane.offsets, out=past)
-            torch.index_select(plane.rows, 0, self._to_device(rows), out=flat)
+            np.add(first, plane.offsets[paged], out=past)
+            torch.index_select(plane.sources[paged], 0, self._to_device(rows), out=flat)
 
-    def scatter(self, slots: list[int], sources: Sequence[torch.Tensor], positions: Sequence[int]) -> None:
-        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B * n slots. One kernel a plane."""
-        size, skip = self.page_size, self.rows_per_page - self.page_size
-        first = np.array([slot + slot // size * skip for slot in slots], dtype=np.int64)
-        first = first.reshape(1, sources[0].shape[1], 1, sources[0].shape[3])
-        for plane, source in zip(self.planes, sources):
-            rows = self._to_device(torch.from_numpy(first + plane.offsets))
-            plane.rows.index_put_((rows,), source.detach())  # the pool must not hold the graph of what made the tokens
-        position_slots = self._position_slots
-        for slot, position in zip(slots, positions):
-            position_slots[slot] = position
+    def write_run(
+        self, run: tuple[int, int], sources: Tensors, positions: Ints, less: Tensors | None = None
+    ) -> None:
+        """Write tokens [parts, B, heads, n, head_size], one source a plane, to pages that lie side by side.
+
+        `run` is the first page, and the offset in each of the B pages. `less` is subtracted. One kernel a plane.
+        """
+        page, offset = run
+        _, rows, _, new, _ = sources[0].shape
+        for number, (plane, source) in enumerate(zip(self.planes, sources)):
+            target = plane.pages[page : page + rows].transpose(0, 1)
+            if new < self.page_size:
+                target = target[:, :, :, offset : offset + new]
+            if less is None:
+                target.copy_(source)
+            else:
+                torch.sub(source, less[number], out=target)
+        self.positions[page : page + rows, offset : offset + new] = positions
+
+    def scatter(
+        self, slots: Sequence[int], sources: Tensors, positions: Ints, less: Tensors | None = None
+    ) -> None:
+        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B * n slots; `less` is subtracted."""
+        _, rows, _, new, _ = sources[0].shape
+        pages, offsets = np.divmod(np.array(slots, dtype=np.int64).reshape(rows, new), self.page_size)
+        first = (pages * self.page_rows * self.page_size + offsets)[None, :, None, :]
+        for number, (plane, source) in enumerate(zip(self.planes, sources)):
+            at = self._to_device(torch.from_numpy(first + plane.offsets[False]))
+            plane.rows.index_put_((at,), source if less is None else source - less[number])
+        self.positions[pages, offsets] = positions
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""
         pairs = np.array(copies, dtype=np.int64)
         source, target = self._to_device(torch.from_numpy(pairs.T.copy())).unbind(0)
         for plane in self.planes:
-            pages = plane.pages()
-            pages.index_copy_(0, target, pages.index_select(0, source))
-        by_page = self.positions.reshape(-1, self.page_size)
-        by_page[pairs[:, 1]] = by_page[pairs[:, 0]]
+            plane.pages.index_copy_(0, target, plane.pages.index_select(0, source))
+        self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
 
     def _to_device(self, index: torch.Tensor) -> torch.Tensor:
         return index if self.device.type == "cpu" else index.to(self.device, non_blocking=False)
 
 
-def window_index(
-    tables: Sequence[tuple[int, ...]],
-    starts: Sequence[int],
-    lengths: Sequence[int],
-    page_size: int,
-    stride: int,
-    *,
-    left: bool,
+def window_slots(
+    tables: Sequence[tuple[int, ...]], starts: Sequence[int], lengths: Sequence[int], page_size: int, *, left: bool
 ) -> Ints:
-    """page * stride + offset of every token, [B, longest]; 0, in the null page, in the padding.
-
-    With `stride` = page_size these are slots, with `stride` = rows_per_page first rows of a plane.
-    """
+    """The slot of every token, [B, longest]; 0, in the null page, in the padding."""
     batch, most = len(tables), max(map(len, tables), default=0)
     if not most:
         return np.zeros((batch, 0), dtype=np.int64)
-    length, start = max(lengths), starts[0]
-    same = min(lengths) == length and min(starts) == max(starts) == start
-    rows = tables if same else [(*table, *(0,) * (most - len(table))) for table in tables]
-    pages = np.array(rows, dtype=np.int64)
-    pages *= stride
-    index = (pages[:, :, None] + np.arange(page_size)).reshape(batch, -1)
-    if same:
-        return index[:, start : start + length]
+    length = max(lengths)
+    pages = np.array([(*table, *(0,) * (most - len(table))) for table in tables], dtype=np.int64)
+    slots = (pages[:, :, None] * page_size + np.arange(page_size)).reshape(batch, -1)
     counts = np.array(lengths, dtype=np.int64)[:, None]
     column = np.arange(length) - (length - counts if left else 0)  # each row's own count of its tokens
     inside = (column >= 0) & (column < counts)
-    taken = np.take_along_axis(index, np.where(inside, column + np.array(starts)[:, None], 0), axis=1)
+    taken = np.take_along_axis(slots, np.where(inside, column + np.array(starts)[:, None], 0), axis=1)
     return np.where(inside, taken, 0)

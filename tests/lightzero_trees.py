@@ -86,8 +86,12 @@ class Searcher:
         roots = self.root(ready)
         nodes = [[(latent, 0)] for latent in roots]
         times = [np.array(self.time - 1)] * len(nodes)
+        paged = getattr(self.wm, "paged", None)
         for simulation in range(simulations):
-            chosen = [tree[self.random.integers(len(tree))] for tree in nodes]
+            places = [int(self.random.integers(len(tree))) for tree in nodes]
+            if paged is not None and paged.keys == "node":  # as LightZero's search does once a model is attached
+                paged.nodes.choose(places, range(len(nodes)))
+            chosen = [tree[place] for tree, place in zip(nodes, places)]
             latents = np.asarray([latent for latent, _ in chosen])
             actions = torch.from_numpy(self.random.integers(2, size=len(nodes)))
             depths = [depth + 1 for _, depth in chosen]

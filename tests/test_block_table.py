@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import GENERATION, NO_PARENT, BlockTables, Plan
+from paged_kv.block_table import NO_PARENT, BlockTables, Plan
 from paged_kv.errors import (
     BadCount,
     CorruptCache,
@@ -196,7 +196,7 @@ class TablesMachine(RuleBasedStateMachine):
         seq, tables = data.draw(st.sampled_from(list(self.tokens))), self.tables
         beyond = len(self.tokens[seq]) + 1
         bad = data.draw(
-            st.sampled_from([*self.gone, 0, -1, ~seq, -seq, seq + GENERATION, seq ^ 1 << 30, 1.0, None, "1"])
+            st.sampled_from([*self.gone, 0, -1, ~seq, -seq, seq + 1000, seq ^ 1 << 45, 1.0, None, "1", []])
         )
         calls: dict[str, tuple[Any, ...]] = {
             "new": (tables.new, -1),
@@ -291,19 +291,42 @@ def test_numpy_integers_are_handles_but_no_counts() -> None:
             tables.truncate([seq], count)
 
 
-def test_a_row_is_reused_under_another_handle() -> None:
+def test_a_handle_is_never_used_twice() -> None:
     tables = made(2)
     (first,) = tables.new(1)
     tables.release([first])
-    with pytest.raises(ForeignHandle):  # the row's next handle, which nobody was given yet
-        tables.lengths([first + GENERATION])
+    with pytest.raises(ForeignHandle):  # the next handle, which nobody was given yet
+        tables.lengths([first + 1])
     (second,) = tables.new(1)
-    assert second == first + GENERATION
+    assert second == first + 1
     with pytest.raises(StaleHandle):
         tables.lengths([first])
     with pytest.raises(ForeignHandle):
-        tables.lengths([first - GENERATION])
+        tables.lengths([first - 1])
     assert tables.siblings(second) == []
+
+
+def test_children_that_fill_fresh_pages_are_written_as_one_block() -> None:
+    """A run is a first page and an offset; whatever does not lie side by side has none."""
+    tables = made(2)
+    roots = filled(tables, 2, 4)  # pages 1 and 2, 3
+    assert tables.plan(roots, 2, fork=True).run() == (4, 0)
+    assert tables.plan(roots, 1, fork=True).run() == (4, 0)
+    children = tables.apply(tables.plan(roots, 1, fork=True))
+    assert tables.plan(children, 1).run() == (4, 1)
+    assert tables.plan(children[::-1], 1).run() is None, "from back to front"
+    assert tables.plan(roots, 3, fork=True).run() is None, "two pages a row"
+    assert tables.plan(roots, [1, 2], fork=True).run() is None, "different numbers"
+    assert tables.plan([roots[0], children[1]], 1, fork=True).run() is None, "different offsets"
+    assert tables.plan([], 1).run() is None
+    assert tables.plan(tables.new(2, start=1), 0).run() is None, "nothing to write"
+
+
+def test_pages_freed_together_lie_side_by_side_again() -> None:
+    pages = PageAllocator(64, max_pages=64)
+    taken = pages.take(64)
+    pages.drop(taken[::2] + taken[1::2])
+    assert pages.take(64) == taken
 
 
 def test_a_handle_of_another_cache_is_refused() -> None:
@@ -341,22 +364,28 @@ def test_a_pool_needs_pages(arguments: dict[str, Any]) -> None:
         made(0)
 
 
+def change(tables: BlockTables, **fields: Any) -> None:
+    """Other fields in the record of the oldest sequence."""
+    seq, record = next(iter(tables._live.items()))
+    names = ("pages", "start", "length", "parent")
+    tables._live[seq] = tuple(fields.get(name, value) for name, value in zip(names, record))  # type: ignore[assignment]
+
+
 def corrupt(tables: BlockTables, how: str) -> None:
     """Break one invariant behind the back of a cache with a shared page, a released row and a free page."""
     pages = tables.pages
     actions = {
         "free twice": lambda: pages.free.append(pages.free[0]),
         "null page freed": lambda: pages.free.append(0),
-        "null page held": lambda: tables._tables.__setitem__(0, (0, 2)),
+        "null page held": lambda: change(tables, pages=(0, 2)),
         "lost reference": lambda: pages.refs.__setitem__(1, 1),
         "lost page": lambda: pages.free.pop(),
         "counter too many": lambda: pages.refs.append(0),
-        "page twice": lambda: tables._tables.__setitem__(0, (1, 1)),
-        "short table": lambda: tables._tables.__setitem__(0, (1,)),
-        "bad start": lambda: tables._starts.__setitem__(0, 7),
-        "free row with pages": lambda: tables._tables.__setitem__(2, (1,)),
-        "free row lost": lambda: tables._free_rows.pop(),
-        "free row twice": lambda: tables._free_rows.append(2),
+        "page twice": lambda: change(tables, pages=(1, 1)),
+        "short table": lambda: change(tables, pages=(1,)),
+        "bad start": lambda: change(tables, start=7),
+        "parent to come": lambda: change(tables, parent=tables._next),
+        "number to come": lambda: tables._live.__setitem__(tables._next, ((), 0, 0, NO_PARENT)),
     }
     actions[how]()
 
@@ -373,9 +402,8 @@ def corrupt(tables: BlockTables, how: str) -> None:
         "page twice",
         "short table",
         "bad start",
-        "free row with pages",
-        "free row lost",
-        "free row twice",
+        "parent to come",
+        "number to come",
     ],
 )
 def test_check_finds_what_is_broken(how: str) -> None:
@@ -384,7 +412,6 @@ def test_check_finds_what_is_broken(how: str) -> None:
     tables.fork([root])
     tables.release(tables.fork([root]))
     tables.check()
-    assert tables._parents[0] == NO_PARENT
     corrupt(tables, how)
     with pytest.raises(CorruptCache):
         tables.check()

@@ -44,7 +44,8 @@ class Scene:
         try:
             self.batch.commit(**options)
         finally:
-            self.batch.sizes = [4, 4]
+            for layer in self.batch.layers:
+                layer.size = 4
 
     def state(self) -> list[Any]:
         cache, tables = self.cache, self.cache._tables
@@ -54,7 +55,7 @@ class Scene:
             cache._pages.refs[:],
             cache._pages.free[:],
             repr(cache.stats),
-            self.batch.sizes[:],
+            [layer.size for layer in self.batch.layers],
         ]
         return [contents, bookkeeping, cache.pages_reserved, cache.live_sequences]
 
@@ -66,6 +67,21 @@ CASES: dict[str, Case] = {
         errors.OutOfPages,
         "2 pages requested, 0 free, 0 pinned: release sequences",
         lambda s: s.cache.append([s.one, s.two], s.kv[:, :, :, :1], s.kv[:, :, :, :1]),
+    ),
+    "less of another shape": (
+        SHAPE,
+        "less has shape (4, 1, 3, 2, 4), expected (4, 2, 3, 1, 4)",
+        lambda s: s.commit(less=[torch.zeros(4, 1, 3, 2, 4)]),
+    ),
+    "less for another number of planes": (
+        COUNT,
+        "less (one a plane) is 2, allowed is 1 tensors",
+        lambda s: s.commit(less=[torch.zeros(1)] * 2),
+    ),
+    "less of rewritten rows": (
+        COUNT,
+        "less is 'given', allowed is None where rows are rewritten",
+        lambda s: s.commit(less=[torch.zeros(1)], rewrite=[0, 0]),
     ),
     "commit out of pages": (errors.OutOfPages, "2 pages requested, 0 free", lambda s: s.commit()),
     "stale": (

@@ -16,7 +16,7 @@ PACKAGE = Path(paged_kv.__file__).parent
 # From the bottom up. Modules of one row know nothing of each other; a folder is one layer.
 LAYERS = [
     {"errors", "stats", "data"},
-    {"allocator"},
+    {"allocator", "workspace"},
     {"block_table", "storage"},
     {"staging", "pool"},
     {"pool"},

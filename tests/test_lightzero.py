@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightzero_trees import Searcher, build_model, difference, quiet, same
 
-from paged_kv.errors import BadCount, OutOfPages, UnsupportedVersion
+from paged_kv.errors import BadCount, OutOfPages, UnannouncedNode, UnsupportedVersion
 
 pytestmark = pytest.mark.lightzero
 KINDS = ("own", "write", "read")
@@ -26,7 +26,7 @@ class Forgiving(list):  # type: ignore[type-arg]
         return None if index is None else super().__getitem__(index)
 
 
-def attached(model: Any, kind: str) -> Any:
+def attached(model: Any, kind: str, keys: str = "latent") -> Any:
     """A copy of the model with the cache under test."""
     from paged_kv.integrations.lightzero import attach
 
@@ -35,13 +35,13 @@ def attached(model: Any, kind: str) -> Any:
         pool = model.world_model.shared_pool_recur_infer
         model.world_model.shared_pool_recur_infer = Forgiving(pool)
         return model
-    return attach(model, at=kind)
+    return attach(model, at=kind, keys=keys)
 
 
-def trio(envs: int = 4, **options: Any) -> list[Searcher]:
+def trio(envs: int = 4, keys: str = "latent", **options: Any) -> list[Searcher]:
     """The same model and the same random numbers on the three caches."""
     model = build_model(envs=envs, **options)
-    return [Searcher(attached(model, kind), envs) for kind in KINDS]
+    return [Searcher(attached(model, kind, keys), envs) for kind in KINDS]
 
 
 def assert_parity(searchers: list[Searcher]) -> None:
@@ -59,8 +59,9 @@ def assert_parity(searchers: list[Searcher]) -> None:
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 @pytest.mark.parametrize("context", [4, 6, 8, 14])
-def test_searches_give_the_same_numbers(rotary: bool, context: int) -> None:
-    searchers = trio(rotary=rotary, context=context)
+@pytest.mark.parametrize("keys", ["node", "latent"])
+def test_searches_give_the_same_numbers(rotary: bool, context: int, keys: str) -> None:
+    searchers = trio(rotary=rotary, context=context, keys=keys)
     for searcher in searchers:
         for _ in range(9):
             searcher.search(8)
@@ -85,8 +86,9 @@ def test_any_page_size(page_size: int) -> None:
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 @pytest.mark.parametrize("context", [6, 8])
-def test_lost_roots_and_rows_of_different_lengths(rotary: bool, context: int) -> None:
-    searchers = trio(rotary=rotary, context=context)
+@pytest.mark.parametrize("keys", ["node", "latent"])
+def test_lost_roots_and_rows_of_different_lengths(rotary: bool, context: int, keys: str) -> None:
+    searchers = trio(rotary=rotary, context=context, keys=keys)
     for searcher in searchers:
         for step in range(12):
             searcher.search(4)
@@ -344,7 +346,7 @@ def test_store_objects_answer_as_lightzero_calls_them() -> None:
     assert "again" in env
     assert "new" in wm.past_kv_cache_recurrent_infer
     batch = wm.keys_values_wm
-    assert (len(batch), batch[0].shape, batch.size) == (2, (4, 2, batch.size, 16), batch[1]._k_cache._size)
+    assert (len(batch), batch[0].shape, batch.size) == (2, (4, 2, batch.size, 16), batch._keys_values[1]._k_cache._size)
     assert batch._keys_values[1]._v_cache._cache.shape[:2] == (4, 2)
     wm.paged.cache.check()
 
@@ -364,6 +366,7 @@ def test_exhaustion_is_named() -> None:
     [
         ({"cache": "dense"}, r"cache is 'dense', allowed is 'paged' or 'lightzero'"),
         ({"at": "never"}, r"at is 'never', allowed is 'read' or 'write'"),
+        ({"keys": "row"}, r"keys is 'row', allowed is 'node' or 'latent'"),
     ],
 )
 def test_bad_choices_are_named(options: dict[str, Any], message: str) -> None:
@@ -371,6 +374,21 @@ def test_bad_choices_are_named(options: dict[str, Any], message: str) -> None:
 
     with pytest.raises(BadCount, match=message):
         attach(build_model(rotary=True), **options)
+
+
+def test_a_step_outside_of_a_search_is_named() -> None:
+    searcher = Searcher(attached(build_model(rotary=True), "read", "node"))
+    latents, action = searcher.root(), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(UnannouncedNode, match=r'4 search nodes, of which 0 were announced.*keys="latent"'):
+        searcher.model.recurrent_inference([(latents, action)], 0, [1] * 4, [np.array(0)] * 4)
+    searcher.wm.paged.cache.check()
+    searcher.search(3)
+
+
+def test_more_environments_than_the_model_knows_are_named() -> None:
+    searcher = Searcher(attached(build_model(rotary=True, envs=2), "read", "node"), envs=3)
+    with pytest.raises(BadCount, match="environments in one batch is 3, allowed is 1 to the world model's env_num = 2"):
+        searcher.root()
 
 
 def test_a_target_without_a_world_model_is_named() -> None:

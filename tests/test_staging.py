@@ -185,7 +185,7 @@ def test_one_parent_may_have_many_children(device: str) -> None:
     assert cache.release_subtree(root) == 2
 
 
-def test_rebase_is_asked_only_where_a_token_moved(device: str) -> None:
+def test_rebase_is_told_where_tokens_were_and_are(device: str) -> None:
     """After a slide the stored position and the index in the window differ; padding counts as neither."""
     cache = made(device)
     short, long = filled(cache, 2, 4)
@@ -196,10 +196,10 @@ def test_rebase_is_asked_only_where_a_token_moved(device: str) -> None:
         batch.planes[0][:, 0, :, : batch.past] += 100
 
     cache.open([short, long], 1, rebase=rebase)
-    assert not seen
     cache.slide([long], 1)
     batch = cache.open([short, long], 1, rebase=rebase)
-    assert seen == [([[0, 0, 1], [1, 2, 3]], [[0, 0, 1], [0, 1, 2]])]
+    still = [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert seen == [(still, still), ([[0, 0, 1], [1, 2, 3]], [[0, 0, 1], [0, 1, 2]])]
     assert (batch.keys(0)[0] >= 100).all()
     assert cache.gather([short]).keys.max() < 100, "nothing stored changes"
 
@@ -265,3 +265,22 @@ def test_layers_must_be_filled_alike(device: str) -> None:
         batch.commit()
     batch.update(-1, kv, kv)
     assert cache.lengths(batch.commit()) == [4]
+
+
+@pytest.mark.parametrize("lengths", [(3, 3), (2, 5)])
+def test_what_is_stored_can_be_less_than_what_was_computed(device: str, lengths: tuple[int, int]) -> None:
+    """Equal windows that end on a page's edge go in as one block, any other by slots: both subtract first."""
+    cache = made(device, value_head_size=3)
+    roots = cache.new(2, start=1)
+    for root, length in zip(roots, lengths):
+        kv = torch.ones(2, 1, 1, length, 3, device=device)
+        cache.append([root], kv[..., :2], kv)
+    batch = cache.open(roots, 2)
+    advance(batch, cache, 2, value=7.0)
+    steps = torch.tensor([1.0, 2.0], device=device)[:, None]
+    children = batch.commit(less=[steps, 2 * steps])
+    for child, length in zip(children, lengths):
+        found = cache.gather([child])
+        assert (found.keys[..., length:, :] == 7 - steps).all()
+        assert (found.values[..., length:, :] == 7 - 2 * steps).all()
+    cache.check()

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from paged_kv.errors import BadCount, UnsupportedVersion
-from paged_kv.integrations.lightzero_state import Entry, EnvKeys, PagedState, Pool, SharedKeys
 
 TESTED = ("0.2.0",)
 FOUND = version("LightZero")
@@ -31,6 +30,10 @@ from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
 from lzero.model.unizero_world_models.utils import hash_state  # noqa: E402
 from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
 
+from paged_kv.integrations.lightzero_search import announce_searches  # noqa: E402
+from paged_kv.integrations.lightzero_state import PagedState  # noqa: E402
+from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedKeys  # noqa: E402
+
 Target = TypeVar("Target")
 CACHES = ("paged", "lightzero")
 _MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_model")
@@ -38,12 +41,15 @@ _BUILDERS = ("lzero.model.unizero_model", "lzero.model.sampled_unizero_model")
 
 
 def attach(
-    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, **pool: Any
+    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", **pool: Any
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
 
     `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
     stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
+    `keys` says how contexts are found again: "node" by environment and by the search tree's own names of its nodes
+    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by a hash of the latent state, as
+    LightZero does.
     `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
     Deep copies of an attached model have pools of their own. Returns `target`.
     Raises BadCount for unknown choices and where `target` holds no UniZero world model.
@@ -55,20 +61,22 @@ def attach(
         raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
     for model in models:
         if cache == "paged":
-            _swap_in(model, at, page_size, pool)
+            _swap_in(model, at, page_size, keys, pool)
         else:
             _swap_out(model)
     return target
 
 
 @contextlib.contextmanager
-def installed(cache: str = "paged", at: str = "read", page_size: int = 2, **pool: Any) -> Iterator[None]:
+def installed(
+    cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", **pool: Any
+) -> Iterator[None]:
     """Within the block, every UniZero model that LightZero builds gets the chosen cache; arguments as for `attach`.
 
     For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
     """
     def build(*args: Any, **kwargs: Any) -> Any:
-        return attach(WorldModel(*args, **kwargs), cache, at, page_size, **pool)
+        return attach(WorldModel(*args, **kwargs), cache, at, page_size, keys, **pool)
 
     modules: list[Any] = [import_module(name) for name in _BUILDERS]
     before = [module.WorldModel for module in modules]
@@ -89,53 +97,112 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
 
     paged: PagedState
 
+    def reset_for_initial_inference(self, obs_act_dict: Any, start_pos: Any = 0) -> tuple[Any, torch.Tensor]:
+        """The step of the roots: what an environment saw last continues the context it had before."""
+        now = obs_act_dict["current_obs"]
+        if self.paged.keys == "latent" or now is None:  # None: targets for training, which keep no contexts
+            return super().reset_for_initial_inference(obs_act_dict, start_pos)  # type: ignore[no-any-return]
+        self.latent_state = self.tokenizer.encode_to_obs_embeddings(now)
+        return self._root_step(obs_act_dict, self.latent_state, start_pos), self.latent_state
+
+    @torch.no_grad()
+    def _root_step(self, obs_act_dict: Any, latent: torch.Tensor, start_pos: Any) -> Any:
+        paged, rows, actions = self.paged, latent.shape[0], obs_act_dict["action"]
+        if rows > self.env_num:
+            raise BadCount("environments in one batch", rows, f"1 to the world model's env_num = {self.env_num}")
+        if self._begins(actions):
+            self.keys_values_wm = paged.open_empty(self, rows, latent.device, latent.dtype)
+        else:
+            roots = paged.roots_after(obs_act_dict["obs"], rows)
+            self.root_total_query_cnt += rows
+            self.root_hit_cnt += rows - roots.count(None)
+            contexts: list[Any] = [None if root is None else paged.entry(root) for root in roots]
+            if None in roots:
+                before = self.tokenizer.encode_to_obs_embeddings(obs_act_dict["obs"])
+                for row in [row for row, root in enumerate(roots) if root is None]:
+                    contexts[row] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
+            self.keys_values_wm = paged.open(self, contexts)
+            start_pos = start_pos[:rows]
+            tokens = torch.from_numpy(np.array(actions[:rows])).to(latent.device)
+            self._forward({"act_tokens": tokens.unsqueeze(1)}, start_pos)
+        outputs = self._forward({"obs_embeddings": latent}, start_pos)
+        self.update_cache_context(latent, seen=obs_act_dict["current_obs"])
+        return outputs
+
+    def _begins(self, actions: Any) -> bool:
+        """Whether this is the first step of an episode, as LightZero tells it."""
+        return not isinstance(actions[0], np.ndarray) if self.continuous_action_space else max(actions) == -1
+
+    def _forward(self, tokens: dict[str, torch.Tensor], start_pos: Any) -> Any:
+        return self.forward(tokens, past_keys_values=self.keys_values_wm, is_init_infer=True, start_pos=start_pos)
+
     def retrieve_or_generate_kvcache(
         self, latent_state: Any, ready_env_num: int, simulation_index: int = 0, start_pos: Any = 0
     ) -> list[int]:
-        """Find the contexts of a batch of search nodes; a node that is not found gets a context of its own token."""
+        """Find the contexts of a batch of search nodes; a node that has none gets a context of its own token."""
         if self.reanalyze_phase:  # LightZero keeps no contexts there
             return super().retrieve_or_generate_kvcache(  # type: ignore[no-any-return]
                 latent_state, ready_env_num, simulation_index, start_pos
             )
-        found = self.paged.lookup([hash_state(state) for state in latent_state[:ready_env_num]])
         attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
         attributes["total_query_count"] += ready_env_num
-        attributes["hit_count"] += ready_env_num - found.count(None)
-        if None in found:
-            for row in [row for row, entry in enumerate(found) if entry is None]:
-                found[row] = self._fresh(latent_state[row], int(start_pos[row].item()))
+        if self.paged.keys == "node" and self.context_length > 2:
+            attributes["hit_count"] += ready_env_num
+            found: list[Any] = self.paged.nodes.take(ready_env_num)
+        else:
+            found = self._by_latent(latent_state[:ready_env_num], start_pos)
         attributes["keys_values_wm_list"] = found
-        sizes = attributes["keys_values_wm_size_list"] = [entry.size for entry in found]
-        return sizes
+        return found  # trim_and_pad_kv_cache knows the sizes
 
-    def _fresh(self, state: np.ndarray[Any, Any], start_pos: int) -> KeysValues:
+    def _by_latent(self, latent_state: Any, start_pos: Any) -> list[Any]:
+        found = self.paged.lookup([hash_state(state) for state in latent_state])
+        missing = [row for row, entry in enumerate(found) if entry is None]
+        self.hit_count += len(found) - len(missing)
+        for row in missing:
+            latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
+            found[row] = self._fresh(latent, int(start_pos[row].item()))
+        return found
+
+    def _fresh(self, latent: torch.Tensor, start_pos: int) -> KeysValues:
+        """A context of one observation."""
         empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
-        latent = torch.from_numpy(state).unsqueeze(0).to(self.device)
         self.forward({"obs_embeddings": latent}, past_keys_values=empty, is_init_infer=True, start_pos=start_pos)
         return empty
 
     def trim_and_pad_kv_cache(self, is_init_infer: bool = True) -> list[int]:
         """Gather the contexts of the batch, all layers at once, left-padded to the longest."""
-        sizes: list[int] = self.keys_values_wm_size_list
+        contexts, paged = self.keys_values_wm_list, self.paged
         if self.reanalyze_phase:
+            sizes: list[int] = self.keys_values_wm_size_list
             self.keys_values_wm = self.transformer.generate_empty_keys_values(len(sizes), self.context_length)
             super().trim_and_pad_kv_cache(is_init_infer)
             return sizes
         if is_init_infer:  # a new search begins: nothing looks the old nodes up again
-            self.paged.forget_nodes()
-        self.__dict__["keys_values_wm"] = self.paged.open(self, self.keys_values_wm_list, sizes)
-        return sizes
+            paged.forget_nodes()
+        batch = paged.open_sequences(self, contexts) if type(contexts[0]) is int else paged.open(self, contexts)
+        self.__dict__["keys_values_wm"] = batch
+        return batch.lengths
 
     def update_cache_context(
         self, latent_state: torch.Tensor, is_init_infer: bool = True, simulation_index: int = 0,
-        search_depth: Sequence[int] = (), valid_context_lengths: Any = None,
+        search_depth: Sequence[int] = (), valid_context_lengths: Any = None, *, seen: torch.Tensor | None = None,
     ) -> None:
-        """Store what the step appended: new contexts of the batch, under the hashes of their latent states."""
+        """Store what the step appended: new contexts of the batch, by node or under hashes of their latent states."""
         if self.reanalyze_phase:
             return
+        paged = self.paged
         if self.context_length <= 2:  # no context is kept
-            self.paged.close()
-            return
+            paged.close()
+        elif paged.keys == "latent":
+            self._store_by_latent(latent_state, is_init_infer)
+        elif not is_init_infer:
+            paged.nodes.add(paged.commit(self, self.keys_values_wm_size_list_current))
+        else:
+            paged.end_search()
+            assert seen is not None
+            paged.begin_search(paged.commit_roots(self, self.keys_values_wm.size), seen)
+
+    def _store_by_latent(self, latent_state: torch.Tensor, is_init_infer: bool) -> None:
         rows = latent_state.size(0)
         latents = latent_state.reshape(rows, -1).cpu().numpy()
         keys = [hash_state(latent) for latent in latents]
@@ -173,14 +240,16 @@ def _world_models(target: Any) -> Iterator[Any]:
             yield world_model
 
 
-def _swap_in(model: Any, at: str, page_size: int, pool: dict[str, Any]) -> None:
+def _swap_in(model: Any, at: str, page_size: int, keys: str, pool: dict[str, Any]) -> None:
     if type(model) not in (WorldModel, PagedWorldModel):
         raise BadCount("target", type(model).__name__, "a WorldModel, and no subclass of one")
     state = PagedState(
         dict(layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads,
              page_size=page_size, **pool),
-        envs=model.env_num, context_length=model.context_length, at=at, rotary=bool(model.config.rotary_emb),
+        envs=model.env_num, context_length=model.context_length, at=at, keys=keys,
+        rotary=bool(model.config.rotary_emb),
     )
+    announce_searches()
     model.__class__ = PagedWorldModel
     model.paged = state
     model.past_kv_cache_init_infer_envs = [EnvKeys(state, env) for env in range(model.env_num)]

@@ -1,8 +1,8 @@
-"""Learned positions: what moving a token by a few places adds to its keys and values.
+"""Learned positions: what a context needs when it moves inside its window.
 
-UniZero adds a position embedding to a token before it is projected to keys and values, so a token that moves from index
-`then` to index `now` of its window is corrected by P[now] - P[then], P being the projected embeddings. Models
-with rotary positions keep the rotation a key was made with, and need none of this.
+LightZero adds a position embedding to a token before it is projected to keys and values. Projection is linear, so K
+and V are those of the bare token plus P[index], P being the projected embeddings. Models with rotary positions keep
+the rotation a key was made with, and need none of this.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import torch
 
 from paged_kv.staging import StagingBatch
 
-KEPT = 16  # corrections at hand; once the windows are full every search step has the same one
-
 
 class ReadShift:
-    """Corrects windows as they are gathered; what is stored stays as the model produced it.
+    """Stores tokens without their positions, and adds those of the window as it is gathered.
 
-    The correction of a batch depends only on where its tokens were and are. It is built once for each such pattern and
-    then added in one kernel.
+    What is stored never changes when a window slides, so pages stay shared, and a batch whose windows are alike takes
+    one `add_`. Storing K - P[then] and reading it back + P[now] is LightZero's K + (P[now] - P[then]) up to rounding.
     """
 
     def __init__(self) -> None:
         self._made_of: Any = None
-        self._table = torch.empty(0)
-        self._patterns: dict[bytes, torch.Tensor] = {}
+        self._table = torch.empty(0)  # [2 * layers, 1, heads, tokens + 1, head_size]; the last is zero, for padding
+        self._slices: dict[tuple[int, int], torch.Tensor] = {}
 
     def follow(self, model: Any) -> None:
         """Use the projected embeddings of `model`, which it renews before it collects or evaluates."""
@@ -34,29 +32,39 @@ class ReadShift:
             return
         self._made_of = model.positional_embedding_k
         pairs = zip(model.positional_embedding_k, model.positional_embedding_v)
-        # [tokens, 2 * layers, heads, head_size], parts in the order of the planes of a batch
-        self._table = torch.cat([part for pair in pairs for part in pair]).permute(2, 0, 1, 3).contiguous()
-        self._patterns.clear()
+        table = torch.cat([part.detach() for pair in pairs for part in pair]).unsqueeze(1)  # in the order of the parts
+        self._table = torch.cat((table, torch.zeros_like(table[:, :, :, :1])), dim=3)
+        self._slices.clear()
+
+    def of(self, first: int, end: int) -> torch.Tensor:
+        """The positions `first` to `end` [2 * layers, 1, heads, end - first, head_size]."""
+        found = self._slices.get((first, end))
+        if found is None:
+            found = self._slices[first, end] = self._table[:, :, :, first:end]
+        return found
 
     def __call__(self, batch: StagingBatch) -> None:
-        """Add the correction to the gathered windows, in place."""
-        key = batch.then.tobytes() + batch.now.tobytes()
-        correction = self._patterns.get(key)
-        if correction is None:
-            correction = self._build(batch)
-            if len(self._patterns) >= KEPT:
-                del self._patterns[next(iter(self._patterns))]
-            self._patterns[key] = correction
-        batch.planes[0][:, :, :, : batch.past].add_(correction)
+        """Add the positions of the windows, in place."""
+        past = batch.past
+        if batch.uniform:
+            batch.layout.columns(0, past)[0].add_(self.of(0, past))
+        else:
+            index = torch.from_numpy(batch.now).masked_fill(~batch.mask().cpu()[:, :past], self._table.shape[3] - 1)
+            batch.layout.columns(0, past)[0].add_(self._at(index))
 
-    def _build(self, batch: StagingBatch) -> torch.Tensor:
-        """Correction [2 * layers, B or 1, heads, past, head_size]."""
-        then, now = batch.then, batch.now
-        if (then == then[:1]).all() and (now == now[:1]).all():
-            then, now = then[:1], now[:1]
-        device = self._table.device
-        difference = self._table[torch.from_numpy(now).to(device)] - self._table[torch.from_numpy(then).to(device)]
-        return difference.permute(2, 0, 3, 1, 4).contiguous()
+    def new_tokens(self, batch: StagingBatch) -> torch.Tensor:
+        """The positions that the new tokens of a batch were made with, each after its own window."""
+        past, size = batch.past, batch.size
+        if batch.uniform:
+            return self.of(past, size)
+        index = torch.tensor(batch.lengths)[:, None] + torch.arange(size - past)
+        return self._at(index)
+
+    def _at(self, index: torch.Tensor) -> torch.Tensor:
+        """The positions at `index` [B, n]: [2 * layers, B, heads, n, head_size]."""
+        parts, _, heads, _, head_size = self._table.shape
+        chosen = self._table.index_select(3, index.reshape(-1).to(self._table.device))
+        return chosen.view(parts, heads, *index.shape, head_size).permute(0, 2, 1, 3, 4)
 
 
 class WriteShift:

@@ -1,149 +1,24 @@
-"""The contexts of one world model: a paged cache, its manager, and LightZero's batch and store objects over them."""
+"""The contexts of one world model: a paged cache, its pools, the nodes of the search, and the batch in work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero_positions import ReadShift, WriteShift
+from paged_kv.integrations.lightzero_search import SearchNodes
+from paged_kv.integrations.lightzero_stores import Entry, StepBatch
 from paged_kv.manager import KVCacheManager
 from paged_kv.staging import StagingBatch
 
 SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
 AT = ("read", "write")
-
-
-class EnvKeys:
-    """One environment's `past_kv_cache_init_infer_envs`: key -> sequence."""
-
-    def __init__(self, state: PagedState, env: int) -> None:
-        self._state, self._env = state, env
-
-    def __len__(self) -> int:
-        return len(self._state.manager.init_pools[self._env])
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._state.manager.init_pools[self._env]
-
-    def __setitem__(self, key: str, handle: int) -> None:
-        self._state.manager.set_init_cache(self._env, key, handle)
-
-    def get(self, key: str) -> int | None:
-        """The sequence stored under a key, or None."""
-        return self._state.manager.get_init_cache(self._env, key)
-
-    def clear(self) -> None:
-        """Release the environment's root."""
-        self._state.forget_roots(self._env)
-
-
-class SharedKeys:
-    """`past_kv_cache_recurrent_infer`: key -> sequence of a search node."""
-
-    def __init__(self, state: PagedState) -> None:
-        self._state = state
-
-    def __len__(self) -> int:
-        return len(self._state.manager.recur_pool)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._state.manager.recur_pool
-
-    def __setitem__(self, key: str, handle: int) -> None:
-        self._state.manager.set_recur_cache(key, handle)
-
-    def get(self, key: str) -> int | None:
-        """The sequence stored under a key, or None."""
-        return self._state.manager.get_recur_cache(key)
-
-    def clear(self) -> None:
-        """Release all search nodes."""
-        self._state.forget_nodes()
-
-
-class Pool:
-    """`shared_pool_recur_infer`, or one environment's `shared_pool_init_infer`: sequence -> context."""
-
-    def __init__(self, state: PagedState) -> None:
-        self._state = state
-
-    def __getitem__(self, handle: int | None) -> Entry | None:
-        return None if handle is None else self._state.entry(handle)
-
-
-class LayerHalf:
-    """K or V of one layer of a batch, under LightZero's names."""
-
-    def __init__(self, cache: torch.Tensor, size: int) -> None:
-        self._cache, self._size = cache, size
-
-
-class StepLayer:
-    """One layer of a batch: what LightZero's attention reads and appends to."""
-
-    __slots__ = ("_batch", "_layer")
-
-    def __init__(self, batch: StagingBatch, layer: int) -> None:
-        self._batch, self._layer = batch, layer
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Rows, heads, tokens so far, head size."""
-        batch = self._batch
-        _, rows, heads, _, head_size = batch.layout.planes[0].shape
-        return rows, heads, batch.sizes[self._layer], head_size
-
-    def update(self, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Append keys and values [B, heads, n, head_size]."""
-        self._batch.update(self._layer, k, v)
-
-    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values so far, [B, heads, tokens, head_size]."""
-        return self._batch.get(self._layer)
-
-    @property
-    def _k_cache(self) -> LayerHalf:
-        return LayerHalf(self._batch.layout.layer(self._layer)[0], self._batch.sizes[self._layer])
-
-    @property
-    def _v_cache(self) -> LayerHalf:
-        return LayerHalf(self._batch.layout.layer(self._layer)[1], self._batch.sizes[self._layer])
-
-
-class StepBatch:
-    """The batch in work, as LightZero's `keys_values_wm`."""
-
-    __slots__ = ("_batch", "_keys_values")
-
-    def __init__(self, batch: StagingBatch) -> None:
-        self._batch = batch
-        self._keys_values = tuple(StepLayer(batch, layer) for layer in range(len(batch.sizes)))
-
-    def __reduce__(self) -> Any:
-        return str, ("a batch that was in work where the model was copied",)
-
-    def __getitem__(self, layer: int) -> StepLayer:
-        return self._keys_values[layer]
-
-    def __len__(self) -> int:
-        return len(self._keys_values)
-
-    @property
-    def size(self) -> int:
-        """Tokens so far, padding included."""
-        return self._batch.size
-
-
-class Entry(NamedTuple):
-    """A stored context as LightZero sees it."""
-
-    handle: int
-    size: int
+KEYS = ("node", "latent")
 
 
 class PagedState:
@@ -153,10 +28,16 @@ class PagedState:
     a target network starts without contexts, and never shares any.
     """
 
-    def __init__(self, options: dict[str, Any], *, envs: int, context_length: int, at: str, rotary: bool) -> None:
-        if at not in AT:
-            raise BadCount("at", at, " or ".join(map(repr, AT)))
-        self.options, self.envs, self.context_length, self.at, self.rotary = options, envs, context_length, at, rotary
+    def __init__(
+        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, rotary: bool
+    ) -> None:
+        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS)):
+            if value not in allowed:
+                raise BadCount(name, value, " or ".join(map(repr, allowed)))
+        self.options, self.envs, self.context_length, self.rotary = options, envs, context_length, rotary
+        self.at, self.keys = at, keys
+        self.nodes = SearchNodes()
+        self._seen: torch.Tensor | None = None  # the observations that the roots end with, row by row
         self.read_shift = None if rotary or at == "write" or context_length <= 2 else ReadShift()
         self.write_shift = None if rotary or at == "read" or context_length <= 2 else WriteShift(context_length)
         self._cache: PagedKVCache | None = None
@@ -165,7 +46,7 @@ class PagedState:
         self._guests: list[int] = []  # contexts that live for one step: of nodes that were not found
 
     def __reduce__(self) -> Any:
-        return _empty_state, (self.options, self.envs, self.context_length, self.at, self.rotary)
+        return _empty_state, (self.options, self.envs, self.context_length, self.at, self.keys, self.rotary)
 
     @property
     def cache(self) -> PagedKVCache:
@@ -185,11 +66,13 @@ class PagedState:
     def start(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Begin with an empty cache on a device, and drop what another one held."""
         self._batch, self._guests = None, []
+        self._seen = None
+        self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
         # The last root of an environment is all that a later step asks for: the step after it, and its own search.
         self._manager = KVCacheManager(self._cache, self.envs, init_entries=1)
 
-    # -- lookups and stores ------------------------------------------------------------------------------
+    # -- lookups and stores, by the hash of a latent state -------------------------------------------------
 
     def lookup(self, keys: Sequence[str]) -> list[Any]:
         """The context of each row's node, first among the roots of its environment, then among the nodes; or None."""
@@ -197,10 +80,7 @@ class PagedState:
             return [None] * len(keys)
         lookup = self._manager.retrieve_cache_hierarchical
         handles = [lookup(row, key) for row, key in enumerate(keys)]
-        found = [handle for handle in handles if handle is not None]
-        if len(found) < len(handles):
-            return [None if handle is None else self.entry(handle) for handle in handles]
-        return list(map(Entry, found, self.cache.lengths(found)))
+        return [None if handle is None else self.entry(handle) for handle in handles]
 
     def entry(self, handle: int) -> Entry:
         """A stored context as LightZero sees it."""
@@ -215,8 +95,39 @@ class PagedState:
         for env, (key, child) in enumerate(zip(keys, children)):
             self.manager.set_init_cache(env, key, child)
 
+    # -- lookups and stores, by what the tree and the environments are called --------------------------------
+
+    def begin_search(self, roots: list[int], seen: torch.Tensor) -> None:
+        """Keep the roots of a new search, whose windows end with the observations `seen`, one a row."""
+        manager = self.manager
+        for env, root in enumerate(roots):
+            pool = manager.init_pools[env]
+            pool.put(env, root)
+            if not pool.pinned(env):  # a search goes on from its root: no lack of pages may take it
+                pool.pin(env)
+        self._seen = seen
+        self.nodes.begin(roots)
+
+    def roots_after(self, seen: torch.Tensor, rows: int) -> list[int | None]:
+        """The root of each row's environment, or None where its window does not end with the observation `seen`."""
+        if self._manager is None or self._seen is None:
+            return [None] * rows
+        known = [self._manager.get_init_cache(env, env) for env in range(rows)]
+        if seen is not self._seen:  # the policy hands the same tensor over again; who does not, is believed row by row
+            shared = min(rows, len(seen), len(self._seen))
+            same = (seen[:shared].flatten(1) == self._seen[:shared].flatten(1)).all(1).tolist()
+            known = [root if equal else None for root, equal in zip(known, same + [False] * (rows - shared))]
+        return known
+
+    def end_search(self) -> None:
+        """Release the nodes of the search, in one call."""
+        doomed = self.nodes.end()
+        if doomed:
+            self.cache.release(doomed)
+
     def forget_nodes(self) -> None:
         """Release the nodes of the search."""
+        self.end_search()
         if self._manager is not None:
             self._manager.clear_recur_cache()
 
@@ -227,27 +138,48 @@ class PagedState:
 
     # -- a model step ------------------------------------------------------------------------------------
 
-    def open(self, model: Any, contexts: Sequence[Any], sizes: Sequence[int]) -> StepBatch:
+    def open(self, model: Any, contexts: Sequence[Any]) -> StepBatch:
         """Gather a batch of stored contexts and of fresh `KeysValues`, left-padded."""
         self._drop_guests()
         parents = [context.handle if type(context) is Entry else 0 for context in contexts]
-        if 0 in parents:
-            strangers = [row for row, parent in enumerate(parents) if not parent]
-            for size in {sizes[row] for row in strangers}:
-                rows = [row for row in strangers if sizes[row] == size]
-                guests = self.take_in(model, [contexts[row] for row in rows], len(rows), size)
-                self._guests += guests
-                for row, guest in zip(rows, guests):
-                    parents[row] = guest
-        if self.read_shift is not None:
-            self.read_shift.follow(model)
-        self._batch = self.cache.open(parents, ROOM, rebase=self.read_shift)
+        strangers = [row for row, parent in enumerate(parents) if not parent]
+        for size in {contexts[row].size for row in strangers}:
+            rows = [row for row in strangers if contexts[row].size == size]
+            guests = self.take_in(model, [contexts[row] for row in rows], len(rows), size)
+            self._guests += guests
+            for row, guest in zip(rows, guests):
+                parents[row] = guest
+        return self.open_sequences(model, parents)
+
+    def open_sequences(self, model: Any, parents: list[int]) -> StepBatch:
+        """Gather a batch of sequences, left-padded."""
+        shift = self.read_shift
+        if shift is not None:
+            shift.follow(model)
+        self._batch = self.cache.open(parents, ROOM, rebase=shift)
         return StepBatch(self._batch)
+
+    def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> StepBatch:
+        """A batch of contexts that begin with their next token."""
+        cache = self._cache
+        if cache is None or device != cache.device or dtype != cache.dtype:
+            self.start(device, dtype)
+        self._drop_guests()
+        self._guests = self.cache.new(rows, start=-1 % self.cache.page_size)  # so that later pairs fill whole pages
+        return self.open_sequences(model, self._guests)
 
     def commit(self, model: Any, sizes: Sequence[int]) -> list[int]:
         """Store the batch of a search step, whose contexts have `sizes` tokens; returns the new contexts."""
         batch = self._in_work()
-        return self._commit(model, batch, sizes, [None] * len(batch.parents))
+        size = batch.size
+        if not batch.uniform or self.write_shift is not None or batch.past < SLIDE:
+            return self._commit(model, batch, sizes, [None] * len(batch.parents))
+        less = None if self.read_shift is None else [self.read_shift.new_tokens(batch)]
+        children = batch.commit(slide=SLIDE if size >= self.context_length - 1 else 0, less=less)
+        self._batch = None
+        if self._guests:
+            self._drop_guests()
+        return children
 
     def commit_roots(self, model: Any, size: int) -> list[int]:
         """Store a batch of roots.
@@ -257,8 +189,11 @@ class PagedState:
         numbers.
         """
         batch = self._in_work()
-        padded = any(batch.pads)
-        return self._commit(model, batch, [size] * len(batch.parents), [0 if padded else None] * len(batch.parents))
+        if batch.uniform:
+            return self.commit(model, [size] * len(batch.parents))
+        if self.read_shift is not None:  # what is stored whole is stored without positions, padding included
+            batch.layout.columns(0, size)[0].sub_(self.read_shift.of(0, size))
+        return self._commit(model, batch, [size] * len(batch.parents), [0] * len(batch.parents))
 
     def close(self) -> None:
         """Give up the batch in work; nothing is stored."""
@@ -279,6 +214,10 @@ class PagedState:
             for half in ("_k_cache", "_v_cache")
         ]
         keys, values = (half.reshape(-1, rows, *half.shape[2:]) for half in dense)
+        if self.read_shift is not None:
+            self.read_shift.follow(model)
+            positions = self.read_shift.of(0, size)
+            keys, values = keys - positions[0::2], values - positions[1::2]
         # Placed so that the pairs appended later fill whole pages.
         guests = self.cache.new(rows, start=-size % self.cache.page_size)
         self.cache.append(guests, keys, values)
@@ -304,7 +243,10 @@ class PagedState:
         else:
             for row in full:  # what is rewritten as a whole, or has too short a parent, slides once it is stored
                 (slide if rewrite[row] is None and batch.lengths[row] >= SLIDE else late)[row] = SLIDE
-        children = batch.commit(slide=slide, rewrite=rewrite)
+        less = None
+        if self.read_shift is not None and any(column is None for column in rewrite):
+            less = [self.read_shift.new_tokens(batch)]
+        children = batch.commit(slide=slide, rewrite=rewrite, less=less)
         if any(late):
             self.cache.slide(children, late)
         self._batch = None
@@ -332,5 +274,7 @@ class PagedState:
         return self._batch
 
 
-def _empty_state(options: dict[str, Any], envs: int, context_length: int, at: str, rotary: bool) -> PagedState:
-    return PagedState(options, envs=envs, context_length=context_length, at=at, rotary=rotary)
+def _empty_state(
+    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, rotary: bool
+) -> PagedState:
+    return PagedState(options, envs=envs, context_length=context_length, at=at, keys=keys, rotary=rotary)

@@ -175,8 +175,10 @@ class LightZeroSide:
         wm = self.wm
         from lzero.model.unizero_world_models.kv_caching import KVCache
 
+        from ..staging import StagingLayer
+
         # The paged side, too, has LightZero's own batch in the first step of an episode.
-        layers = {KVCache, type(wm.keys_values_wm[0])}
+        layers = {KVCache, StagingLayer}
         names = ["retrieve_or_generate_kvcache", "trim_and_pad_kv_cache", "update_cache_context",
                  "custom_copy_kv_cache_to_shared_wm"]
         found: list[tuple[Any, str, str]] = [(wm, name, CACHE) for name in names]
@@ -184,6 +186,7 @@ class LightZeroSide:
         found += [(layer, name, LAYER) for layer in layers for name in ("update", "get")]
         if self.kind == "paged":
             found.append((type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
+            found += [(type(wm.paged), name, CACHE) for name in ("roots_after", "open_empty", "open", "end_search")]
         return found
 
     def held(self) -> Held:

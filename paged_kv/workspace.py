@@ -1,0 +1,115 @@
+"""Reused dense buffers: where batches are gathered to, and the views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Ints = npt.NDArray[np.int64]
+
+
+class Shape(Protocol):
+    """What a buffer needs to know of a plane of the pool."""
+
+    parts: int
+    heads: int
+    head_size: int
+    page_size: int
+    rows: torch.Tensor
+
+
+class Workspace:
+    """Reused dense buffers of a batch, at a fixed address until they must grow."""
+
+    def __init__(self) -> None:
+        self._flat: list[torch.Tensor] = []
+        self._layouts: dict[tuple[int, int, int, int | None], Layout] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(flat.numel() * flat.element_size() for flat in self._flat)
+
+    def layout(self, planes: Sequence[Shape], batch: int, past: int, room: int, start: int | None) -> Layout:
+        """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
+
+        `start` is the head offset of all windows, which are then gathered by pages, or None to gather them by tokens.
+        """
+        found = self._layouts.get((batch, past, room, start))
+        if found is None:
+            found = self._make(planes, batch, past, room, start)
+            self._layouts[batch, past, room, start] = found
+        return found
+
+    def _make(self, planes: Sequence[Shape], batch: int, past: int, room: int, start: int | None) -> Layout:
+        unit = 1 if start is None else planes[0].page_size
+        first = start or 0
+        width = -(-(first + past + room) // unit) * unit
+        shapes = [(plane.parts, batch, plane.heads, width, plane.head_size) for plane in planes]
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        if not self._flat or any(size > flat.numel() for size, flat in zip(sizes, self._flat)):
+            self._flat = [plane.rows.new_empty(size) for plane, size in zip(planes, sizes)]
+            self._layouts.clear()
+        if len(self._layouts) >= 256:  # long windows of ever new widths
+            self._layouts.clear()
+        whole = [flat[:size].view(shape) for flat, size, shape in zip(self._flat, sizes, shapes)]
+        return Layout(whole, unit, first, past, room, paged=start is not None)
+
+
+class Layout:
+    """Dense views [parts, B, heads, past + room, head_size] of a workspace, one a plane, and row numbers for them.
+
+    A search step takes a few dozen microseconds in all, so every view it needs is made once and kept.
+    """
+
+    def __init__(
+        self, whole: list[torch.Tensor], unit: int, first: int, past: int, room: int, *, paged: bool
+    ) -> None:
+        self.paged, self.past, self.room = paged, past, room
+        self.on_edge = paged and (first + past) % unit == 0  # the next token of every window begins a page
+        self.planes = [plane[:, :, :, first : first + past + room] for plane in whole]
+        self.flat = [plane.view(-1, unit * plane.shape[-1]) for plane in whole]
+        arrays = [np.zeros((*plane.shape[:3], plane.shape[3] // unit), dtype=np.int64) for plane in whole]
+        self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
+        filled = -(-(first + past) // unit) if past else 0
+        self.past_rows = [array[..., :filled] for array in arrays]  # the room is read from the null page
+        self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._layers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._next: dict[int, Ints] = {}
+
+    def columns(self, first: int, end: int) -> list[torch.Tensor]:
+        """The planes from column `first` to `end`."""
+        found = self._columns.get((first, end))
+        if found is None:
+            found = self._columns[first, end] = [plane[:, :, :, first:end] for plane in self.planes]
+        return found
+
+    def layers(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """K and V [B, heads, end - first, head_size] of every layer."""
+        found = self._layers.get((first, end))
+        if found is None:
+            keys, values = self.keys_values(self.columns(first, end))
+            found = self._layers[first, end] = list(zip(keys.unbind(0), values.unbind(0)))
+        return found
+
+    def next_positions(self, new: int) -> Ints:
+        """The positions [1, new] after the windows of a batch of equal ones."""
+        found = self._next.get(new)
+        if found is None:
+            found = self._next[new] = np.arange(self.past, self.past + new, dtype=np.int64)[None]
+        return found
+
+    def all_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [layers, B, heads, past + room, head_size]."""
+        return self.keys_values(self.planes)
+
+    @staticmethod
+    def keys_values(planes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of all layers [layers, ...] among planes."""
+        if len(planes) == 1:
+            return planes[0][0::2], planes[0][1::2]
+        return planes[0], planes[1]
