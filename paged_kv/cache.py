@@ -234,7 +234,8 @@ class PagedKVCache(PagePool):
             return self._commit_rewritten(batch, new, slide, rewrite, positions, less)
         layout, size = batch.layout, self.page_size
         sources = layout.columns(layout.past, layout.past + new)
-        less = None if less is None else broadcast(less, sources)
+        if less is not None:
+            check_less(less, sources)
         if positions is None:
             positions = layout.next_positions(new) if layout.paged else following(batch.lengths, new)
         if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= layout.past and not slide % size:
@@ -279,17 +280,14 @@ class PagedKVCache(PagePool):
         return self._apply(plan)
 
 
-def broadcast(less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What to subtract, expanded to the shapes of the new tokens. Raises BadShape."""
+def check_less(less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Raise BadCount or BadShape unless these can be subtracted from the new tokens without making them larger."""
     if len(less) != len(sources):
         raise BadCount("less (one a plane)", len(less), f"{len(sources)} tensors")
-    expanded = []
     for part, source in zip(less, sources):
-        try:
-            expanded.append(part.expand(source.shape))
-        except RuntimeError:
-            raise BadShape("less", tuple(part.shape), tuple(source.shape)) from None
-    return expanded
+        got, wanted = part.shape, source.shape
+        if len(got) != len(wanted) or [a for a, b in zip(got, wanted) if a != b and a != 1]:
+            raise BadShape("less", tuple(got), tuple(wanted))
 
 
 def following(lengths: Sequence[int], new: int) -> Ints:

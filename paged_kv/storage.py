@@ -18,6 +18,7 @@ import torch
 from paged_kv.workspace import Ints, Layout
 
 Tensors = Sequence[torch.Tensor]
+UNWRITTEN = 1024  # runs whose positions are written down at the latest
 
 
 class Plane:
@@ -37,6 +38,7 @@ class Plane:
         """Use these rows [pages * parts * heads * page_size, head_size]; views of them are made once."""
         self.rows = rows
         self.pages = rows.view(-1, self.parts, self.heads, self.page_size, self.head_size)
+        self.targets = self.pages.transpose(0, 1)  # as a batch lies: [parts, pages, heads, page_size, head_size]
         self.sources = rows, rows.view(-1, self.page_size * self.head_size)
 
     def grow(self, pages: int) -> None:
@@ -66,7 +68,23 @@ class PageStorage:
         self.planes = [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
         self.page_rows = self.planes[0].page_rows  # of every plane
         self.page_bytes = sum(plane.rows.numel() * plane.rows.element_size() for plane in self.planes)
-        self.positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
+        self._positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
+        self._unwritten: list[tuple[int, int, int, Ints]] = []
+
+    @property
+    def positions(self) -> Ints:
+        """The position each token was written at [pages, page_size].
+
+        Few read them, so runs are noted and written down together: numpy is slow to wake up between two model steps.
+        """
+        if self._unwritten:
+            self._write_positions()
+        return self._positions
+
+    def _write_positions(self) -> None:
+        for page, rows, offset, positions in self._unwritten:
+            self._positions[page : page + rows, offset : offset + positions.shape[1]] = positions
+        self._unwritten.clear()
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages; a failed allocation leaves everything as it was."""
@@ -81,7 +99,7 @@ class PageStorage:
             raise
         kept = self.positions[: len(positions)]
         positions[: len(kept)] = kept
-        self.positions = positions
+        self._positions = positions
 
     def gather(self, index: Ints, layout: Layout) -> None:
         """Fill the past of the dense views. One kernel a plane.
@@ -105,14 +123,16 @@ class PageStorage:
         page, offset = run
         _, rows, _, new, _ = sources[0].shape
         for number, (plane, source) in enumerate(zip(self.planes, sources)):
-            target = plane.pages[page : page + rows].transpose(0, 1)
+            target = plane.targets.narrow(1, page, rows)
             if new < self.page_size:
                 target = target[:, :, :, offset : offset + new]
             if less is None:
                 target.copy_(source)
             else:
                 torch.sub(source, less[number], out=target)
-        self.positions[page : page + rows, offset : offset + new] = positions
+        self._unwritten.append((page, rows, offset, positions))
+        if len(self._unwritten) >= UNWRITTEN:
+            self._write_positions()
 
     def scatter(
         self, slots: Sequence[int], sources: Tensors, positions: Ints, less: Tensors | None = None
