@@ -76,6 +76,13 @@ class PageAllocator:
             refs[page] = 1
         return taken
 
+    def next_run(self, count: int) -> int:
+        """The first of the next `count` free pages, where they lie side by side in the order of `take`, else 0."""
+        pages = self.free[-count:]
+        if len(pages) == count and count and pages == list(range(pages[-1] + count - 1, pages[-1] - 1, -1)):
+            return pages[-1]
+        return 0
+
     def hold(self, pages: Iterable[int]) -> None:
         """Add one reference to each page."""
         refs = self.refs

@@ -239,11 +239,12 @@ class PagedKVCache(PagePool):
         if positions is None:
             positions = layout.next_positions(new) if layout.paged else following(batch.lengths, new)
         if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= layout.past and not slide % size:
-            first = self._tables.next_run(len(batch.parents))
+            first = self._pages.next_run(len(batch.parents))
             if first:  # what a search does at every step: one fresh page a child, side by side
                 self._storage.write_run((first, 0), sources, positions, less)
-                self._note(len(batch.parents))
-                return self._tables.extend(batch.parents, batch.records, first, slide // size)
+                children = self._tables.extend(batch.parents, batch.records, slide // size)
+                self._note(len(children))
+                return children
         plan = self._plan(batch.parents, new, fork=True, slide=slide)
         self._write(plan, sources, positions, less)
         return self._apply(plan)
