@@ -74,7 +74,7 @@ def train(kind: str, folder: Path, seeds: dict[str, int], monkeypatch: pytest.Mo
         for name in ("_forward_collect", "_forward_eval"):
             patch.setattr(UniZeroPolicy, name, noted(getattr(UniZeroPolicy, name), digest, searches))
         seeds["next"] = 0
-        options = {"cache": "lightzero"} if kind == "own" else {"at": kind}
+        options = {"cache": "lightzero"} if kind == "own" else {"at": kind, "padding": "attended"}
         with installed(**options), quiet():
             policy = train_unizero(list(cartpole_config(updates=6)), seed=0, max_env_step=400)
     world_model = policy._collect_model.world_model
@@ -128,7 +128,7 @@ class Player:
         model = UniZeroModel(**config.policy.model)
         model.load_state_dict({**model.state_dict(), **load_file(checkpoint_path())})
         if kind != "own":
-            attach(model, at=kind)
+            attach(model, at=kind, padding="attended")
         self.policy = create_policy(config.policy, model=model, enable_field=["learn", "eval"])
 
     def play(self, steps: int, seeds: dict[str, int]) -> tuple[list[int], list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
 AT = ("read", "write")
 KEYS = ("node", "latent")
+PADDING = ("masked", "attended")
 
 
 class PagedState:
@@ -29,13 +30,13 @@ class PagedState:
     """
 
     def __init__(
-        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, rotary: bool
+        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
     ) -> None:
-        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS)):
+        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS), ("padding", padding, PADDING)):
             if value not in allowed:
                 raise BadCount(name, value, " or ".join(map(repr, allowed)))
         self.options, self.envs, self.context_length, self.rotary = options, envs, context_length, rotary
-        self.at, self.keys = at, keys
+        self.at, self.keys, self.padding = at, keys, padding
         self.nodes = SearchNodes()
         self._seen: torch.Tensor | None = None  # the observations that the roots end with, row by row
         self.read_shift = None if rotary or at == "write" or context_length <= 2 else ReadShift()
@@ -46,7 +47,9 @@ class PagedState:
         self._guests: list[int] = []  # contexts that live for one step: of nodes that were not found
 
     def __reduce__(self) -> Any:
-        return _empty_state, (self.options, self.envs, self.context_length, self.at, self.keys, self.rotary)
+        return _empty_state, (
+            self.options, self.envs, self.context_length, self.at, self.keys, self.padding, self.rotary
+        )
 
     @property
     def cache(self) -> PagedKVCache:
@@ -72,25 +75,30 @@ class PagedState:
         # The last root of an environment is all that a later step asks for: the step after it, and its own search.
         self._manager = KVCacheManager(self._cache, self.envs, init_entries=1)
 
-    # -- lookups and stores, by the hash of a latent state -------------------------------------------------
+    # -- lookups and stores, by the latent state -------------------------------------------------------------
 
-    def lookup(self, keys: Sequence[str]) -> list[Any]:
+    def lookup(self, keys: Sequence[Hashable]) -> list[int | None]:
         """The context of each row's node, first among the roots of its environment, then among the nodes; or None."""
         if self._manager is None:
             return [None] * len(keys)
         lookup = self._manager.retrieve_cache_hierarchical
-        handles = [lookup(row, key) for row, key in enumerate(keys)]
-        return [None if handle is None else self.entry(handle) for handle in handles]
+        return [lookup(row, key) for row, key in enumerate(keys)]
+
+    def roots_at(self, keys: Sequence[Hashable]) -> list[int | None]:
+        """The root of each row's environment, or None where its window does not end with this latent state."""
+        if self._manager is None:
+            return [None] * len(keys)
+        return [self._manager.get_init_cache(row, key) for row, key in enumerate(keys)]
 
     def entry(self, handle: int) -> Entry:
         """A stored context as LightZero sees it."""
         return Entry(handle, self.cache.lengths((handle,))[0])
 
-    def store_nodes(self, keys: Sequence[str], children: Sequence[int]) -> None:
+    def store_nodes(self, keys: Sequence[Hashable], children: Sequence[int]) -> None:
         """Keep search nodes until the next search."""
         self.manager.set_recur_caches(keys, children)
 
-    def store_roots(self, keys: Iterable[str], children: Iterable[int]) -> None:
+    def store_roots(self, keys: Iterable[Hashable], children: Iterable[int]) -> None:
         """Keep the root of each environment (rows are environments) in place of the one before."""
         for env, (key, child) in enumerate(zip(keys, children)):
             self.manager.set_init_cache(env, key, child)
@@ -134,6 +142,7 @@ class PagedState:
     def forget_roots(self, env: int) -> None:
         """Release the root of one environment."""
         if self._manager is not None:
+            self.nodes.lose_roots(self._manager.init_pools[env].handles())
             self._manager.clear_init_caches((env,))
 
     # -- a model step ------------------------------------------------------------------------------------
@@ -157,7 +166,7 @@ class PagedState:
         if shift is not None:
             shift.follow(model)
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
-        return StepBatch(self._batch)
+        return StepBatch(self._batch, self.padding == "masked")
 
     def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> StepBatch:
         """A batch of contexts that begin with their next token."""
@@ -181,16 +190,17 @@ class PagedState:
             self._drop_guests()
         return children
 
-    def commit_roots(self, model: Any, size: int) -> list[int]:
+    def commit_roots(self, model: Any) -> list[int]:
         """Store a batch of roots.
 
         LightZero 0.2.0 stores every root with the length of the longest, so that the zeros in front of a shorter
-        one become tokens of it. They take part in attention from then on; here too, so that both give the same
-        numbers.
+        one become tokens of it. They take part in attention from then on; here too where padding is "attended", so
+        that both give the same numbers. Where it is "masked", every root keeps its own length.
         """
         batch = self._in_work()
-        if batch.uniform:
-            return self.commit(model, [size] * len(batch.parents))
+        size = batch.size
+        if batch.uniform or self.padding == "masked":
+            return self.commit(model, [length + size - batch.past for length in batch.lengths])
         if self.read_shift is not None:  # what is stored whole is stored without positions, padding included
             batch.layout.columns(0, size)[0].sub_(self.read_shift.of(0, size))
         return self._commit(model, batch, [size] * len(batch.parents), [0] * len(batch.parents))
@@ -275,6 +285,8 @@ class PagedState:
 
 
 def _empty_state(
-    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, rotary: bool
+    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
 ) -> PagedState:
-    return PagedState(options, envs=envs, context_length=context_length, at=at, keys=keys, rotary=rotary)
+    return PagedState(
+        options, envs=envs, context_length=context_length, at=at, keys=keys, padding=padding, rotary=rotary
+    )
