@@ -32,6 +32,16 @@ def replay(wm: Any, window: Window) -> list[torch.Tensor]:
     return outputs
 
 
+@torch.no_grad()
+def heed_context(wm: Any, factor: float = 8) -> None:
+    """Make answers depend on the context more than they do with the weights of a fresh or small model."""
+    for block in wm.transformer.blocks:
+        for layer in (block.attn.query, block.attn.key, block.attn.value, block.attn.proj):
+            layer.weight.mul_(factor)
+    if not wm.config.rotary_emb:
+        wm.precompute_pos_emb_diff_kv()
+
+
 class Player:
     """Plays environments and searches them, and notes how far every row's answer is from that row alone."""
 

@@ -124,7 +124,7 @@ def forget_sometimes(searcher: Searcher) -> None:
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 def test_one_key_for_all_nodes(rotary: bool) -> None:
-    """A fresh model's observation head is zero: it predicts one state for everything, and the latest context answers."""
+    """The observation head of a fresh model is zero: all predicted states are one, and the latest context answers."""
     searchers = trio(rotary=rotary)
     for searcher in searchers:
         last = searcher.wm.head_observations.head_module[2]

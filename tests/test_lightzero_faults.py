@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightzero_oracle import Player
+from lightzero_oracle import Player, heed_context
 from lightzero_trees import build_model as small_model
 
 pytestmark = pytest.mark.lightzero
@@ -22,14 +22,9 @@ both_positions = pytest.mark.parametrize("rotary", [True, False], ids=["rotary",
 
 
 def build_model(**options: Any) -> Any:
-    """A model whose answers depend on its context more than those of fresh weights do."""
+    """A model whose windows do not slide in these tests."""
     model = small_model(**{"context": CONTEXT, **options})
-    with torch.no_grad():
-        for block in model.world_model.transformer.blocks:
-            for layer in (block.attn.query, block.attn.key, block.attn.value, block.attn.proj):
-                layer.weight.mul_(8)
-    if not options["rotary"]:
-        model.world_model.precompute_pos_emb_diff_kv()
+    heed_context(model.world_model)
     return model
 
 

@@ -11,6 +11,7 @@ the same for a whole training run. Importing this file imports LightZero; import
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -30,8 +31,9 @@ from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
 from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
 
 from paged_kv.integrations.lightzero_attention import mask_padding  # noqa: E402
+from paged_kv.integrations.lightzero_policy import BEGINS, follow_environments  # noqa: E402
 from paged_kv.integrations.lightzero_search import announce_searches  # noqa: E402
-from paged_kv.integrations.lightzero_state import PagedState  # noqa: E402
+from paged_kv.integrations.lightzero_state import PagedState, Roots  # noqa: E402
 from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedKeys, StepBatch  # noqa: E402
 
 Target = TypeVar("Target")
@@ -111,38 +113,58 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def _root_step(self, obs_act_dict: Any, latent: torch.Tensor, start_pos: Any) -> Any:
-        paged, rows, actions = self.paged, latent.shape[0], obs_act_dict["action"]
+        paged, rows = self.paged, latent.shape[0]
         if rows > self.env_num:
             raise BadCount("environments in one batch", rows, f"1 to the world model's env_num = {self.env_num}")
-        if self._begins(actions):
-            self.keys_values_wm = paged.open_empty(self, rows, latent.device, latent.dtype)
+        envs, actions = paged.environments_of(rows), obs_act_dict["action"][:rows]
+        if len(actions) < rows:
+            raise BadCount("last actions", len(actions), f"one for each of the {rows} environments in the batch")
+        begins = [self._begins(action) for action in actions]
+        groups = [[row for row in range(rows) if begins[row] is new] for new in (True, False)]
+        outputs = [
+            self._roots(group, envs, obs_act_dict, latent, start_pos, begins[group[0]]) for group in groups if group
+        ]
+        paged.begin_search(envs)
+        return outputs[0] if len(outputs) == 1 else _in_order(outputs, groups[0] + groups[1])
+
+    def _roots(
+        self, rows: list[int], envs: list[int], obs_act_dict: Any, latent: torch.Tensor, start_pos: Any, begins: bool
+    ) -> Any:
+        """The roots of some rows of the batch, which all begin an episode or all go on with one."""
+        paged = self.paged
+        part = len(rows) < len(envs)
+        latent, times = (latent[rows], [start_pos[row] for row in rows]) if part else (latent, start_pos)
+        if begins:
+            self.keys_values_wm = paged.open_empty(self, len(rows), latent.device, latent.dtype)
         else:
-            contexts = self._root_contexts(obs_act_dict["obs"], rows, start_pos)
+            contexts = self._root_contexts(obs_act_dict["obs"], rows, envs, start_pos)
             self.keys_values_wm = paged.open(self, contexts)
-            start_pos = start_pos[:rows]
-            tokens = torch.from_numpy(np.array(actions[:rows])).to(latent.device)
-            self._forward({"act_tokens": tokens.unsqueeze(1)}, start_pos)
-        outputs = self._forward({"obs_embeddings": latent}, start_pos)
-        self.update_cache_context(latent, seen=obs_act_dict["current_obs"])
+            times = times[: len(rows)]
+            tokens = torch.from_numpy(np.array([obs_act_dict["action"][row] for row in rows])).to(latent.device)
+            self._forward({"act_tokens": tokens.unsqueeze(1)}, times)
+        outputs = self._forward({"obs_embeddings": latent}, times)
+        self.update_cache_context(latent, roots=Roots(rows, [envs[row] for row in rows], obs_act_dict["current_obs"]))
         return outputs
 
-    def _root_contexts(self, seen: torch.Tensor, rows: int, start_pos: Any) -> list[Any]:
+    def _root_contexts(self, seen: torch.Tensor, rows: list[int], envs: list[int], start_pos: Any) -> list[Any]:
         """The window of each row that ends with the observation `seen`; where it is not found, one of `seen` alone."""
         paged = self.paged
+        which = Roots(rows, [envs[row] for row in rows], seen)
         before = self.tokenizer.encode_to_obs_embeddings(seen) if paged.keys == "latent" else None
-        roots = paged.roots_after(seen, rows) if before is None else paged.roots_at(latent_keys(before[:rows]))
-        self.root_total_query_cnt += rows
-        self.root_hit_cnt += rows - roots.count(None)
+        roots = paged.roots_after(which) if before is None else paged.roots_at(which, latent_keys(before))
+        self.root_total_query_cnt += len(rows)
+        self.root_hit_cnt += len(rows) - roots.count(None)
         contexts: list[Any] = [None if root is None else paged.entry(root) for root in roots]
         if None in roots:
             before = self.tokenizer.encode_to_obs_embeddings(seen) if before is None else before
-            for row in [row for row, root in enumerate(roots) if root is None]:
-                contexts[row] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
+            for place in [place for place, root in enumerate(roots) if root is None]:
+                row = rows[place]
+                contexts[place] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
         return contexts
 
-    def _begins(self, actions: Any) -> bool:
-        """Whether this is the first step of an episode, as LightZero tells it."""
-        return not isinstance(actions[0], np.ndarray) if self.continuous_action_space else max(actions) == -1
+    def _begins(self, action: Any) -> bool:
+        """Whether an environment begins an episode, as LightZero tells it by the action before."""
+        return not isinstance(action, np.ndarray) if self.continuous_action_space else bool(action == BEGINS)
 
     def _forward(self, tokens: dict[str, torch.Tensor], start_pos: Any) -> Any:
         batch = self.keys_values_wm
@@ -209,7 +231,7 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
 
     def update_cache_context(
         self, latent_state: torch.Tensor, is_init_infer: bool = True, simulation_index: int = 0,
-        search_depth: Sequence[int] = (), valid_context_lengths: Any = None, *, seen: torch.Tensor | None = None,
+        search_depth: Sequence[int] = (), valid_context_lengths: Any = None, *, roots: Roots | None = None,
     ) -> None:
         """Store what the step appended: new contexts of the batch, by node or under their latent states."""
         if self.reanalyze_phase:
@@ -225,12 +247,9 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
                 paged.store_nodes(latent_keys(latent_state), children)
         else:
             paged.forget_nodes()
-            children = paged.commit_roots(self)
-            if paged.keys == "node":
-                assert seen is not None
-                paged.begin_search(children, seen)
-            else:
-                paged.store_roots(latent_keys(latent_state), children)
+            assert roots is not None
+            keys = latent_keys(latent_state) if paged.keys == "latent" else None
+            paged.store_roots(roots, paged.commit_roots(self), keys)
 
     def custom_copy_kv_cache_to_shared_wm(self, src_kv: Any) -> Any:
         """Nothing to copy: a step never writes to what is stored."""
@@ -249,6 +268,13 @@ def latent_keys(latents: Any) -> list[bytes]:
     """The key of each latent state of a batch: all of its bytes, so that no two states ever share one by chance."""
     array = latents.cpu().numpy() if isinstance(latents, torch.Tensor) else latents
     return [latent.tobytes() for latent in array]
+
+
+def _in_order(outputs: list[Any], rows: list[int]) -> Any:
+    """One output of several, whose rows stand one after another, as `rows` of one batch."""
+    order = torch.tensor(rows).argsort().to(outputs[0].output_sequence.device)
+    fields = [[getattr(output, field.name) for output in outputs] for field in dataclasses.fields(outputs[0])]
+    return type(outputs[0])(*(None if parts[0] is None else torch.cat(parts)[order] for parts in fields))
 
 
 def _world_models(target: Any) -> Iterator[Any]:
@@ -272,6 +298,7 @@ def _swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool:
         padding=padding, rotary=bool(model.config.rotary_emb),
     )
     announce_searches()
+    follow_environments()
     mask_padding(model, padding == "masked")
     model.__class__ = PagedWorldModel
     model.paged = state
