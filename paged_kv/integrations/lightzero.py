@@ -51,7 +51,7 @@ def attach(
     `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
     stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
     `keys` says how contexts are found again: "node" by environment and by the search tree's own names of its nodes
-    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by the latent state, as LightZero
+    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero
     does, but compared as a whole.
     `padding` says what shorter windows of a batch see of the zeros in front of them: "masked" nothing, so that a row
     gives the numbers it gives alone, or "attended" LightZero 0.2.0's numbers, which depend on the longest window.
@@ -116,10 +116,11 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
         paged, rows = self.paged, latent.shape[0]
         if rows > self.env_num:
             raise BadCount("environments in one batch", rows, f"1 to the world model's env_num = {self.env_num}")
-        envs, actions = paged.environments_of(rows), obs_act_dict["action"][:rows]
-        if len(actions) < rows:
-            raise BadCount("last actions", len(actions), f"one for each of the {rows} environments in the batch")
-        begins = [self._begins(action) for action in actions]
+        envs, begins = paged.environments_of(rows), [self._begins(action) for action in obs_act_dict["action"][:rows]]
+        if all(begins):  # a policy that was reset for evaluation hands over fewer than collection has
+            begins = [True] * rows
+        elif len(begins) < rows:
+            raise BadCount("last actions", len(begins), f"one for each of the {rows} environments in the batch")
         groups = [[row for row in range(rows) if begins[row] is new] for new in (True, False)]
         outputs = [
             self._roots(group, envs, obs_act_dict, latent, start_pos, begins[group[0]]) for group in groups if group

@@ -1,8 +1,8 @@
 """Which row of a batch is which environment: LightZero's policy knows, and tells the world model here.
 
 A policy is told which environments are ready. LightZero 0.2.0 drops their names: it hands over what the rows of the
-call before saw and did, in the order of that call. Here a policy whose model is on pages hands over what each
-environment saw and did last, wherever its row was then.
+call before saw and did, in the order of that call. Here a policy whose model is on pages with node keys hands over what
+each environment saw and did last, wherever its row was then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BEGINS = -1  # LightZero's "action" of an environment that begins an episode
 
 
 def follow_environments() -> None:
-    """Have LightZero's UniZero policies name the environments of every batch to models on pages."""
+    """Have LightZero's UniZero policies name the environments of every batch to models with node keys."""
     for policy in POLICIES:
         for name, (model, place) in STEPS.items():
             step = vars(policy).get(name)
@@ -61,12 +61,12 @@ class LastSteps:
 
 
 def _following(step: Callable[..., Any], model: str, place: int) -> Callable[..., Any]:
-    """`step`, for policies whose `model` is on pages with its rows named and in order."""
+    """`step`, for policies whose `model` has node keys with the rows named and in order."""
 
     @wraps(step)
     def followed(policy: Any, data: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         paged = getattr(getattr(getattr(policy, model), "world_model", None), "paged", None)
-        if paged is None:
+        if paged is None or paged.keys != "node":
             return step(policy, data, *arguments, **options)
         ready = options["ready_env_id"] if len(arguments) <= place and "ready_env_id" in options else (
             arguments[place] if len(arguments) > place else None)
