@@ -35,7 +35,7 @@ def attached(model: Any, kind: str, keys: str = "latent") -> Any:
         pool = model.world_model.shared_pool_recur_infer
         model.world_model.shared_pool_recur_infer = Forgiving(pool)
         return model
-    return attach(model, at=kind, keys=keys)
+    return attach(model, at=kind, keys=keys, padding="attended")
 
 
 def trio(envs: int = 4, keys: str = "latent", **options: Any) -> list[Searcher]:
@@ -76,7 +76,8 @@ def test_any_page_size(page_size: int) -> None:
     from paged_kv.integrations.lightzero import attach
 
     model = build_model(rotary=False)
-    own, paged = Searcher(copy.deepcopy(model)), Searcher(attach(model, at="write", page_size=page_size))
+    own = Searcher(copy.deepcopy(model))
+    paged = Searcher(attach(model, at="write", page_size=page_size, padding="attended"))
     for searcher in (own, paged):
         for _ in range(6):
             searcher.search(6)
@@ -123,7 +124,7 @@ def forget_sometimes(searcher: Searcher) -> None:
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 def test_one_key_for_all_nodes(rotary: bool) -> None:
-    """A fresh model's observation head is zero: every predicted state hashes alike, and the latest context answers."""
+    """The observation head of a fresh model is zero: all predicted states are one, and the latest context answers."""
     searchers = trio(rotary=rotary)
     for searcher in searchers:
         last = searcher.wm.head_observations.head_module[2]
@@ -263,7 +264,7 @@ def test_installed_reaches_models_built_inside() -> None:
 
     from paged_kv.integrations.lightzero import PagedWorldModel, installed
 
-    with installed(at="write"):
+    with installed(at="write", padding="attended"):
         inside = build_model(rotary=True)
     with installed(cache="lightzero"):
         plain = build_model(rotary=True)
@@ -367,6 +368,7 @@ def test_exhaustion_is_named() -> None:
         ({"cache": "dense"}, r"cache is 'dense', allowed is 'paged' or 'lightzero'"),
         ({"at": "never"}, r"at is 'never', allowed is 'read' or 'write'"),
         ({"keys": "row"}, r"keys is 'row', allowed is 'node' or 'latent'"),
+        ({"padding": "left"}, r"padding is 'left', allowed is 'masked' or 'attended'"),
     ],
 )
 def test_bad_choices_are_named(options: dict[str, Any], message: str) -> None:

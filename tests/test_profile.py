@@ -40,7 +40,7 @@ SIDE_KEYS = {
 KEYS = {
     "machine": set(),
     "workload": {"preset", "client", "client_version", "envs", "simulations", "roots", "layers", "context_length",
-                 "seed", "threads"},
+                 "seed", "threads", "at", "keys"},
     "ratios": {"kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time"},
     "fidelity": {"actions_compared", "actions_equal", "visit_counts_equal", "max_abs_value_difference"},
 }
@@ -253,6 +253,7 @@ def test_learned_positions_profile() -> None:
         (["profile", "--envs", "0"], "argument --envs: '0' is not a whole number of at least 1"),
         (["profile", "--roots", "1"], "argument --roots: '1' is not a whole number of at least 2"),
         (["profile", "--seed", "x"], "argument --seed: 'x' is not a whole number of at least 0"),
+        (["profile", "--keys", "row"], "argument --keys: invalid choice: 'row'"),
         (["profile", "--preset", "pong"], "argument --preset: invalid choice: 'pong'"),
         ([], "the following arguments are required: COMMAND"),
     ],
@@ -281,6 +282,29 @@ def test_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.C
     assert "2 layers x 64, context 8, 2 envs, 3 simulations" in printed
     assert "Actions equal: 12 of 12; visit counts equal" in printed  # four root steps of warm-up, two timed, two envs
     check_keys(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize("keys", ["node", "latent"])
+def test_the_choice_of_keys_arrives(
+    keys: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(package, "profile", lambda name, **options: given.update(options) or small)
+    assert cli.main(["profile", "--reference", "--keys", keys]) == 0
+    assert given["keys"] == keys
+
+
+def test_node_keys_are_the_default(small: dict[str, Any]) -> None:
+    assert cli.parser().parse_args(["profile"]).keys == small["workload"]["keys"] == "node"
+
+
+@pytest.mark.lightzero
+@pytest.mark.parametrize("keys", ["node", "latent"])
+def test_both_kinds_of_keys_decide_alike(keys: str) -> None:
+    result = profile("cartpole", envs=2, simulations=6, roots=3, keys=keys)
+    assert result["workload"]["keys"] == keys
+    assert result["fidelity"]["actions_equal"] == result["fidelity"]["actions_compared"] > 0
+    assert result["fidelity"]["visit_counts_equal"]
 
 
 def test_all_presets_make_a_list(

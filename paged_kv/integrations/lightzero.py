@@ -11,6 +11,7 @@ the same for a whole training run. Importing this file imports LightZero; import
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -27,12 +28,13 @@ if FOUND not in TESTED:
     raise UnsupportedVersion("LightZero", FOUND, TESTED)
 
 from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
-from lzero.model.unizero_world_models.utils import hash_state  # noqa: E402
 from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
 
+from paged_kv.integrations.lightzero_attention import mask_padding  # noqa: E402
+from paged_kv.integrations.lightzero_policy import BEGINS, follow_environments  # noqa: E402
 from paged_kv.integrations.lightzero_search import announce_searches  # noqa: E402
-from paged_kv.integrations.lightzero_state import PagedState  # noqa: E402
-from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedKeys  # noqa: E402
+from paged_kv.integrations.lightzero_state import PagedState, Roots  # noqa: E402
+from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedKeys, StepBatch  # noqa: E402
 
 Target = TypeVar("Target")
 CACHES = ("paged", "lightzero")
@@ -41,15 +43,18 @@ _BUILDERS = ("lzero.model.unizero_model", "lzero.model.sampled_unizero_model")
 
 
 def attach(
-    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", **pool: Any
+    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node",
+    padding: str = "masked", **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
 
     `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
     stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
     `keys` says how contexts are found again: "node" by environment and by the search tree's own names of its nodes
-    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by a hash of the latent state, as
-    LightZero does.
+    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero
+    does, but compared as a whole.
+    `padding` says what shorter windows of a batch see of the zeros in front of them: "masked" nothing, so that a row
+    gives the numbers it gives alone, or "attended" LightZero 0.2.0's numbers, which depend on the longest window.
     `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
     Deep copies of an attached model have pools of their own. Returns `target`.
     Raises BadCount for unknown choices and where `target` holds no UniZero world model.
@@ -61,7 +66,7 @@ def attach(
         raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
     for model in models:
         if cache == "paged":
-            _swap_in(model, at, page_size, keys, pool)
+            _swap_in(model, at, page_size, keys, padding, pool)
         else:
             _swap_out(model)
     return target
@@ -69,14 +74,15 @@ def attach(
 
 @contextlib.contextmanager
 def installed(
-    cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", **pool: Any
+    cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", padding: str = "masked",
+    **pool: Any,
 ) -> Iterator[None]:
     """Within the block, every UniZero model that LightZero builds gets the chosen cache; arguments as for `attach`.
 
     For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
     """
     def build(*args: Any, **kwargs: Any) -> Any:
-        return attach(WorldModel(*args, **kwargs), cache, at, page_size, keys, **pool)
+        return attach(WorldModel(*args, **kwargs), cache, at, page_size, keys, padding, **pool)
 
     modules: list[Any] = [import_module(name) for name in _BUILDERS]
     before = [module.WorldModel for module in modules]
@@ -100,41 +106,84 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
     def reset_for_initial_inference(self, obs_act_dict: Any, start_pos: Any = 0) -> tuple[Any, torch.Tensor]:
         """The step of the roots: what an environment saw last continues the context it had before."""
         now = obs_act_dict["current_obs"]
-        if self.paged.keys == "latent" or now is None:  # None: targets for training, which keep no contexts
+        if now is None:  # targets for training, which keep no contexts
             return super().reset_for_initial_inference(obs_act_dict, start_pos)  # type: ignore[no-any-return]
         self.latent_state = self.tokenizer.encode_to_obs_embeddings(now)
         return self._root_step(obs_act_dict, self.latent_state, start_pos), self.latent_state
 
     @torch.no_grad()
     def _root_step(self, obs_act_dict: Any, latent: torch.Tensor, start_pos: Any) -> Any:
-        paged, rows, actions = self.paged, latent.shape[0], obs_act_dict["action"]
+        paged, rows = self.paged, latent.shape[0]
         if rows > self.env_num:
             raise BadCount("environments in one batch", rows, f"1 to the world model's env_num = {self.env_num}")
-        if self._begins(actions):
-            self.keys_values_wm = paged.open_empty(self, rows, latent.device, latent.dtype)
+        envs, begins = paged.environments_of(rows), [self._begins(action) for action in obs_act_dict["action"][:rows]]
+        if all(begins):  # a policy that was reset for evaluation hands over fewer than collection has
+            begins = [True] * rows
+        elif len(begins) < rows:
+            raise BadCount("last actions", len(begins), f"one for each of the {rows} environments in the batch")
+        groups = [[row for row in range(rows) if begins[row] is new] for new in (True, False)]
+        outputs = [
+            self._roots(group, envs, obs_act_dict, latent, start_pos, begins[group[0]]) for group in groups if group
+        ]
+        paged.begin_search(envs)
+        return outputs[0] if len(outputs) == 1 else _in_order(outputs, groups[0] + groups[1])
+
+    def _roots(
+        self, rows: list[int], envs: list[int], obs_act_dict: Any, latent: torch.Tensor, start_pos: Any, begins: bool
+    ) -> Any:
+        """The roots of some rows of the batch, which all begin an episode or all go on with one."""
+        paged = self.paged
+        part = len(rows) < len(envs)
+        latent, times = (latent[rows], [start_pos[row] for row in rows]) if part else (latent, start_pos)
+        if begins:
+            self.keys_values_wm = paged.open_empty(self, len(rows), latent.device, latent.dtype)
         else:
-            roots = paged.roots_after(obs_act_dict["obs"], rows)
-            self.root_total_query_cnt += rows
-            self.root_hit_cnt += rows - roots.count(None)
-            contexts: list[Any] = [None if root is None else paged.entry(root) for root in roots]
-            if None in roots:
-                before = self.tokenizer.encode_to_obs_embeddings(obs_act_dict["obs"])
-                for row in [row for row, root in enumerate(roots) if root is None]:
-                    contexts[row] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
+            contexts = self._root_contexts(obs_act_dict["obs"], rows, envs, start_pos)
             self.keys_values_wm = paged.open(self, contexts)
-            start_pos = start_pos[:rows]
-            tokens = torch.from_numpy(np.array(actions[:rows])).to(latent.device)
-            self._forward({"act_tokens": tokens.unsqueeze(1)}, start_pos)
-        outputs = self._forward({"obs_embeddings": latent}, start_pos)
-        self.update_cache_context(latent, seen=obs_act_dict["current_obs"])
+            times = times[: len(rows)]
+            tokens = torch.from_numpy(np.array([obs_act_dict["action"][row] for row in rows])).to(latent.device)
+            self._forward({"act_tokens": tokens.unsqueeze(1)}, times)
+        outputs = self._forward({"obs_embeddings": latent}, times)
+        self.update_cache_context(latent, roots=Roots(rows, [envs[row] for row in rows], obs_act_dict["current_obs"]))
         return outputs
 
-    def _begins(self, actions: Any) -> bool:
-        """Whether this is the first step of an episode, as LightZero tells it."""
-        return not isinstance(actions[0], np.ndarray) if self.continuous_action_space else max(actions) == -1
+    def _root_contexts(self, seen: torch.Tensor, rows: list[int], envs: list[int], start_pos: Any) -> list[Any]:
+        """The window of each row that ends with the observation `seen`; where it is not found, one of `seen` alone."""
+        paged = self.paged
+        which = Roots(rows, [envs[row] for row in rows], seen)
+        before = self.tokenizer.encode_to_obs_embeddings(seen) if paged.keys == "latent" else None
+        roots = paged.roots_after(which) if before is None else paged.roots_at(which, latent_keys(before))
+        self.root_total_query_cnt += len(rows)
+        self.root_hit_cnt += len(rows) - roots.count(None)
+        contexts: list[Any] = [None if root is None else paged.entry(root) for root in roots]
+        if None in roots:
+            before = self.tokenizer.encode_to_obs_embeddings(seen) if before is None else before
+            for place in [place for place, root in enumerate(roots) if root is None]:
+                row = rows[place]
+                contexts[place] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
+        return contexts
+
+    def _begins(self, action: Any) -> bool:
+        """Whether an environment begins an episode, as LightZero tells it by the action before."""
+        return not isinstance(action, np.ndarray) if self.continuous_action_space else bool(action == BEGINS)
 
     def _forward(self, tokens: dict[str, torch.Tensor], start_pos: Any) -> Any:
-        return self.forward(tokens, past_keys_values=self.keys_values_wm, is_init_infer=True, start_pos=start_pos)
+        batch = self.keys_values_wm
+        own = batch.masked and not self.config.rotary_emb  # learned positions of each window, not of the longest
+        if own:  # where a step of the search finds its positions, too
+            self.keys_values_wm_size_list_current = batch.sizes
+        return self.forward(tokens, past_keys_values=batch, is_init_infer=not own, start_pos=start_pos)
+
+    def _transformer_pass(
+        self, sequences: torch.Tensor, past_keys_values: Any, kvcache_independent: bool, valid_context_lengths: Any,
+        start_pos: Any = 0,
+    ) -> torch.Tensor:
+        """LightZero's, with the mask of the padding where `MaskedAttention` looks for one."""
+        if type(past_keys_values) is StepBatch:
+            valid_context_lengths = past_keys_values.mask(sequences.shape[1])
+        return super()._transformer_pass(  # type: ignore[no-any-return]
+            sequences, past_keys_values, kvcache_independent, valid_context_lengths, start_pos
+        )
 
     def retrieve_or_generate_kvcache(
         self, latent_state: Any, ready_env_num: int, simulation_index: int = 0, start_pos: Any = 0
@@ -146,22 +195,20 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             )
         attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
         attributes["total_query_count"] += ready_env_num
-        if self.paged.keys == "node" and self.context_length > 2:
-            attributes["hit_count"] += ready_env_num
-            found: list[Any] = self.paged.nodes.take(ready_env_num)
+        paged = self.paged
+        if paged.keys == "node" and self.context_length > 2:
+            found: list[Any] = paged.nodes.take(ready_env_num)
         else:
-            found = self._by_latent(latent_state[:ready_env_num], start_pos)
+            found = paged.lookup(latent_keys(latent_state[:ready_env_num]))
+        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
+        attributes["hit_count"] += ready_env_num - len(missing)
+        if missing:
+            found = [None if node is None else paged.entry(node) for node in found]
+            for row in missing:
+                latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
+                found[row] = self._fresh(latent, int(start_pos[row].item()))
         attributes["keys_values_wm_list"] = found
         return found  # trim_and_pad_kv_cache knows the sizes
-
-    def _by_latent(self, latent_state: Any, start_pos: Any) -> list[Any]:
-        found = self.paged.lookup([hash_state(state) for state in latent_state])
-        missing = [row for row, entry in enumerate(found) if entry is None]
-        self.hit_count += len(found) - len(missing)
-        for row in missing:
-            latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
-            found[row] = self._fresh(latent, int(start_pos[row].item()))
-        return found
 
     def _fresh(self, latent: torch.Tensor, start_pos: int) -> KeysValues:
         """A context of one observation."""
@@ -185,36 +232,25 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
 
     def update_cache_context(
         self, latent_state: torch.Tensor, is_init_infer: bool = True, simulation_index: int = 0,
-        search_depth: Sequence[int] = (), valid_context_lengths: Any = None, *, seen: torch.Tensor | None = None,
+        search_depth: Sequence[int] = (), valid_context_lengths: Any = None, *, roots: Roots | None = None,
     ) -> None:
-        """Store what the step appended: new contexts of the batch, by node or under hashes of their latent states."""
+        """Store what the step appended: new contexts of the batch, by node or under their latent states."""
         if self.reanalyze_phase:
             return
         paged = self.paged
         if self.context_length <= 2:  # no context is kept
             paged.close()
-        elif paged.keys == "latent":
-            self._store_by_latent(latent_state, is_init_infer)
         elif not is_init_infer:
-            paged.nodes.add(paged.commit(self, self.keys_values_wm_size_list_current))
+            children = paged.commit(self, self.keys_values_wm_size_list_current)
+            if paged.keys == "node":
+                paged.nodes.add(children)
+            else:
+                paged.store_nodes(latent_keys(latent_state), children)
         else:
-            paged.end_search()
-            assert seen is not None
-            paged.begin_search(paged.commit_roots(self, self.keys_values_wm.size), seen)
-
-    def _store_by_latent(self, latent_state: torch.Tensor, is_init_infer: bool) -> None:
-        rows = latent_state.size(0)
-        latents = latent_state.reshape(rows, -1).cpu().numpy()
-        keys = [hash_state(latent) for latent in latents]
-        if not is_init_infer:
-            self.paged.store_nodes(keys, self.paged.commit(self, self.keys_values_wm_size_list_current))
-            return
-        self.paged.forget_nodes()
-        if isinstance(self.keys_values_wm, KeysValues):  # first step of an episode: LightZero made this batch itself
-            children = self.paged.take_in(self, [self.keys_values_wm], rows, self.keys_values_wm.size)
-        else:
-            children = self.paged.commit_roots(self, self.keys_values_wm.size)
-        self.paged.store_roots(keys, children)
+            paged.forget_nodes()
+            assert roots is not None
+            keys = latent_keys(latent_state) if paged.keys == "latent" else None
+            paged.store_roots(roots, paged.commit_roots(self), keys)
 
     def custom_copy_kv_cache_to_shared_wm(self, src_kv: Any) -> Any:
         """Nothing to copy: a step never writes to what is stored."""
@@ -229,6 +265,19 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
         return self.paged.adopt(self, src_kv)
 
 
+def latent_keys(latents: Any) -> list[bytes]:
+    """The key of each latent state of a batch: all of its bytes, so that no two states ever share one by chance."""
+    array = latents.cpu().numpy() if isinstance(latents, torch.Tensor) else latents
+    return [latent.tobytes() for latent in array]
+
+
+def _in_order(outputs: list[Any], rows: list[int]) -> Any:
+    """One output of several, whose rows stand one after another, as `rows` of one batch."""
+    order = torch.tensor(rows).argsort().to(outputs[0].output_sequence.device)
+    fields = [[getattr(output, field.name) for output in outputs] for field in dataclasses.fields(outputs[0])]
+    return type(outputs[0])(*(None if parts[0] is None else torch.cat(parts)[order] for parts in fields))
+
+
 def _world_models(target: Any) -> Iterator[Any]:
     """Each distinct world model of a target, once."""
     seen: set[int] = set()
@@ -240,16 +289,18 @@ def _world_models(target: Any) -> Iterator[Any]:
             yield world_model
 
 
-def _swap_in(model: Any, at: str, page_size: int, keys: str, pool: dict[str, Any]) -> None:
+def _swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: dict[str, Any]) -> None:
     if type(model) not in (WorldModel, PagedWorldModel):
         raise BadCount("target", type(model).__name__, "a WorldModel, and no subclass of one")
     state = PagedState(
         dict(layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads,
              page_size=page_size, **pool),
         envs=model.env_num, context_length=model.context_length, at=at, keys=keys,
-        rotary=bool(model.config.rotary_emb),
+        padding=padding, rotary=bool(model.config.rotary_emb),
     )
     announce_searches()
+    follow_environments()
+    mask_padding(model, padding == "masked")
     model.__class__ = PagedWorldModel
     model.paged = state
     model.past_kv_cache_init_infer_envs = [EnvKeys(state, env) for env in range(model.env_num)]
@@ -265,6 +316,7 @@ def _swap_out(model: Any) -> None:
     if type(model) is not PagedWorldModel:
         return
     model.__class__ = WorldModel
+    mask_padding(model, False)
     del model.paged
     model._initialize_cache_structures()
     model.shared_pool_recur_infer = [None] * model.shared_pool_size

@@ -7,7 +7,7 @@ with a tree module that passes the names on, so that no context is hashed, lost 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from types import FunctionType
 from typing import Any
@@ -21,16 +21,20 @@ TREES = {UniZeroMCTSCtree: "tree_muzero", SampledUniZeroMCTSCtree: "tree_sampled
 
 
 class SearchNodes:
-    """The contexts of one search by (simulation, row); simulation 0 are the roots, which belong to somebody else."""
+    """The contexts of one search by (simulation, row); simulation 0 are the roots, which belong to somebody else.
+
+    A context that was released during the search leaves None in its place, and a step that was released as a whole an
+    empty one, so that the names of the others stay theirs.
+    """
 
     def __init__(self) -> None:
-        self._nodes: list[list[int]] = [[]]
+        self._nodes: list[Sequence[int | None]] = [[]]
         self._chosen: tuple[Sequence[int], Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self._nodes[1:]))
 
-    def begin(self, roots: list[int]) -> None:
+    def begin(self, roots: Sequence[int]) -> None:
         """A new search below these contexts."""
         self._nodes, self._chosen = [roots], None
 
@@ -38,23 +42,27 @@ class SearchNodes:
         """The leaves that the next step starts from."""
         self._chosen = simulations, rows
 
-    def take(self, rows: int) -> list[int]:
-        """The contexts of the chosen leaves, once. Raises UnannouncedNode."""
+    def take(self, rows: int) -> list[int | None]:
+        """The contexts of the chosen leaves, once; None for those released meanwhile. Raises UnannouncedNode."""
         chosen, nodes = self._chosen, self._nodes
         self._chosen = None
         if chosen is None or len(chosen[0]) != rows:
             raise UnannouncedNode(rows, None if chosen is None else len(chosen[0]))
-        return [nodes[simulation][row] for simulation, row in zip(*chosen)]
+        steps = [nodes[simulation] for simulation in chosen[0]]
+        return [step[row] if step else None for step, row in zip(steps, chosen[1])]
 
     def add(self, children: list[int]) -> None:
         """The contexts of the nodes that a step made."""
         self._nodes.append(children)
 
+    def lose_roots(self, roots: Collection[int]) -> None:
+        """Forget these roots, which somebody is about to release."""
+        self._nodes[0] = [None if root in roots else root for root in self._nodes[0]]
+
     def end(self) -> list[int]:
         """Forget the nodes; returns those that are to be released, all but the roots."""
-        doomed = [node for step in self._nodes[1:] for node in step]
-        del self._nodes[1:]
-        self._chosen = None
+        doomed = [node for step in self._nodes[1:] for node in step if node is not None]
+        self._nodes[1:] = [()] * (len(self._nodes) - 1)
         return doomed
 
 

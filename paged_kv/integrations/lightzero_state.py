@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import BadCount
+from paged_kv.errors import BadCount, UnknownEnv
 from paged_kv.integrations.lightzero_positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero_search import SearchNodes
 from paged_kv.integrations.lightzero_stores import Entry, StepBatch
@@ -19,6 +19,15 @@ SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
 AT = ("read", "write")
 KEYS = ("node", "latent")
+PADDING = ("masked", "attended")
+
+
+class Roots(NamedTuple):
+    """Rows of a batch, the environments they are, and the observations of the whole batch."""
+
+    rows: list[int]
+    envs: list[int]
+    seen: torch.Tensor
 
 
 class PagedState:
@@ -29,15 +38,17 @@ class PagedState:
     """
 
     def __init__(
-        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, rotary: bool
+        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
     ) -> None:
-        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS)):
+        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS), ("padding", padding, PADDING)):
             if value not in allowed:
                 raise BadCount(name, value, " or ".join(map(repr, allowed)))
         self.options, self.envs, self.context_length, self.rotary = options, envs, context_length, rotary
-        self.at, self.keys = at, keys
+        self.at, self.keys, self.padding = at, keys, padding
         self.nodes = SearchNodes()
-        self._seen: torch.Tensor | None = None  # the observations that the roots end with, row by row
+        self.environments: list[int] | None = None  # of the rows of the step that is running, where a policy tells
+        self._envs: list[int] = []  # of the rows of the search
+        self._seen: dict[int, tuple[torch.Tensor, int]] = {}  # what each root ends with: a batch and a row of it
         self.read_shift = None if rotary or at == "write" or context_length <= 2 else ReadShift()
         self.write_shift = None if rotary or at == "read" or context_length <= 2 else WriteShift(context_length)
         self._cache: PagedKVCache | None = None
@@ -46,7 +57,9 @@ class PagedState:
         self._guests: list[int] = []  # contexts that live for one step: of nodes that were not found
 
     def __reduce__(self) -> Any:
-        return _empty_state, (self.options, self.envs, self.context_length, self.at, self.keys, self.rotary)
+        return _empty_state, (
+            self.options, self.envs, self.context_length, self.at, self.keys, self.padding, self.rotary
+        )
 
     @property
     def cache(self) -> PagedKVCache:
@@ -66,58 +79,80 @@ class PagedState:
     def start(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Begin with an empty cache on a device, and drop what another one held."""
         self._batch, self._guests = None, []
-        self._seen = None
+        self._seen = {}
         self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
         # The last root of an environment is all that a later step asks for: the step after it, and its own search.
         self._manager = KVCacheManager(self._cache, self.envs, init_entries=1)
 
-    # -- lookups and stores, by the hash of a latent state -------------------------------------------------
+    # -- the roots -----------------------------------------------------------------------------------------
 
-    def lookup(self, keys: Sequence[str]) -> list[Any]:
+    def environments_of(self, rows: int) -> list[int]:
+        """The environment of each row of a root step: what the policy said, or else the row itself."""
+        envs = list(range(rows)) if self.environments is None else self.environments
+        if len(envs) != rows:
+            raise BadCount("ready environments", envs, f"one for each of the {rows} rows of the batch")
+        for env in envs:
+            if not 0 <= env < self.envs:
+                raise UnknownEnv(env, self.envs)
+        return envs
+
+    def roots_after(self, roots: Roots) -> list[int | None]:
+        """The root of each environment, or None where its window does not end with what the row has seen."""
+        if self._manager is None:
+            return [None] * len(roots.envs)
+        known = [self._manager.get_init_cache(env, env) for env in roots.envs]
+        pairs = zip(known, roots.envs, roots.rows)
+        return [root if root is not None and self._saw(env, roots.seen, row) else None for root, env, row in pairs]
+
+    def roots_at(self, roots: Roots, keys: Sequence[Hashable]) -> list[int | None]:
+        """The root of each environment, or None where its window does not end with the latent state of the row."""
+        if self._manager is None:
+            return [None] * len(roots.envs)
+        return [self._manager.get_init_cache(env, keys[row]) for env, row in zip(roots.envs, roots.rows)]
+
+    def store_roots(self, roots: Roots, children: Sequence[int], keys: Sequence[Hashable] | None) -> None:
+        """Keep the root of each environment in place of the one before: under its key, or else as the only one."""
+        for place, (env, row, child) in enumerate(zip(roots.envs, roots.rows, children)):
+            if keys is not None:
+                self.manager.set_init_cache(env, keys[place], child)
+                continue
+            pool = self.manager.init_pools[env]
+            pool.put(env, child)
+            if not pool.pinned(env):  # a search goes on from its root: no lack of pages may take it
+                pool.pin(env)
+            self._seen[env] = roots.seen, row
+
+    def begin_search(self, envs: list[int]) -> None:
+        """A search below the roots of these environments, one a row."""
+        self._envs = envs
+        if self.keys == "node" and self.context_length > SLIDE:
+            self.nodes.begin([self.manager.init_pools[env].handles()[0] for env in envs])
+
+    def _saw(self, env: int, seen: torch.Tensor, row: int) -> bool:
+        """Whether the root of an environment ends with this observation."""
+        batch, place = self._seen[env]
+        if batch is seen and place == row:  # the policy hands the same tensor over again
+            return True
+        return row < len(seen) and torch.equal(batch[place], seen[row])
+
+    # -- the nodes of the search ---------------------------------------------------------------------------
+
+    def lookup(self, keys: Sequence[Hashable]) -> list[int | None]:
         """The context of each row's node, first among the roots of its environment, then among the nodes; or None."""
         if self._manager is None:
             return [None] * len(keys)
         lookup = self._manager.retrieve_cache_hierarchical
-        handles = [lookup(row, key) for row, key in enumerate(keys)]
-        return [None if handle is None else self.entry(handle) for handle in handles]
+        envs = self._envs if len(self._envs) == len(keys) else range(len(keys))
+        return [lookup(env, key) for env, key in zip(envs, keys)]
 
     def entry(self, handle: int) -> Entry:
         """A stored context as LightZero sees it."""
         return Entry(handle, self.cache.lengths((handle,))[0])
 
-    def store_nodes(self, keys: Sequence[str], children: Sequence[int]) -> None:
+    def store_nodes(self, keys: Sequence[Hashable], children: Sequence[int]) -> None:
         """Keep search nodes until the next search."""
         self.manager.set_recur_caches(keys, children)
-
-    def store_roots(self, keys: Iterable[str], children: Iterable[int]) -> None:
-        """Keep the root of each environment (rows are environments) in place of the one before."""
-        for env, (key, child) in enumerate(zip(keys, children)):
-            self.manager.set_init_cache(env, key, child)
-
-    # -- lookups and stores, by what the tree and the environments are called --------------------------------
-
-    def begin_search(self, roots: list[int], seen: torch.Tensor) -> None:
-        """Keep the roots of a new search, whose windows end with the observations `seen`, one a row."""
-        manager = self.manager
-        for env, root in enumerate(roots):
-            pool = manager.init_pools[env]
-            pool.put(env, root)
-            if not pool.pinned(env):  # a search goes on from its root: no lack of pages may take it
-                pool.pin(env)
-        self._seen = seen
-        self.nodes.begin(roots)
-
-    def roots_after(self, seen: torch.Tensor, rows: int) -> list[int | None]:
-        """The root of each row's environment, or None where its window does not end with the observation `seen`."""
-        if self._manager is None or self._seen is None:
-            return [None] * rows
-        known = [self._manager.get_init_cache(env, env) for env in range(rows)]
-        if seen is not self._seen:  # the policy hands the same tensor over again; who does not, is believed row by row
-            shared = min(rows, len(seen), len(self._seen))
-            same = (seen[:shared].flatten(1) == self._seen[:shared].flatten(1)).all(1).tolist()
-            known = [root if equal else None for root, equal in zip(known, same + [False] * (rows - shared))]
-        return known
 
     def end_search(self) -> None:
         """Release the nodes of the search, in one call."""
@@ -134,6 +169,7 @@ class PagedState:
     def forget_roots(self, env: int) -> None:
         """Release the root of one environment."""
         if self._manager is not None:
+            self.nodes.lose_roots(self._manager.init_pools[env].handles())
             self._manager.clear_init_caches((env,))
 
     # -- a model step ------------------------------------------------------------------------------------
@@ -157,7 +193,7 @@ class PagedState:
         if shift is not None:
             shift.follow(model)
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
-        return StepBatch(self._batch)
+        return StepBatch(self._batch, self.padding == "masked")
 
     def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> StepBatch:
         """A batch of contexts that begin with their next token."""
@@ -181,16 +217,17 @@ class PagedState:
             self._drop_guests()
         return children
 
-    def commit_roots(self, model: Any, size: int) -> list[int]:
+    def commit_roots(self, model: Any) -> list[int]:
         """Store a batch of roots.
 
         LightZero 0.2.0 stores every root with the length of the longest, so that the zeros in front of a shorter
-        one become tokens of it. They take part in attention from then on; here too, so that both give the same
-        numbers.
+        one become tokens of it. They take part in attention from then on; here too where padding is "attended", so
+        that both give the same numbers. Where it is "masked", every root keeps its own length.
         """
         batch = self._in_work()
-        if batch.uniform:
-            return self.commit(model, [size] * len(batch.parents))
+        size = batch.size
+        if batch.uniform or self.padding == "masked":
+            return self.commit(model, [length + size - batch.past for length in batch.lengths])
         if self.read_shift is not None:  # what is stored whole is stored without positions, padding included
             batch.layout.columns(0, size)[0].sub_(self.read_shift.of(0, size))
         return self._commit(model, batch, [size] * len(batch.parents), [0] * len(batch.parents))
@@ -275,6 +312,8 @@ class PagedState:
 
 
 def _empty_state(
-    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, rotary: bool
+    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
 ) -> PagedState:
-    return PagedState(options, envs=envs, context_length=context_length, at=at, keys=keys, rotary=rotary)
+    return PagedState(
+        options, envs=envs, context_length=context_length, at=at, keys=keys, padding=padding, rotary=rotary
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from paged_kv.staging import StagingBatch, StagingLayer
@@ -94,12 +95,30 @@ class LayerHalves:
 
 
 class StepBatch:
-    """The batch in work, as LightZero's `keys_values_wm`: its layers are those of the staging batch."""
+    """The batch in work, as LightZero's `keys_values_wm`: its layers are those of the staging batch.
 
-    __slots__ = ("_batch",)
+    `masked` says whether windows of different lengths are to be masked: `mask` is None in every other batch.
+    """
 
-    def __init__(self, batch: StagingBatch) -> None:
+    __slots__ = ("_batch", "_mask", "masked")
+
+    def __init__(self, batch: StagingBatch, masked: bool = False) -> None:
         self._batch = batch
+        self._mask: torch.Tensor | None = None
+        self.masked = masked and not batch.uniform and len(set(batch.lengths)) > 1
+        if self.masked:
+            seen = np.arange(batch.past + batch.room) >= np.array(batch.pads)[:, None]
+            self._mask = torch.from_numpy(seen[:, None, None]).to(batch.planes[0].device)
+
+    def mask(self, tokens: int) -> torch.Tensor | None:
+        """Bool [B, 1, 1, columns]: what the next `tokens` tokens may attend to; None where that is everything."""
+        return None if self._mask is None else self._mask[..., : self.size + tokens]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each context so far, without padding."""
+        more = self.size - self._batch.past
+        return [length + more for length in self._batch.lengths]
 
     def __reduce__(self) -> Any:
         return str, ("a batch that was in work where the model was copied",)

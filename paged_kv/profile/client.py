@@ -135,7 +135,9 @@ class LightZeroSide:
             if kind == "paged":
                 from ..integrations.lightzero import attach
 
-                attach(self._policy, cache="paged", at=setting.at, page_size=setting.page_size)
+                # "attended": both sides are compared action by action, so they must see the same zeros.
+                attach(self._policy, cache="paged", at=setting.at, page_size=setting.page_size, keys=setting.keys,
+                       padding="attended")
             self._world = make_world(preset, setting.envs, setting.seed)
         self._model = self._policy._collect_model
         self._actions = preset.actions
@@ -186,7 +188,8 @@ class LightZeroSide:
         found += [(layer, name, LAYER) for layer in layers for name in ("update", "get")]
         if self.kind == "paged":
             found.append((type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
-            found += [(type(wm.paged), name, CACHE) for name in ("roots_after", "open_empty", "open", "end_search")]
+            names = ["roots_after", "roots_at", "open_empty", "open", "end_search"]
+            found += [(type(wm.paged), name, CACHE) for name in names]
         return found
 
     def held(self) -> Held:

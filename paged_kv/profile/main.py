@@ -19,7 +19,7 @@ from .workload import KINDS, count_ticks, run
 def profile(
     preset: str = "cartpole", *, envs: int | None = None, simulations: int | None = None, roots: int | None = None,
     seed: int = 0, threads: int = 1, device: str = "cpu", page_size: int = 2, at: str = "read",
-    reference: bool = False, on_tick: Callable[[str, int, int], None] | None = None,
+    keys: str = "node", reference: bool = False, on_tick: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one preset with both caches and return the result as plain data.
 
@@ -28,7 +28,9 @@ def profile(
     Takes seconds to minutes. Sets torch's number of threads for the process, and puts it back.
     """
     chosen = PRESETS[preset]
-    setting = Setting(envs or chosen.envs, simulations or chosen.simulations, seed, torch.device(device), page_size, at)
+    setting = Setting(
+        envs or chosen.envs, simulations or chosen.simulations, seed, torch.device(device), page_size, at, keys
+    )
     steps = roots or chosen.roots
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -81,6 +81,7 @@ def _workload(run: Run, preset: Preset, setting: Setting, about: dict[str, Any])
         "device": str(setting.device),
         "page_size": setting.page_size,
         "at": setting.at,
+        "keys": setting.keys,
         "warmup_roots": preset.warmup,
         "metered_roots": run.metered,
         "observations": {"cartpole": "CartPole-v0"}.get(preset.observation, f"random ({preset.observation})"),

@@ -65,4 +65,5 @@ class Setting:
     device: torch.device
     page_size: int
     at: str
+    keys: str = "node"
     extra: dict[str, Any] = field(default_factory=dict)
