@@ -13,7 +13,9 @@ MODES = ("shift", "rotary", "exact", "rebuild")
 ENVS = 3
 
 
-def build(mode: str, manager: bool = False, *, context: int = 10, envs: int = ENVS, ppo: bool = False, **more: Any) -> Any:
+def build(
+    mode: str, manager: bool = False, *, context: int = 10, envs: int = ENVS, ppo: bool = False, **more: Any
+) -> Any:
     """A UniZero model for small images and 6 actions, random in all its weights, in eval mode."""
     with quiet():
         from easydict import EasyDict
@@ -24,9 +26,10 @@ def build(mode: str, manager: bool = False, *, context: int = 10, envs: int = EN
         config = EasyDict(copy.deepcopy(UniZeroPolicy.config["model"]["world_model_cfg"]))
         config.update(
             context_length=context, max_blocks=20, max_tokens=40, num_layers=2, num_heads=2, embed_dim=64,
-            env_num=envs, action_space_size=6, obs_type="image", group_size=8, rotary_emb=mode == "rotary", device="cpu",
-            max_seq_len=256, rope_theta=1e4, use_new_cache_manager=manager, num_simulations=40, norm_type="LN",
-            exact_kv_window_reset=mode == "exact", rebuild_kv_window_from_tokens=mode == "rebuild", **more,
+            env_num=envs, action_space_size=6, obs_type="image", group_size=8, device="cpu", norm_type="LN",
+            rotary_emb=mode == "rotary", max_seq_len=256, rope_theta=1e4, num_simulations=40,
+            use_new_cache_manager=manager, exact_kv_window_reset=mode == "exact",
+            rebuild_kv_window_from_tokens=mode == "rebuild", **more,
         )
         torch.manual_seed(0)
         kind = UniZeroPPOModel if ppo else UniZeroModel
@@ -109,11 +112,12 @@ class Driver:
                     forget_root(wm, env)
 
     def search(self, roots: Any, simulations: int, positions: Any) -> None:
-        """Nodes below random earlier ones."""
+        """Nodes below random earlier ones, none twice by one action: two nodes with one latent have one key."""
         wm, random, rows = self.wm, self.random, range(len(roots))
         states, depths = [roots], [[0] * len(roots)]
+        untried = [[random.permutation(6).tolist() for _ in range(simulations)] for _ in rows]
         for simulation in range(simulations):
-            places = [random.randint(len(states)) if simulation else 0 for _ in rows]
+            places = [int(random.choice([p for p in range(len(states)) if untried[row][p]])) for row in rows]
             latents = np.stack([states[place][row] for row, place in enumerate(places)])
             if self.lost.rand() < self.misses:
                 latents[self.lost.randint(len(latents))] += 1
@@ -121,7 +125,7 @@ class Driver:
             if paged is not None and paged.keys == "node":  # as LightZero's search does once a model is attached
                 paged.nodes.choose(places, rows)
             depth = [depths[place][row] for row, place in enumerate(places)]
-            actions = torch.from_numpy(random.randint(0, 6, (len(roots), 1)))
+            actions = torch.tensor([[untried[row][place].pop()] for row, place in enumerate(places)])
             _, latent, reward, policy, value = wm.forward_recurrent_inference(
                 [(latents, actions)], simulation, depth, positions
             )

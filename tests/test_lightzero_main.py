@@ -47,6 +47,8 @@ TESTS = (
 )
 # `pytest.approx` of a tensor without dimensions: fails with pytest 9 whichever cache is used.
 FAILS_BY_ITSELF = "test_compute_loss_exposes_cached_open_loop_diagnostics"
+# Bit for bit, what was stored without its positions and read with them again: equal up to rounding.
+NOT_AT_READ = "test_root_cache_storage_removes_batch_padding"
 
 modes = pytest.mark.parametrize("mode", MODES)
 managers = pytest.mark.parametrize("manager", [False, True], ids=["dicts", "manager"])
@@ -72,7 +74,9 @@ def assert_parity(own: Driver, paged: Driver, exact: bool) -> None:
     assert state.cache.pages_in_use == 0
 
 
-def pair(mode: str, manager: bool, at: str, keys: str = "latent", misses: float = 0, **more: Any) -> tuple[Driver, Driver]:
+def pair(
+    mode: str, manager: bool, at: str, keys: str = "latent", misses: float = 0, **more: Any
+) -> tuple[Driver, Driver]:
     """The same model and the same random numbers on both caches."""
     own, paged = (build(mode, manager, **more).world_model for _ in range(2))
     return Driver(own, misses=misses), Driver(attach(paged, at=at, keys=keys), misses=misses)
@@ -128,15 +132,38 @@ def test_lightzeros_search(mode: str, manager: bool, at: str, keys: str) -> None
     if mode != "shift" or at == "write":
         assert all(map(np.array_equal, values, wanted))
     else:
-        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(values, wanted))
+        assert worst(*([torch.from_numpy(roots) for roots in searches] for searches in (values, wanted))) < 1e-4
     assert counters(own.world_model) == counters(paged.world_model)
     assert own.world_model.hit_count == own.world_model.total_query_count > 500
 
 
 @moments
+@pytest.mark.parametrize("mode", ["shift", "rotary"])
+def test_full_windows_that_lightzero_made_itself(at: str, mode: str) -> None:
+    """A batch of `KeysValues`, one window of which is full, padding in front of the other; then a step from both."""
+    own, paged = pair(mode, False, at)
+    for driver in (own, paged):
+        wm = driver.wm
+        latents = torch.from_numpy(driver.latents(2))
+        dense = wm.transformer.generate_empty_keys_values(n=2, max_tokens=10)
+        for layer in dense._keys_values:
+            halves = (torch.from_numpy(driver.random.randn(2, 2, 9, 32).astype("f4")) for _ in range(2))
+            layer.update(*halves)
+        wm.keys_values_wm, wm.latent_state = dense, latents
+        wm.update_cache_context(latents, valid_context_lengths=[9, 5], env_ids=[2, 0])
+        wm.current_infer_env_ids = [2, 0]
+        with torch.no_grad():
+            driver.search(latents.numpy(), 6, np.array([5, 6]))
+    assert own.wm.hit_count == paged.wm.hit_count == 12
+    difference = worst(own.answers, paged.answers)
+    assert difference < 1e-5 if mode == "shift" and at == "read" else difference == 0
+
+
+@moments
 @pytest.mark.parametrize("page_size", [1, 2, 3, 16])
 def test_any_page_size(at: str, page_size: int) -> None:
-    own, paged = Driver(build("shift").world_model), Driver(attach(build("shift"), at=at, page_size=page_size).world_model)
+    own, paged = (build("shift").world_model for _ in range(2))
+    own, paged = Driver(own), Driver(attach(paged, at=at, page_size=page_size))
     for driver in (own, paged):
         driver.play(steps=8)
     assert_parity(own, paged, exact=at == "write")
@@ -318,7 +345,7 @@ def test_lightzeros_own_tests_on_pages(manager: bool, at: str) -> None:
     failed = re.findall(r"^FAILED \S*::(\w+)", text, re.MULTILINE)
     passed = re.search(r"(\d+) passed", text)
     attached = re.search(r"^paged: (\d+) attached, (\d+) stored", text, re.MULTILINE)
-    assert set(failed) <= {FAILS_BY_ITSELF}, text[-6000:]
+    assert set(failed) <= {FAILS_BY_ITSELF, *([NOT_AT_READ] if at == "read" else [])}, text[-6000:]
     assert passed is not None, text[-6000:]
     assert int(passed[1]) + len(failed) == 82
     assert attached is not None
