@@ -63,7 +63,7 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
         storage.grow((int(slots.max()) + page) // page_size)
         layout = Workspace().layout(storage.planes, BATCH, context + new, 0, None)
         source, targets = layout.columns(context, context + new), slots[:, context:]
-        calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f, out)
+        calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f.copy(), out)
         calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(t.flatten().tolist(), x, t)
     return medians(calls, rounds)
 

@@ -76,6 +76,13 @@ class PageAllocator:
             refs[page] = 1
         return taken
 
+    def next_run(self, count: int) -> int:
+        """The first of the next `count` free pages, where they lie side by side in the order of `take`, else 0."""
+        pages = self.free[-count:]
+        if len(pages) == count and count and pages == list(range(pages[-1] + count - 1, pages[-1] - 1, -1)):
+            return pages[-1]
+        return 0
+
     def hold(self, pages: Iterable[int]) -> None:
         """Add one reference to each page."""
         refs = self.refs
@@ -85,19 +92,21 @@ class PageAllocator:
     def drop(self, pages: Iterable[int]) -> int:
         """Give back one reference of each page; pages that reach 0 become free. Returns their number.
 
-        Where many become free the stack is sorted, so that pages taken together lie side by side again.
+        They are taken again in the order they came in, and where they are many the whole stack is sorted: so pages
+        that are taken together mostly lie side by side.
         """
         refs, free = self.refs, self.free
-        before = len(free)
+        freed = []
         for page in pages:
             count = refs[page] - 1
             refs[page] = count
             if not count:
-                free.append(page)
-        freed = len(free) - before
-        if freed >= MANY and freed * 8 >= len(free):
+                freed.append(page)
+        freed.reverse()
+        free += freed
+        if len(freed) >= MANY and len(freed) * 8 >= len(free):
             free.sort(reverse=True)
-        return freed
+        return len(freed)
 
     def check(self, holders: dict[int, int]) -> None:
         """Raise CorruptCache unless references equal `holders` (page -> tables with it) and pages are conserved."""

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from paged_kv.allocator import PageAllocator
 from paged_kv.errors import BadCount, CorruptCache, DuplicateSequence, ForeignHandle, StaleHandle
+from paged_kv.plan import Plan
 
 # handle = tag << 44 | number: the tag tells caches apart, numbers count up from 1 and are never used twice.
 # 44 bits last for 500,000 years of a million forks a second, and a handle stays exact as a double.
@@ -28,55 +29,6 @@ Counts = int | Sequence[int]
 Record = tuple[tuple[int, ...], int, int, int]  # pages, start, length, handle of the parent, which may be stale
 
 _tags = itertools.count(1)
-
-
-class Plan:
-    """What `apply` will do: new tables of the sequences, where new tokens go, pages to copy first.
-
-    Row r gets `counts[r]` new tokens from index `ends[r]` of `tables[r]` on. `copies` pairs (source page, fresh page);
-    `fresh` counts the pages taken from the free stack.
-    """
-
-    __slots__ = ("copies", "counts", "ends", "fork", "fresh", "lengths", "page_size", "seqs", "starts", "tables")
-
-    def __init__(self, seqs: list[int], counts: list[int], page_size: int, fork: bool) -> None:
-        self.seqs, self.counts, self.page_size, self.fork = seqs, counts, page_size, fork
-        self.tables: list[tuple[int, ...]] = []
-        self.starts: list[int] = []
-        self.lengths: list[int] = []
-        self.ends: list[int] = []
-        self.copies: list[tuple[int, int]] = []
-        self.fresh = 0
-
-    @property
-    def slots(self) -> list[int]:
-        """The slots of the new tokens, row by row."""
-        size = self.page_size
-        return [
-            pages[index // size] * size + index % size
-            for pages, end, new in zip(self.tables, self.ends, self.counts)
-            for index in range(end, end + new)
-        ]
-
-    def run(self) -> tuple[int, int] | None:
-        """First page and offset, where row r writes as many tokens at the same offset of page first + r; else None.
-
-        So it is in a tree search, whose children take fresh pages that lie side by side. Such a batch is written as one
-        strided block, without an index.
-        """
-        counts, ends, size = self.counts, self.ends, self.page_size
-        if not counts:
-            return None
-        new, offset = counts[0], ends[0] % size
-        first = self.tables[0][-1] if self.tables[0] else 0
-        if (
-            offset + new > size
-            or counts.count(new) != len(counts)
-            or [pages[-1:] for pages in self.tables] != [(page,) for page in range(first, first + len(counts))]
-            or (ends.count(ends[0]) != len(ends) and any(end % size != offset for end in ends))
-        ):
-            return None
-        return first, offset
 
 
 class BlockTables:
@@ -276,26 +228,18 @@ class BlockTables:
                 pages.drop(old)
         return plan.seqs
 
-    def next_run(self, count: int) -> int:
-        """The first of the next `count` free pages, where they lie side by side, else 0 (the null page)."""
-        pages = self.pages.free[-count:]
-        if len(pages) == count and count and pages == list(range(pages[-1] + count - 1, pages[-1] - 1, -1)):
-            return pages[-1]
-        return 0
-
-    def extend(self, seqs: list[int], records: list[Record], first: int, drop: int) -> list[int]:
-        """Fork a child a sequence that drops `drop` pages and ends with a page of its own, of the run from `first` on.
+    def extend(self, seqs: list[int], records: list[Record], drop: int) -> list[int]:
+        """Fork a child a sequence that drops `drop` pages and ends with a page of its own, the next free ones.
 
         This is `plan` and `apply` of what a tree search does at every step, for parents that end on a page's edge.
         """
-        pages, grown = self.pages, (1 - drop) * self.page_size
-        del pages.free[-len(seqs) :]
-        children = [
-            (table[drop:] + (page,), start, length + grown, seq)
-            for (table, start, length, _), page, seq in zip(records, itertools.count(first), seqs)
-        ]
-        pages.hold([page for child in children for page in child[0]])
-        return self._add(children)
+        fresh, grown = self.pages.take(len(seqs)), (1 - drop) * self.page_size
+        kept = [record[0][drop:] for record in records]
+        self.pages.hold(itertools.chain.from_iterable(kept))
+        return self._add([
+            (pages + (page,), start, length + grown, seq)
+            for pages, page, (_, start, length, _), seq in zip(kept, fresh, records, seqs)
+        ])
 
     def slide(self, seqs: Iterable[int], count: Counts) -> int:
         """Drop tokens from the front; whole pages that fall out lose one reference. Returns the pages freed."""

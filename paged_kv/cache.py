@@ -234,15 +234,17 @@ class PagedKVCache(PagePool):
             return self._commit_rewritten(batch, new, slide, rewrite, positions, less)
         layout, size = batch.layout, self.page_size
         sources = layout.columns(layout.past, layout.past + new)
-        less = None if less is None else broadcast(less, sources)
+        if less is not None:
+            check_less(less, sources)
         if positions is None:
             positions = layout.next_positions(new) if layout.paged else following(batch.lengths, new)
         if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= layout.past and not slide % size:
-            first = self._tables.next_run(len(batch.parents))
+            first = self._pages.next_run(len(batch.parents))
             if first:  # what a search does at every step: one fresh page a child, side by side
                 self._storage.write_run((first, 0), sources, positions, less)
-                self._note(len(batch.parents))
-                return self._tables.extend(batch.parents, batch.records, first, slide // size)
+                children = self._tables.extend(batch.parents, batch.records, slide // size)
+                self._note(len(children))
+                return children
         plan = self._plan(batch.parents, new, fork=True, slide=slide)
         self._write(plan, sources, positions, less)
         return self._apply(plan)
@@ -279,17 +281,14 @@ class PagedKVCache(PagePool):
         return self._apply(plan)
 
 
-def broadcast(less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What to subtract, expanded to the shapes of the new tokens. Raises BadShape."""
+def check_less(less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Raise BadCount or BadShape unless these can be subtracted from the new tokens without making them larger."""
     if len(less) != len(sources):
         raise BadCount("less (one a plane)", len(less), f"{len(sources)} tensors")
-    expanded = []
     for part, source in zip(less, sources):
-        try:
-            expanded.append(part.expand(source.shape))
-        except RuntimeError:
-            raise BadShape("less", tuple(part.shape), tuple(source.shape)) from None
-    return expanded
+        got, wanted = part.shape, source.shape
+        if len(got) != len(wanted) or [a for a, b in zip(got, wanted) if a != b and a != 1]:
+            raise BadShape("less", tuple(got), tuple(wanted))
 
 
 def following(lengths: Sequence[int], new: int) -> Ints:

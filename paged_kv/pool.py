@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables, Counts, Plan, check_count
+from paged_kv.block_table import BlockTables, Counts, check_count
 from paged_kv.errors import BadCount, BadDtype, ConcurrentCall, OutOfPages
+from paged_kv.plan import Plan
 from paged_kv.stats import CacheStats
 from paged_kv.storage import PageStorage
 from paged_kv.workspace import Ints, Workspace

@@ -46,8 +46,11 @@ class StagingLayer:
             room, got = layout.room, end - layout.past
             raise BadCount("new tokens", got, f"0 to the room of {room} that open() was given")
         key_slots, value_slots = layout.layers(first, end)[self._index]
-        check_tensor("keys", keys, key_slots.shape, key_slots)
-        check_tensor("values", values, value_slots.shape, value_slots)
+        shape, dtype, device = key_slots.shape, key_slots.dtype, key_slots.device
+        if keys.shape != shape or keys.dtype != dtype or keys.device != device:
+            check_tensor("keys", keys, shape, key_slots)
+        if values.shape != value_slots.shape or values.dtype != dtype or values.device != device:
+            check_tensor("values", values, value_slots.shape, value_slots)
         if keys.requires_grad or values.requires_grad:  # the buffers outlive the step: they must not hold its graph
             keys, values = keys.detach(), values.detach()
         key_slots.copy_(keys)

@@ -18,6 +18,7 @@ import torch
 from paged_kv.workspace import Ints, Layout
 
 Tensors = Sequence[torch.Tensor]
+UNWRITTEN = 1024  # runs whose positions are written down at the latest
 
 
 class Plane:
@@ -37,6 +38,7 @@ class Plane:
         """Use these rows [pages * parts * heads * page_size, head_size]; views of them are made once."""
         self.rows = rows
         self.pages = rows.view(-1, self.parts, self.heads, self.page_size, self.head_size)
+        self.targets = self.pages.transpose(0, 1)  # as a batch lies: [parts, pages, heads, page_size, head_size]
         self.sources = rows, rows.view(-1, self.page_size * self.head_size)
 
     def grow(self, pages: int) -> None:
@@ -61,12 +63,29 @@ class PageStorage:
         device: torch.device,
     ) -> None:
         self.layers, self.page_size, self.dtype, self.device = layers, page_size, dtype, device
+        self._on_host = device.type == "cpu"
         one_plane = [(2 * layers, head_size)]
         shapes = one_plane if head_size == value_head_size else [(layers, head_size), (layers, value_head_size)]
         self.planes = [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
         self.page_rows = self.planes[0].page_rows  # of every plane
         self.page_bytes = sum(plane.rows.numel() * plane.rows.element_size() for plane in self.planes)
-        self.positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
+        self._positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
+        self._unwritten: list[tuple[int, int, int, Ints]] = []
+
+    @property
+    def positions(self) -> Ints:
+        """The position each token was written at [pages, page_size].
+
+        Few read them, so runs are noted and written down together: numpy is slow to wake up between two model steps.
+        """
+        if self._unwritten:
+            self._write_positions()
+        return self._positions
+
+    def _write_positions(self) -> None:
+        for page, rows, offset, positions in self._unwritten:
+            self._positions[page : page + rows, offset : offset + positions.shape[1]] = positions
+        self._unwritten.clear()
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages; a failed allocation leaves everything as it was."""
@@ -81,19 +100,23 @@ class PageStorage:
             raise
         kept = self.positions[: len(positions)]
         positions[: len(kept)] = kept
-        self.positions = positions
+        self._positions = positions
 
     def gather(self, index: Ints, layout: Layout) -> None:
         """Fill the past of the dense views. One kernel a plane.
 
-        `index` [B, n] has the pages of the windows where `layout.paged`, else the slots of their tokens.
+        `index` [B, n] has the pages of the windows where `layout.paged`, else the slots of their tokens. It is used up:
+        row numbers are made of it in place.
         """
-        paged, size = layout.paged, self.page_size
-        first = index * self.page_rows if paged else index + index // size * (self.page_rows - 1) * size
-        first = first[:, None, :]
+        paged = layout.paged
+        if paged:
+            index *= self.page_rows
+        else:
+            index += index // self.page_size * ((self.page_rows - 1) * self.page_size)
+        first = index[:, None, :]
         for plane, flat, past, rows in zip(self.planes, layout.flat, layout.past_rows, layout.gather_rows):
-            np.add(first, plane.offsets[paged], out=past)
-            torch.index_select(plane.sources[paged], 0, self._to_device(rows), out=flat)
+            np.add(first, plane.offsets[paged], past)
+            torch.index_select(plane.sources[paged], 0, rows if self._on_host else rows.to(self.device), out=flat)
 
     def write_run(
         self, run: tuple[int, int], sources: Tensors, positions: Ints, less: Tensors | None = None
@@ -105,14 +128,16 @@ class PageStorage:
         page, offset = run
         _, rows, _, new, _ = sources[0].shape
         for number, (plane, source) in enumerate(zip(self.planes, sources)):
-            target = plane.pages[page : page + rows].transpose(0, 1)
+            target = plane.targets[:, page : page + rows]
             if new < self.page_size:
                 target = target[:, :, :, offset : offset + new]
             if less is None:
                 target.copy_(source)
             else:
                 torch.sub(source, less[number], out=target)
-        self.positions[page : page + rows, offset : offset + new] = positions
+        self._unwritten.append((page, rows, offset, positions))
+        if len(self._unwritten) >= UNWRITTEN:
+            self._write_positions()
 
     def scatter(
         self, slots: Sequence[int], sources: Tensors, positions: Ints, less: Tensors | None = None
@@ -122,20 +147,17 @@ class PageStorage:
         pages, offsets = np.divmod(np.array(slots, dtype=np.int64).reshape(rows, new), self.page_size)
         first = (pages * self.page_rows * self.page_size + offsets)[None, :, None, :]
         for number, (plane, source) in enumerate(zip(self.planes, sources)):
-            at = self._to_device(torch.from_numpy(first + plane.offsets[False]))
+            at = torch.from_numpy(first + plane.offsets[False]).to(self.device)
             plane.rows.index_put_((at,), source if less is None else source - less[number])
         self.positions[pages, offsets] = positions
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""
         pairs = np.array(copies, dtype=np.int64)
-        source, target = self._to_device(torch.from_numpy(pairs.T.copy())).unbind(0)
+        source, target = torch.from_numpy(pairs.T.copy()).to(self.device).unbind(0)
         for plane in self.planes:
             plane.pages.index_copy_(0, target, plane.pages.index_select(0, source))
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
-
-    def _to_device(self, index: torch.Tensor) -> torch.Tensor:
-        return index if self.device.type == "cpu" else index.to(self.device, non_blocking=False)
 
 
 def window_slots(

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import NO_PARENT, BlockTables, Plan
+from paged_kv.block_table import NO_PARENT, BlockTables
 from paged_kv.errors import (
     BadCount,
     CorruptCache,
@@ -30,6 +30,7 @@ from paged_kv.errors import (
     PagedKVError,
     StaleHandle,
 )
+from paged_kv.plan import Plan
 
 
 def snapshot(tables: BlockTables) -> dict[str, Any]:
@@ -320,6 +321,27 @@ def test_children_that_fill_fresh_pages_are_written_as_one_block() -> None:
     assert tables.plan([roots[0], children[1]], 1, fork=True).run() is None, "different offsets"
     assert tables.plan([], 1).run() is None
     assert tables.plan(tables.new(2, start=1), 0).run() is None, "nothing to write"
+
+
+def test_extend_is_plan_and_apply_of_a_search_step() -> None:
+    for drop in (0, 1):
+        short, long = made(2, 16), made(2, 16)
+        roots = [filled(tables, 4, 6) for tables in (short, long)]
+        assert short.pages.next_run(2) == 6
+        children = short.extend(roots[0], short.records(roots[0]), drop)
+        others = long.apply(long.plan(roots[1], 2, fork=True, slide=2 * drop))
+        assert short.windows(children) == long.windows(others)
+        assert [short.siblings(child) for child in children] == [[], []]
+        assert (short.pages.refs, short.pages.free) == (long.pages.refs, long.pages.free)
+        short.check()
+
+
+def test_a_run_of_free_pages() -> None:
+    pages = PageAllocator(8, max_pages=8)
+    assert [pages.next_run(count) for count in (0, 1, 8, 9)] == [0, 1, 1, 0]
+    pages.take(4)
+    pages.drop([2, 1])
+    assert [pages.next_run(count) for count in (1, 2, 3)] == [2, 0, 0]
 
 
 def test_pages_freed_together_lie_side_by_side_again() -> None:

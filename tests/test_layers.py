@@ -16,7 +16,7 @@ PACKAGE = Path(paged_kv.__file__).parent
 # From the bottom up. Modules of one row know nothing of each other; a folder is one layer.
 LAYERS = [
     {"errors", "stats", "data"},
-    {"allocator", "workspace"},
+    {"allocator", "plan", "workspace"},
     {"block_table", "storage"},
     {"staging", "pool"},
     {"pool"},
@@ -32,7 +32,7 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-NO_TORCH = ["errors", "allocator", "block_table", "eviction", "index"]
+NO_TORCH = ["errors", "allocator", "plan", "block_table", "eviction", "index"]
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 

@@ -277,10 +277,28 @@ def test_what_is_stored_can_be_less_than_what_was_computed(device: str, lengths:
         cache.append([root], kv[..., :2], kv)
     batch = cache.open(roots, 2)
     advance(batch, cache, 2, value=7.0)
-    steps = torch.tensor([1.0, 2.0], device=device)[:, None]
+    steps = torch.tensor([1.0, 2.0], device=device).reshape(1, 1, 1, 2, 1)
     children = batch.commit(less=[steps, 2 * steps])
     for child, length in zip(children, lengths):
         found = cache.gather([child])
-        assert (found.keys[..., length:, :] == 7 - steps).all()
-        assert (found.values[..., length:, :] == 7 - 2 * steps).all()
+        assert (found.keys[..., length:, :] == 7 - steps[0, 0]).all()
+        assert (found.values[..., length:, :] == 7 - 2 * steps[0, 0]).all()
     cache.check()
+
+
+def test_a_search_step_is_counted_like_any_other(device: str) -> None:
+    """The short cut of a commit, and the long way that a taken page in the row of fresh ones forces."""
+    for between in (0, 1):
+        cache = made(device)
+        roots = filled(cache, 4, 4)
+        if between:
+            first, second = cache.new(2)
+            cache.append([first, second], *[torch.zeros(2, 2, 1, 1, 2, device=device)] * 2)
+            cache.release([first])
+        batch = cache.open(roots, 2)
+        advance(batch, cache, 2)
+        before, used = cache.stats.allocated_pages, cache.pages_in_use
+        batch.commit(slide=2)
+        assert cache.stats.allocated_pages == before + 2
+        assert cache.stats.peak_pages == cache.pages_in_use == used + 2
+        assert (cache.stats.forks, cache.stats.copied_pages) == (2, 0)
