@@ -23,7 +23,7 @@ BEYOND_CORE = ("integrations", "profile", "cli.py", "report.py", "__main__.py")
 def modules() -> list[str]:
     """Modules of the package whose libraries are there."""
     paths = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
-    kept = [path for path in paths if path.name != "__main__.py"]
+    kept = [path for path in paths if path.name not in ("__main__.py", "lightzero_main.py")]  # needs LightZero's main
     if CORE_ONLY:
         kept = [path for path in kept if path.parts[0] not in BEYOND_CORE]
     return [".".join(["paged_kv", *path.with_suffix("").parts]).removesuffix(".__init__") for path in kept]

@@ -410,3 +410,14 @@ import paged_kv.integrations.lightzero
     assert "UnsupportedVersion: LightZero 0.9.9 is installed" in done.stderr
     assert "0.2.0" in done.stderr.splitlines()[-1]
     assert UnsupportedVersion("a", "2", ("1",)).tested == ("1",)
+
+
+def test_features_tell_the_release_from_main() -> None:
+    from lzero.model.unizero_world_models.world_model import WorldModel
+
+    from paged_kv.integrations.lightzero_versions import MAIN, RELEASE, judge
+
+    assert judge("0.2.0", WorldModel) == RELEASE
+    with pytest.raises(UnsupportedVersion, match="of unknown version without update_cache_context") as error:
+        judge(None, WorldModel)
+    assert MAIN in str(error.value)

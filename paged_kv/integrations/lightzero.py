@@ -1,4 +1,4 @@
-"""LightZero 0.2.0's UniZero on paged key/value contexts.
+"""LightZero's UniZero on paged key/value contexts: of release 0.2.0 and of main.
 
 One call swaps the cache of a model or of a policy, one argument chooses which cache it is, and a context manager does
 the same for a whole training run. Importing this file imports LightZero; importing `paged_kv` does not.
@@ -14,18 +14,15 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from paged_kv.errors import BadCount, UnsupportedVersion
+from paged_kv.errors import BadCount
+from paged_kv.integrations.lightzero_versions import MAIN, find_lightzero
 
-TESTED = ("0.2.0",)
-FOUND = version("LightZero")
-if FOUND not in TESTED:
-    raise UnsupportedVersion("LightZero", FOUND, TESTED)
+FOUND = find_lightzero()
 
 from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
 from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
@@ -39,7 +36,15 @@ from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedK
 Target = TypeVar("Target")
 CACHES = ("paged", "lightzero")
 _MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_model")
-_BUILDERS = ("lzero.model.unizero_model", "lzero.model.sampled_unizero_model")
+# Where models are made: attributes of modules, or of classes in them, that name the class to build.
+_BUILDERS: tuple[tuple[str, str, str], ...] = (
+    ("lzero.model.unizero_model", "", "WorldModel"),
+    ("lzero.model.sampled_unizero_model", "", "WorldModel"),
+)
+if FOUND == MAIN:
+    from paged_kv.integrations import lightzero_main
+
+    _BUILDERS = lightzero_main.BUILDERS
 
 
 def attach(
@@ -66,9 +71,9 @@ def attach(
         raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
     for model in models:
         if cache == "paged":
-            _swap_in(model, at, page_size, keys, padding, pool)
+            swap_in(model, at, page_size, keys, padding, pool)
         else:
-            _swap_out(model)
+            swap_out(model)
     return target
 
 
@@ -81,22 +86,28 @@ def installed(
 
     For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
     """
-    def build(*args: Any, **kwargs: Any) -> Any:
-        return attach(WorldModel(*args, **kwargs), cache, at, page_size, keys, padding, **pool)
+    def building(original: Any) -> Any:
+        def build(*args: Any, **kwargs: Any) -> Any:
+            return attach(original(*args, **kwargs), cache, at, page_size, keys, padding, **pool)
 
-    modules: list[Any] = [import_module(name) for name in _BUILDERS]
-    before = [module.WorldModel for module in modules]
-    for module in modules:
-        module.WorldModel = build
+        return staticmethod(build)  # some are attributes of classes, and no methods
+
+    places: list[tuple[Any, str]] = []
+    for module, owner, name in _BUILDERS:
+        found = import_module(module)
+        places.append((getattr(found, owner) if owner else found, name))
+    before = [vars(place)[name] for place, name in places]
+    for (place, name), original in zip(places, before):
+        setattr(place, name, building(original))
     try:
         yield
     finally:
-        for module, original in zip(modules, before):
-            module.WorldModel = original
+        for (place, name), original in zip(places, before):
+            setattr(place, name, original)
 
 
 class PagedWorldModel(WorldModel):  # type: ignore[misc]
-    """LightZero's world model with contexts in pages; `attach` turns a `WorldModel` into one in place.
+    """The world model of LightZero 0.2.0 with contexts in pages; `attach` turns a `WorldModel` into one in place.
 
     `paged` holds the contexts. It is no module: parameters, buffers and state_dict are those of `WorldModel`.
     """
@@ -329,3 +340,6 @@ def _swap_out(model: Any) -> None:
 def _forget_step(model: Any) -> None:
     model._initialize_transformer_keys_values()
     model.keys_values_wm_list, model.keys_values_wm_size_list = [], []
+
+
+swap_in, swap_out = (lightzero_main.swap_in, lightzero_main.swap_out) if FOUND == MAIN else (_swap_in, _swap_out)

@@ -71,6 +71,7 @@ class WriteShift:
     """Corrects windows as they slide by two, with LightZero's own differences and in its order: bit for bit."""
 
     def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
         self._key = (2, context_length - 1)
         self._made_of: Any = None
         self._difference = torch.empty(0)

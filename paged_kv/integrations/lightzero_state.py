@@ -37,6 +37,9 @@ class PagedState:
     a target network starts without contexts, and never shares any.
     """
 
+    # The last root of an environment is all that a later step asks for: the step after it, and its own search.
+    init_entries = 1
+
     def __init__(
         self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
     ) -> None:
@@ -82,8 +85,7 @@ class PagedState:
         self._seen = {}
         self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
-        # The last root of an environment is all that a later step asks for: the step after it, and its own search.
-        self._manager = KVCacheManager(self._cache, self.envs, init_entries=1)
+        self._manager = KVCacheManager(self._cache, self.envs, init_entries=self.init_entries)
 
     # -- the roots -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,189 @@
+"""World models of LightZero's main, and what drives them: random play, misses, reanalysis, real searches."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from lightzero_trees import quiet
+
+MODES = ("shift", "rotary", "exact", "rebuild")
+ENVS = 3
+
+
+def build(
+    mode: str, manager: bool = False, *, context: int = 10, envs: int = ENVS, ppo: bool = False, **more: Any
+) -> Any:
+    """A UniZero model for small images and 6 actions, random in all its weights, in eval mode."""
+    with quiet():
+        from easydict import EasyDict
+        from lzero.model.unizero_model import UniZeroModel
+        from lzero.model.unizero_ppo_model import UniZeroPPOModel
+        from lzero.policy.unizero import UniZeroPolicy
+
+        config = EasyDict(copy.deepcopy(UniZeroPolicy.config["model"]["world_model_cfg"]))
+        config.update(
+            context_length=context, max_blocks=20, max_tokens=40, num_layers=2, num_heads=2, embed_dim=64,
+            env_num=envs, action_space_size=6, obs_type="image", group_size=8, device="cpu", norm_type="LN",
+            rotary_emb=mode == "rotary", max_seq_len=256, rope_theta=1e4, num_simulations=40,
+            use_new_cache_manager=manager, exact_kv_window_reset=mode == "exact",
+            rebuild_kv_window_from_tokens=mode == "rebuild", **more,
+        )
+        torch.manual_seed(0)
+        kind = UniZeroPPOModel if ppo else UniZeroModel
+        model = kind(
+            observation_shape=(3, 64, 64), action_space_size=6, num_res_blocks=1, num_channels=8, norm_type="LN",
+            world_model_cfg=config,
+        ).eval()
+        with torch.no_grad():
+            for weights in model.parameters():  # zero last layers would give every latent state one key
+                if not weights.abs().any():
+                    weights.normal_(0, 0.3)
+        if mode == "shift":
+            model.world_model.precompute_pos_emb_diff_kv()
+    return model
+
+
+def counters(wm: Any) -> dict[str, int]:
+    """LightZero's own counts of hits, padding and rebuilt windows."""
+    names = (
+        "hit_count", "total_query_count", "root_hit_cnt", "root_total_query_cnt", "kv_padding_total_batches",
+        "kv_padding_unequal_batches", "kv_padding_padded_samples", "kv_padding_token_count", "kv_padding_max_tokens",
+        "exact_kv_reset_batches", "exact_kv_reset_samples", "reanalysis_root_seed_count",
+        "reanalysis_root_seed_hit_count",
+    )
+    return {name: getattr(wm, name, 0) for name in names}
+
+
+def forget_root(wm: Any, env: int) -> None:
+    """What the policy does when an episode ends."""
+    wm.past_token_context_init_infer_envs[env].clear()
+    if wm.use_new_cache_manager:
+        wm.kv_cache_manager.init_pools[env].clear()
+    else:
+        wm.past_kv_cache_init_infer_envs[env].clear()
+
+
+def forget_nodes(wm: Any) -> None:
+    """What LightZero does after each root step."""
+    if wm.use_new_cache_manager:
+        wm.kv_cache_manager.clear_recur_cache()
+    else:
+        wm.past_kv_cache_recurrent_infer.clear()
+    wm.past_token_context_recurrent_infer.clear()
+
+
+class Driver:
+    """Drives one world model with seeded random numbers, and notes everything it answers."""
+
+    def __init__(self, wm: Any, seed: int = 0, misses: float = 0.0) -> None:
+        self.wm, self.misses = wm, misses
+        self.random, self.lost = np.random.RandomState(seed), np.random.RandomState(seed + 1)
+        self.answers: list[torch.Tensor] = []
+
+    def latents(self, rows: int) -> Any:
+        return self.random.randn(rows, 1, self.wm.embed_dim).astype("f4")
+
+    def note(self, *parts: Any) -> None:
+        self.answers += [part.clone() for part in parts if part is not None and part.numel()]
+
+    @torch.no_grad()
+    def play(self, steps: int = 14, simulations: int = 12, envs: int = ENVS) -> None:
+        """Root steps of random subsets of the environments, first and later steps mixed, a search below each."""
+        wm, random = self.wm, self.random
+        last, actions, times = torch.zeros(envs, 1, wm.embed_dim), [-1] * envs, [0] * envs
+        for _ in range(steps):
+            ready = sorted(random.choice(envs, random.randint(1, envs + 1), replace=False).tolist())
+            now, before = torch.from_numpy(self.latents(len(ready))), last[ready]
+            if self.lost.rand() < self.misses:
+                before[0] += 1
+            positions = np.array([times[env] for env in ready])
+            out = wm.wm_forward_for_initial_infererence(before, [actions[env] for env in ready], now, positions, ready)
+            forget_nodes(wm)
+            self.note(out.logits_policy, out.logits_value, out.logits_observations)
+            wm.latent_state = now
+            self.search(now.numpy(), simulations, positions)
+            for row, env in enumerate(ready):
+                last[env], actions[env], times[env] = now[row], int(random.randint(6)), times[env] + 1
+                if random.rand() < 0.12:
+                    actions[env], times[env] = -1, 0
+                    forget_root(wm, env)
+
+    def search(self, roots: Any, simulations: int, positions: Any) -> None:
+        """Nodes below random earlier ones, none twice by one action: two nodes with one latent have one key."""
+        wm, random, rows = self.wm, self.random, range(len(roots))
+        states, depths = [roots], [[0] * len(roots)]
+        untried = [[random.permutation(6).tolist() for _ in range(simulations)] for _ in rows]
+        for simulation in range(simulations):
+            places = [int(random.choice([p for p in range(len(states)) if untried[row][p]])) for row in rows]
+            latents = np.stack([states[place][row] for row, place in enumerate(places)])
+            if self.lost.rand() < self.misses:
+                latents[self.lost.randint(len(latents))] += 1
+            paged = getattr(wm, "paged", None)
+            if paged is not None and paged.keys == "node":  # as LightZero's search does once a model is attached
+                paged.nodes.choose(places, rows)
+            depth = [depths[place][row] for row, place in enumerate(places)]
+            actions = torch.tensor([[untried[row][place].pop()] for row, place in enumerate(places)])
+            _, latent, reward, policy, value = wm.forward_recurrent_inference(
+                [(latents, actions)], simulation, depth, positions
+            )
+            self.note(latent, reward, policy, value)
+            states.append(latent.numpy().copy())
+            depths.append([one + 1 for one in depth])
+
+    @torch.no_grad()
+    def reanalyze(self) -> None:
+        """Chunks with seeded roots of windows of all lengths, without seeds, and wider than the model's env_num."""
+        wm, longest = self.wm, self.wm.context_length - 3
+        wm.reanalyze_phase, wm.latent_state = True, torch.zeros(1)
+        for rows, seeded in ((ENVS, True), (ENVS, True), (ENVS, False), (7, False), (2, True)):
+            with quiet():
+                wm.clear_caches()
+            roots = self.latents(rows)
+            if seeded:
+                lengths = [2 * self.random.randint(0, longest // 2) for _ in range(rows)]
+                lengths[0] = longest - 1
+                before = [torch.from_numpy(self.random.randn(length, wm.embed_dim).astype("f4")) for length in lengths]
+                tokens = [torch.cat((old, torch.from_numpy(root))) for old, root in zip(before, roots)]
+                self.note(*map(torch.tensor, wm.seed_reanalysis_root_caches(roots, tokens)))
+            self.search(roots, 10, np.arange(rows) + 5)
+        wm.reanalyze_phase = False
+
+
+def search_with_lightzero(model: Any, steps: int = 8, envs: int = 4) -> list[Any]:
+    """LightZero's C++ search over random subsets of the environments: visits and values of every root."""
+    with quiet():
+        from easydict import EasyDict
+        from lzero.mcts import UniZeroMCTSCtree
+        from lzero.policy.unizero import UniZeroPolicy
+
+        config = EasyDict(UniZeroMCTSCtree.default_config())
+        config.update(copy.deepcopy(UniZeroPolicy.config))
+        config.update(num_simulations=25, device="cpu", deterministic=True, env_type="not_board_games", cuda=False)
+        config.model.update(value_support_range=(-50., 51., 1.), reward_support_range=(-50., 51., 1.))
+        config.model.categorical_distribution = True
+        mcts = UniZeroMCTSCtree(config)
+    random, found = np.random.RandomState(0), []
+    last, actions, times = torch.zeros(envs, 3, 64, 64), [-1] * envs, [0] * envs
+    for _ in range(steps):
+        ready = sorted(random.choice(envs, random.randint(2, envs + 1), replace=False).tolist())
+        now = torch.from_numpy(random.rand(len(ready), 3, 64, 64).astype("f4"))
+        positions = [times[env] for env in ready]
+        with torch.no_grad():
+            out = model.initial_inference(last[ready], [actions[e] for e in ready], now, positions, ready_env_id=ready)
+            roots = UniZeroMCTSCtree.roots(len(ready), [list(range(6))] * len(ready))
+            roots.prepare_no_noise(out.reward, out.policy_logits.numpy().tolist(), [-1] * len(ready))
+            mcts.search(roots, model, out.latent_state.numpy(), [-1] * len(ready), np.array(positions))
+        visits = roots.get_distributions()
+        found.append((visits, roots.get_values()))
+        for row, env in enumerate(ready):
+            last[env], actions[env], times[env] = now[row], int(np.argmax(visits[row])), times[env] + 1
+    return found
+
+
+def worst(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """The largest difference, relative to the largest number of its tensor; 0 where all bits agree."""
+    assert len(one) == len(other)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-9)) for a, b in zip(one, other))
