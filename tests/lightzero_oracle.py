@@ -49,6 +49,7 @@ class Player:
         self.model, self.random = model, np.random.default_rng(seed)
         self.windows: dict[int, Window] = {}  # of the last root of each environment
         self.errors: list[np.ndarray[Any, Any]] = []  # [rows] of each step
+        self.values: list[torch.Tensor] = []  # [rows, ...] of each step
         self.observations, self.actions, self.envs = torch.zeros(envs, 4), [-1] * envs, list(range(envs))
 
     @property
@@ -112,6 +113,7 @@ class Player:
         return Token(self.wm.act_embedding_table(torch.tensor(action)).detach(), position)
 
     def _note(self, answer: Any, windows: Sequence[Window], predicted: bool = False) -> None:
+        self.values.append(answer.value.clone())
         self.errors.append(np.array([self._error(answer, row, w, predicted) for row, w in enumerate(windows)]))
 
     @torch.no_grad()

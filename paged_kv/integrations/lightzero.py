@@ -136,7 +136,8 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
         outputs = [
             self._roots(group, envs, obs_act_dict, latent, start_pos, begins[group[0]]) for group in groups if group
         ]
-        paged.begin_search(envs)
+        if not self.reanalyze_phase:
+            paged.begin_search(envs)
         return outputs[0] if len(outputs) == 1 else _in_order(outputs, groups[0] + groups[1])
 
     def _roots(

@@ -68,8 +68,7 @@ def _following(step: Callable[..., Any], model: str, place: int) -> Callable[...
         paged = getattr(getattr(getattr(policy, model), "world_model", None), "paged", None)
         if paged is None or paged.keys != "node":
             return step(policy, data, *arguments, **options)
-        ready = options["ready_env_id"] if len(arguments) <= place and "ready_env_id" in options else (
-            arguments[place] if len(arguments) > place else None)
+        ready = arguments[place] if len(arguments) > place else options.get("ready_env_id")
         envs = list(range(len(data))) if ready is None else [int(env) for env in ready]
         last: LastSteps = vars(policy).setdefault("_paged_last_steps", LastSteps())
         last.hand_over(policy, envs)

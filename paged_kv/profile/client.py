@@ -179,7 +179,7 @@ class LightZeroSide:
 
         from ..staging import StagingLayer
 
-        # The paged side, too, has LightZero's own batch in the first step of an episode.
+        # The paged side, too, has LightZero's own layers, for contexts that were not found.
         layers = {KVCache, StagingLayer}
         names = ["retrieve_or_generate_kvcache", "trim_and_pad_kv_cache", "update_cache_context",
                  "custom_copy_kv_cache_to_shared_wm"]

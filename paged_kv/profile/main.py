@@ -23,7 +23,8 @@ def profile(
 ) -> dict[str, Any]:
     """Measure one preset with both caches and return the result as plain data.
 
-    `envs`, `simulations` and `roots` default to the preset's. `reference` runs the small reference world model even
+    `envs`, `simulations` and `roots` default to the preset's; `at` and `keys` are those of
+    `integrations.lightzero.attach`. `reference` runs the small reference world model even
     where LightZero is installed. `on_tick(stage, done, total)` is called after every root step.
     Takes seconds to minutes. Sets torch's number of threads for the process, and puts it back.
     """
