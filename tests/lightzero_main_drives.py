@@ -37,13 +37,18 @@ def build(
             observation_shape=(3, 64, 64), action_space_size=6, num_res_blocks=1, num_channels=8, norm_type="LN",
             world_model_cfg=config,
         ).eval()
-        with torch.no_grad():
-            for weights in model.parameters():  # zero last layers would give every latent state one key
-                if not weights.abs().any():
-                    weights.normal_(0, 0.3)
+        fill(model)
         if mode == "shift":
             model.world_model.precompute_pos_emb_diff_kv()
     return model
+
+
+@torch.no_grad()
+def fill(model: Any) -> None:
+    """Random numbers for weights of zero: zero last layers would give every latent state one key."""
+    for weights in model.parameters():
+        if not weights.abs().any():
+            weights.normal_(0, 0.3)
 
 
 def counters(wm: Any) -> dict[str, int]:
@@ -180,6 +185,50 @@ def search_with_lightzero(model: Any, steps: int = 8, envs: int = 4) -> list[Any
         found.append((visits, roots.get_values()))
         for row, env in enumerate(ready):
             last[env], actions[env], times[env] = now[row], int(np.argmax(visits[row])), times[env] + 1
+    return found
+
+
+def build_policy() -> Any:
+    """A UniZero policy with a small model for images, to collect in 4 environments and to evaluate in 3."""
+    with quiet():
+        from easydict import EasyDict
+        from lzero.policy.unizero import UniZeroPolicy
+
+        config = EasyDict(copy.deepcopy(UniZeroPolicy.config))
+        config.update(
+            cuda=False, device="cpu", num_simulations=50, multi_gpu=False, use_wandb=False, on_policy=False,
+            collector_env_num=4, evaluator_env_num=3, exp_name="run", cfg_type="UniZeroPolicyDict", deterministic=True,
+            eps=EasyDict(eps_greedy_exploration_in_collect=False),
+        )
+        config.model.update(
+            observation_shape=(3, 64, 64), action_space_size=6, num_res_blocks=1, num_channels=8, norm_type="LN"
+        )
+        config.model.world_model_cfg.update(
+            context_length=8, max_blocks=10, max_tokens=20, num_layers=2, num_heads=2, embed_dim=64, env_num=4,
+            action_space_size=6, device="cpu", num_simulations=50, group_size=8, norm_type="LN", obs_type="image",
+        )
+        torch.manual_seed(0)
+        policy = UniZeroPolicy(config, enable_field=["collect", "eval", "learn"])
+        fill(policy._model)
+        policy._model.world_model.precompute_pos_emb_diff_kv()
+    return policy
+
+
+@torch.no_grad()
+def collect_and_evaluate(policy: Any, steps: int = 8) -> list[Any]:
+    """Values and visits of random subsets of the environments; every third step evaluates with the same model."""
+    random, found = np.random.RandomState(0), []
+    np.random.seed(1)  # LightZero draws noise and actions from it
+    for step in range(steps):
+        for forward, envs in ((policy._forward_collect, 4), (policy._forward_eval, 3))[: 1 if step % 3 else 2]:
+            ready = sorted(random.choice(envs, random.randint(2, envs + 1), replace=False).tolist())
+            seen = torch.from_numpy(random.rand(len(ready), 3, 64, 64).astype("f4"))
+            more = {"temperature": 1.0, "epsilon": 0.0} if envs == 4 else {}
+            out = forward(
+                seen, [np.ones(6, "int8")] * len(ready), to_play=[-1] * len(ready), ready_env_id=ready,
+                timestep=np.full(len(ready), step), **more,
+            )
+            found += [(env, out[env]["searched_value"], out[env]["visit_count_distributions"]) for env in ready]
     return found
 
 

@@ -28,6 +28,8 @@ from lightzero_main_drives import (  # noqa: E402
     MODES,
     Driver,
     build,
+    build_policy,
+    collect_and_evaluate,
     counters,
     forget_root,
     search_with_lightzero,
@@ -135,6 +137,16 @@ def test_lightzeros_search(mode: str, manager: bool, at: str, keys: str) -> None
         assert worst(*([torch.from_numpy(roots) for roots in searches] for searches in (values, wanted))) < 1e-4
     assert counters(own.world_model) == counters(paged.world_model)
     assert own.world_model.hit_count == own.world_model.total_query_count > 500
+
+
+@both_keys
+def test_a_policy_collects_and_evaluates(keys: str) -> None:
+    own, paged = build_policy(), attach(build_policy(), at="write", keys=keys)
+    assert collect_and_evaluate(own) == collect_and_evaluate(paged)
+    kinds = {type(model.world_model) for model in (paged._model, paged._target_model, paged._eval_model)}
+    assert kinds == {PagedMainWorldModel}
+    assert counters(own._model.world_model) == counters(paged._model.world_model)
+    assert paged._model.world_model.root_hit_cnt > 5
 
 
 @moments
