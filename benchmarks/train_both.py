@@ -224,6 +224,17 @@ def same_until(one: Row, other: Row) -> Row:
     return {"env_steps": agreed, "to_the_end_of_the_shorter": True}
 
 
+def at_equal_steps(sides: Sequence[Row]) -> Row:
+    """The clocks of both sides where the shorter one collected for the last time and the other one stood there too."""
+    rows = [{row["env_steps"]: row for row in side["held"] if row["at"] == "learned"} for side in sides]
+    shared = max(set(rows[0]) & set(rows[1]), default=None)
+    if shared is None:
+        return {"env_steps": 0}
+    clocks = {f"{side['cache']}_{clock}": known[shared][clock]
+              for side, known in zip(sides, rows) for clock in ("cpu_s", "wall_s")}
+    return {"env_steps": shared, **clocks}
+
+
 def charts(sides: Sequence[Row]) -> list[Chart]:
     """The picture: returns against three clocks, and bytes against steps."""
     clocks = [("env_steps", "environment steps"), ("cpu_s", "CPU seconds"), ("wall_s", "wall-clock seconds")]
@@ -276,10 +287,17 @@ def in_a_folder_of_its_own(work: Callable[[], list[Row]]) -> list[Row]:
             os.chdir(home)
 
 
-def both(seed: int, until: Until) -> list[Row]:
+def run_all(caches: Sequence[str], seed: int, until: Until) -> list[Row]:
     """The sides, one after the other."""
     with fixed_ties(mz_tree.__file__), contextlib.redirect_stdout(Nowhere()):
-        return [train(cache, seed, until) for cache in CACHES if not until.stopped]
+        return [train(cache, seed, until) for cache in caches if not until.stopped]
+
+
+def kept(file: Path | None, caches: Sequence[str]) -> list[Row]:
+    """The sides that an earlier run has left in a file, and that are not run again."""
+    if file is None or not file.exists():
+        return []
+    return [side for side in json.loads(file.read_text())["sides"] if side["cache"] not in caches]
 
 
 def main() -> None:
@@ -287,6 +305,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="wall-clock limit of each side")
     parser.add_argument("--steps", type=int, help="environment steps of each side, in place of --minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES,
+                        help="the sides to run; others are kept as the --json file has them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
@@ -294,15 +314,19 @@ def main() -> None:
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
     signal.signal(signal.SIGINT, until.on_interrupt)
-    sides = in_a_folder_of_its_own(lambda: both(options.seed, until))
+    sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until))
+    sides = sorted([*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"]))
     print(report(sides))
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "threads": torch.get_num_threads()}
-    work = {"minutes": options.minutes, "steps": options.steps, "seed": options.seed, "stopped": until.stopped}
+    work = {"minutes": options.minutes, "steps": options.steps, "seed": options.seed, "stopped": until.stopped,
+            "caches": list(options.caches)}
     found: Row = {"machine": machine, "workload": work, "sides": sides}
     if len(sides) == 2:
         found["same_actions_and_returns"] = same_until(*sides)
+        found["at_equal_steps"] = at_equal_steps(sides)
         print("same actions and returns:", found["same_actions_and_returns"])
+        print("clocks at equal steps:", found["at_equal_steps"])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.svg:
