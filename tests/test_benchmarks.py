@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -93,3 +94,29 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "found no lines" in done.stderr
     assert page.read_text() == "no marks\n"
+
+
+@pytest.mark.lightzero
+def test_window_exactness(tmp_path: Path) -> None:
+    out = tmp_path / "window.json"
+    run("window_exactness.py", "--contexts", "8", "--slides", "0", "1", "--seeds", "1", "--rounds", "1",
+        "--json", str(out))
+    found = json.loads(out.read_text())
+    rows = {(row["mode"], row["slides"]): row for row in found["differences"]}
+    parts = ("K0", "V0", "K1", "V1", "next latent", "policy", "value")
+    assert all(rows[mode, 0][part] < 1e-5 for mode, _ in rows for part in parts)  # rounding only, before any slide
+    assert rows["rotary", 1]["K0"] == rows["rotary", 1]["V0"] == 0  # layer 0 has seen nothing but the token
+    assert rows["learned, no norm", 1]["K0"] < 1e-5 < rows["learned, read", 1]["K0"]
+    assert all(rows[mode, 1]["K1"] > 1e-4 for mode, _ in rows)
+    assert [row["mode"] for row in found["costs"]] == ["learned, read", "learned, write", "rotary"]
+
+
+@pytest.mark.lightzero
+def test_train_both(tmp_path: Path) -> None:
+    out, picture = tmp_path / "both.json", tmp_path / "both.svg"
+    run("train_both.py", "--steps", "150", "--json", str(out), "--svg", str(picture))
+    found = json.loads(out.read_text())
+    assert [side["cache"] for side in found["sides"]] == ["lightzero", "paged"]
+    assert all(side["env_steps"] >= 150 for side in found["sides"])
+    assert found["same_actions_and_returns"]["to_the_end_of_the_shorter"]
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")

@@ -1,0 +1,275 @@
+"""How far a window that slid is from the same window computed anew, and what computing it anew costs.
+
+    OMP_NUM_THREADS=1 python benchmarks/window_exactness.py --json benchmarks/results/window_exactness.json
+
+UniZero world models of LightZero 0.2.0 (2 layers of 32 numbers, 2 heads, random in all their weights) play root
+steps with random observations and actions. After 0, 1, 10 and 100 slides the keys and values of the root windows, as
+the next step would gather them, are compared with those of one forward pass over exactly the tokens of the window: at
+positions 0, 1, ... for learned positions; rotary ones keep their absolute positions. Then both windows are continued
+by one action, and by the latent state that the model predicts from it. Nothing has slid in the row of 0 slides: it
+shows what rounding alone does.
+
+Figures are the norm of the difference over the norm of the exact result, for the whole batch, as a mean over the seeds.
+Random biases are a large part of that norm, so that in brackets stands the norm of the difference over the norm of
+what varies in the exact result: its mean over all tokens of the batch is taken off.
+
+"never" leaves out the correction of positions. "no norm" corrects, in a model whose layers do not normalise their
+input: LightZero's correction would be exact in layer 0 if K and V were made of the embeddings themselves.
+
+A step of the rebuilding kind makes the whole window anew before it continues it; a cached step gathers it, continues
+it and stores two tokens. Rounds of both are interleaved; times are medians, by the wall clock and of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from control_plane import processor
+from easydict import EasyDict
+from lzero.model.unizero_model import UniZeroModel
+from lzero.policy.unizero import UniZeroPolicy
+
+from paged_kv.integrations.lightzero import attach
+
+ENVS, LAYERS, HEADS, EMBED = 8, 2, 2, 32
+MODES = {  # rotary or not, and when positions are re-based
+    "learned, read": (False, "read"), "learned, write": (False, "write"), "learned, never": (False, "write"),
+    "learned, no norm": (False, "read"), "rotary": (True, "read"),
+}
+CALLS = 20  # steps in one timed round
+Row = dict[str, Any]
+
+
+def build_model(rotary: bool, context: int, slides: int, seed: int) -> Any:
+    """A UniZeroModel for vectors of 4 numbers and 2 actions, with no weights left at zero."""
+    config = EasyDict(json.loads(json.dumps(UniZeroPolicy.config["model"]["world_model_cfg"])))
+    blocks = max(10, context)
+    config.update(
+        context_length=context, max_blocks=blocks, max_tokens=2 * blocks, num_layers=LAYERS, num_heads=HEADS,
+        embed_dim=EMBED, env_num=ENVS, action_space_size=2, obs_type="vector", rotary_emb=rotary, device="cpu",
+        max_seq_len=2 * (slides + context),  # beyond it rotations would start over
+    )
+    torch.manual_seed(seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = UniZeroModel(observation_shape=4, action_space_size=2, norm_type="BN", world_model_cfg=config)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if not weights.abs().any():
+                weights.normal_(0, 0.3)
+    if not rotary:
+        model.world_model.precompute_pos_emb_diff_kv()
+    return model.eval()
+
+
+class Play:
+    """Root steps of one attached model, and the embeddings of all tokens it was given."""
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self.model, self.wm = model, model.world_model
+        self.random = np.random.default_rng(seed)
+        self.seen = torch.zeros(ENVS, 4)
+        self.actions = [-1] * ENVS
+        self.time = -1
+        self.tokens: list[torch.Tensor] = []  # [B, 1, E] each: observation, action, observation, ...
+        self.slides = 0
+
+    def step(self) -> None:
+        """The next root of every environment."""
+        self.time += 1
+        now = torch.from_numpy(self.random.normal(size=(ENVS, 4)).astype(np.float32))
+        if self.time:
+            self.tokens.append(self.wm.act_embedding_table(torch.tensor(self.actions)[:, None]))
+        answer = self.model.initial_inference(self.seen, self.actions, now, [np.array(self.time)] * ENVS)
+        self.tokens.append(answer.latent_state)
+        self.slides += len(self.tokens) >= self.wm.context_length - 1
+        self.seen, self.actions = now, [int(a) for a in self.random.integers(2, size=ENVS)]
+
+    def cached(self) -> Any:
+        """The root windows, as the next step gathers them."""
+        return self.wm.paged.open_sequences(self.wm, self.roots())
+
+    def roots(self) -> list[int]:
+        """The stored windows."""
+        return self.wm.paged.roots_after(self.seen, ENVS)  # type: ignore[no-any-return]
+
+    def exact(self, size: int) -> Any:
+        """The newest `size` tokens in one forward pass, with nothing before them."""
+        wm = self.wm
+        window = torch.cat(self.tokens[-size:], dim=1)
+        empty = wm.transformer.generate_empty_keys_values(ENVS, wm.context_length)
+        if wm.config.rotary_emb:
+            wm.transformer(window, empty, start_pos=len(self.tokens) - size)
+        else:
+            wm.transformer(window + wm.pos_emb(torch.arange(size)), empty)
+        return empty
+
+    def outputs(self, window: Any) -> dict[str, torch.Tensor]:
+        """What the model says of an action after a window, and of the latent state that follows."""
+        place: Row = {"past_keys_values": window, "start_pos": [np.array(self.time + 1)] * ENVS}
+        action = torch.tensor(self.actions)[:, None]
+        latent = self.wm.forward({"act_tokens": action}, **place).logits_observations
+        after = self.wm.forward({"obs_embeddings": latent}, **place)
+        return {"next latent": latent, "policy": after.logits_policy, "value": after.logits_value}
+
+
+def relative(name: str, found: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
+    """The norm of a difference, over the norm of what is right and over that of what varies in it."""
+    tokens = (0, 2) if exact.ndim == 4 else (0,)  # [B, heads, tokens, head_size] or [B, ..., n]
+    error, varying = (found - exact).norm(), (exact - exact.mean(tokens, keepdim=True)).norm()
+    return {name: float(error / exact.norm()), f"{name}, varying": float(error / varying)}
+
+
+def compare(play: Play) -> Row:
+    """The stored windows against the rebuilt ones: K and V of each layer, then the outputs."""
+    cached = play.cached()
+    size = cached.size
+    exact = play.exact(size)
+    row: Row = {"window": size}
+    for layer in range(LAYERS):
+        for name, found, right in zip("KV", cached[layer].get(), exact[layer].get()):
+            row |= relative(f"{name}{layer}", found, right)
+    outputs = play.outputs(exact)
+    for name, found in play.outputs(cached).items():
+        row |= relative(name, found, outputs[name])
+    play.wm.paged.close()
+    return row
+
+
+@torch.no_grad()
+def differences(mode: str, context: int, slides: Sequence[int], seeds: int) -> list[Row]:
+    """One row for each number of slides, as means over the seeds."""
+    rotary, at = MODES[mode]
+    found: list[list[Row]] = []
+    for seed in range(seeds):
+        play = Play(attach(build_model(rotary, context, max(slides), seed), at=at), seed)
+        if mode in CHANGES:
+            CHANGES[mode](play.wm)
+        rows = []
+        for count in slides:
+            while len(play.tokens) < context - 3 or play.slides < count:
+                play.step()
+            rows.append(compare(play))
+        found.append(rows)
+    means = [{key: float(np.mean([row[key] for row in same])) for key in same[0]} for same in zip(*found)]
+    return [{"mode": mode, "context": context, "slides": count, **row, "window": int(row["window"])}
+            for count, row in zip(slides, means)]
+
+
+def leave_positions(wm: Any) -> None:
+    """Have a model correct nothing when its windows slide."""
+    for differences_of_layer in [*wm.pos_emb_diff_k, *wm.pos_emb_diff_v]:
+        for difference in differences_of_layer.values():
+            difference.zero_()
+
+
+def leave_norms(wm: Any) -> None:
+    """Have a model make K and V of what enters a layer, as it is."""
+    for block in wm.transformer.blocks:
+        block.ln1 = torch.nn.Identity()
+
+
+CHANGES = {"learned, never": leave_positions, "learned, no norm": leave_norms}
+
+
+def timed(step: Callable[[], object]) -> tuple[float, float]:
+    """Microseconds a step: by the wall clock, and of the process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(CALLS):
+        step()
+    return (time.perf_counter() - wall) / CALLS * 1e6, (time.process_time() - cpu) / CALLS * 1e6
+
+
+@torch.no_grad()
+def cost(mode: str, context: int, rounds: int) -> Row:
+    """A cached step and a rebuilding one, from windows that are full."""
+    rotary, at = MODES[mode]
+    play = Play(attach(build_model(rotary, context, 1, seed=0), at=at), seed=0)
+    while not play.slides:
+        play.step()
+    paged, roots, size = play.wm.paged, play.roots(), play.cached().size
+    paged.close()
+
+    def cached_step() -> None:
+        play.outputs(play.cached())
+        paged.cache.release(paged.commit(play.wm, [size + 2] * ENVS))
+
+    def rebuilding_step() -> None:
+        play.outputs(play.exact(size))
+
+    assert len(roots) == ENVS
+    steps = {"cached": cached_step, "rebuilt": rebuilding_step, "rebuilding alone": lambda: play.exact(size)}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            spent[name].append(timed(step))
+    row: Row = {"mode": mode, "context": context, "window": size}
+    for name, times in spent.items():
+        wall, cpu = (statistics.median(part) for part in zip(*times))
+        row |= {f"{name}_wall_us": round(wall, 1), f"{name}_cpu_us": round(cpu, 1)}
+    return row
+
+
+def report(rows: Sequence[Row], costs: Sequence[Row]) -> str:
+    """Both tables, in Markdown."""
+    names = [f"{half}{layer}" for layer in range(LAYERS) for half in "KV"] + ["next latent", "policy", "value"]
+    lines = ["| positions | context | slides | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    for row in rows:
+        figures = " | ".join(f"{share(row[name])} ({share(row[f'{name}, varying'])})" for name in names)
+        lines.append(f"| {row['mode']} | {row['context']} | {row['slides']} | {figures} |")
+    lines += ["", "CPU time of a step of 8 windows, us", ""]
+    lines += ["| positions | context | cached step | rebuilding step | of that, rebuilding | ratio |", "|---" * 6 + "|"]
+    for row in costs:
+        figures = " | ".join(f"{row[f'{name}_cpu_us']:,.0f}" for name in ("cached", "rebuilt", "rebuilding alone"))
+        ratio = row["rebuilt_cpu_us"] / row["cached_cpu_us"]
+        lines.append(f"| {row['mode']} | {row['context']} | {figures} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def share(value: float) -> str:
+    """A relative difference, for people."""
+    if value < 1e-4:
+        return f"{value:.0e}" if value else "0"
+    return f"{value:.2g}" if value >= 1 else f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--slides", type=int, nargs="+", default=[0, 1, 10, 100])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
+    pairs = [(mode, context) for context in options.contexts for mode in MODES]
+    timed_pairs = [pair for pair in pairs if pair[0] not in CHANGES]
+    rows = [row for mode, context in pairs
+            for row in differences(mode, context, sorted(options.slides), options.seeds)]
+    cost("rotary", 8, 1)  # warm-up
+    costs = [cost(mode, context, options.rounds) for mode, context in timed_pairs]
+    print(report(rows, costs))
+    if options.json:
+        machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
+                   "torch": torch.__version__, "threads": torch.get_num_threads()}
+        work = {"envs": ENVS, "layers": LAYERS, "heads": HEADS, "embed": EMBED, "seeds": options.seeds,
+                "rounds": options.rounds, "calls_per_round": CALLS}
+        text = json.dumps({"machine": machine, "workload": work, "differences": rows, "costs": costs}, indent=1)
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
