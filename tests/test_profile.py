@@ -330,7 +330,11 @@ def test_missing_lightzero_is_said(
 
 def test_interrupt_ends_in_one_line() -> None:
     command = [sys.executable, "-m", "paged_kv.cli", "profile", "--reference", "--roots", "100000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+    # A shell starts background jobs with interrupts ignored, and so would be all that they start.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
         time.sleep(6)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
