@@ -12,7 +12,7 @@ import torch
 Ints = npt.NDArray[np.int64]
 
 
-class Shape(Protocol):
+class PlaneLike(Protocol):
     """What a buffer needs to know of a plane of the pool."""
 
     parts: int
@@ -34,7 +34,7 @@ class Workspace:
         """Bytes held."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat)
 
-    def layout(self, planes: Sequence[Shape], batch: int, past: int, room: int, start: int | None) -> Layout:
+    def layout(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
         """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
 
         `start` is the head offset of all windows, which are then gathered by pages, or None to gather them by tokens.
@@ -45,7 +45,7 @@ class Workspace:
             self._layouts[batch, past, room, start] = found
         return found
 
-    def _make(self, planes: Sequence[Shape], batch: int, past: int, room: int, start: int | None) -> Layout:
+    def _make(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
         unit = 1 if start is None else planes[0].page_size
         first = start or 0
         width = -(-(first + past + room) // unit) * unit
