@@ -14,7 +14,7 @@ from lzero.model.unizero_world_models.ppo_world_model import PPOWorldModel
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.integrations.lightzero import attach
-from paged_kv.integrations.lightzero_main_state import MainState
+from paged_kv.integrations.lightzero.main_state import MainState
 
 count = {"attached": 0, "stored": 0}
 original = WorldModel.__init__

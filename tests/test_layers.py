@@ -15,7 +15,7 @@ PACKAGE = Path(paged_kv.__file__).parent
 
 # From the bottom up. Modules of one row know nothing of each other; a folder is one layer.
 LAYERS = [
-    {"errors", "stats", "data"},
+    {"errors", "stats", "data", "units"},
     {"allocator", "plan", "workspace"},
     {"block_table", "storage"},
     {"staging", "pool"},
@@ -28,7 +28,7 @@ LAYERS = [
     {"reference"},
     {"integrations"},
     {"profile"},
-    {"report"},
+    {"commands"},
     {"cli"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -262,7 +262,8 @@ def test_both_caches_side_by_side() -> None:
 def test_installed_reaches_models_built_inside() -> None:
     from lzero.model.unizero_world_models.world_model import WorldModel
 
-    from paged_kv.integrations.lightzero import PagedWorldModel, installed
+    from paged_kv.integrations.lightzero import installed
+    from paged_kv.integrations.lightzero.world_model import PagedWorldModel
 
     with installed(at="write", padding="attended"):
         inside = build_model(rotary=True)
@@ -415,7 +416,7 @@ import paged_kv.integrations.lightzero
 def test_features_tell_the_release_from_main() -> None:
     from lzero.model.unizero_world_models.world_model import WorldModel
 
-    from paged_kv.integrations.lightzero_versions import MAIN, RELEASE, judge
+    from paged_kv.integrations.lightzero.versions import MAIN, RELEASE, judge
 
     assert judge("0.2.0", WorldModel) == RELEASE
     with pytest.raises(UnsupportedVersion, match="of unknown version without update_cache_context") as error:

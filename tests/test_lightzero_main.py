@@ -39,8 +39,8 @@ from lightzero_trees import quiet  # noqa: E402
 
 from paged_kv.errors import BadCount, UnannouncedNode, UnsupportedVersion  # noqa: E402
 from paged_kv.integrations.lightzero import FOUND, attach, installed  # noqa: E402
-from paged_kv.integrations.lightzero_main import PagedMainPPOWorldModel, PagedMainWorldModel  # noqa: E402
-from paged_kv.integrations.lightzero_versions import FEATURES, MAIN, judge  # noqa: E402
+from paged_kv.integrations.lightzero.main_world_model import PagedMainPPOWorldModel, PagedMainWorldModel  # noqa: E402
+from paged_kv.integrations.lightzero.versions import FEATURES, MAIN, judge  # noqa: E402
 
 TESTS = (
     "lzero/model/unizero_world_models/tests",

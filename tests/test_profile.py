@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 
 import paged_kv.profile as package
-from paged_kv import cli, report
-from paged_kv.profile import client, profile
+from paged_kv import cli
+from paged_kv.commands.profile import PRESET_NAMES
+from paged_kv.profile import client, profile, table
 from paged_kv.profile.counters import (
     CACHE,
     LAYER,
@@ -314,7 +315,7 @@ def test_all_presets_make_a_list(
     monkeypatch.setattr(package, "profile", lambda name, **_: names.append(name) or small)
     file = tmp_path / "all.json"
     assert cli.main(["profile", "--reference", "--preset", "all", "--json", str(file)]) == 0
-    assert names == list(PRESETS) == list(cli.PRESET_NAMES)
+    assert names == list(PRESETS) == list(PRESET_NAMES)
     assert json.loads(file.read_text()) == [small] * 5
 
 
@@ -342,12 +343,12 @@ def test_interrupt_ends_in_one_line() -> None:
     assert (out, err) == ("", "paged-kv: stopped, nothing was written.\n")
 
 
-def test_report_marks_what_differs(small: dict[str, Any]) -> None:
+def test_the_table_marks_what_differs(small: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(small))
     changed["fidelity"].update(visit_counts_equal=False, actions_equal=1)
     changed["workload"]["tie_breaking"] = "clock"
     console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
-    report.show([changed], console)
+    table.show([changed], console)
     text = console.export_text()
     assert "visit counts DIFFER" in text
     assert "Tie-breaking could not be fixed here" in text

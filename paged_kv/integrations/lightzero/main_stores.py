@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paged_kv.index import CacheIndex
-from paged_kv.integrations.lightzero_stores import LayerHalf, StepBatch
+from paged_kv.integrations.lightzero.stores import LayerHalf, StepBatch
 
 if TYPE_CHECKING:
-    from paged_kv.integrations.lightzero_main_state import MainState
+    from paged_kv.integrations.lightzero.main_state import MainState
 
 
 class Halves:

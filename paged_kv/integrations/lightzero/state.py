@@ -9,9 +9,9 @@ import torch
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadCount, UnknownEnv
-from paged_kv.integrations.lightzero_positions import ReadShift, WriteShift
-from paged_kv.integrations.lightzero_search import SearchNodes
-from paged_kv.integrations.lightzero_stores import Entry, StepBatch
+from paged_kv.integrations.lightzero.positions import ReadShift, WriteShift
+from paged_kv.integrations.lightzero.search import SearchNodes
+from paged_kv.integrations.lightzero.stores import Entry, StepBatch
 from paged_kv.manager import KVCacheManager
 from paged_kv.staging import StagingBatch
 

@@ -1,109 +1,28 @@
-"""LightZero's UniZero on paged key/value contexts: of release 0.2.0 and of main.
-
-One call swaps the cache of a model or of a policy, one argument chooses which cache it is, and a context manager does
-the same for a whole training run. Importing this file imports LightZero; importing `paged_kv` does not.
-
-    >>> from paged_kv.integrations.lightzero import attach          # doctest: +SKIP
-    >>> attach(policy)                                              # doctest: +SKIP
-    >>> attach(policy, cache="lightzero")   # and back              # doctest: +SKIP
-"""
+"""The world model of LightZero 0.2.0 on pages."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
-from importlib import import_module
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from lzero.model.unizero_world_models.kv_caching import KeysValues
+from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
-from paged_kv.integrations.lightzero_versions import MAIN, find_lightzero
+from paged_kv.integrations.lightzero.attention import mask_padding
+from paged_kv.integrations.lightzero.policy import BEGINS, follow_environments
+from paged_kv.integrations.lightzero.search import announce_searches
+from paged_kv.integrations.lightzero.state import PagedState, Roots
+from paged_kv.integrations.lightzero.stores import Entry, EnvKeys, Pool, SharedKeys, StepBatch
 
-FOUND = find_lightzero()
-
-from lzero.model.unizero_world_models.kv_caching import KeysValues  # noqa: E402
-from lzero.model.unizero_world_models.world_model import WorldModel  # noqa: E402
-
-from paged_kv.integrations.lightzero_attention import mask_padding  # noqa: E402
-from paged_kv.integrations.lightzero_policy import BEGINS, follow_environments  # noqa: E402
-from paged_kv.integrations.lightzero_search import announce_searches  # noqa: E402
-from paged_kv.integrations.lightzero_state import PagedState, Roots  # noqa: E402
-from paged_kv.integrations.lightzero_stores import Entry, EnvKeys, Pool, SharedKeys, StepBatch  # noqa: E402
-
-Target = TypeVar("Target")
-CACHES = ("paged", "lightzero")
-_MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_model")
-# Where models are made: attributes of modules, or of classes in them, that name the class to build.
-_BUILDERS: tuple[tuple[str, str, str], ...] = (
+# Where models are made: modules, classes in them or "", and the attribute that names the class to build.
+BUILDERS: tuple[tuple[str, str, str], ...] = (
     ("lzero.model.unizero_model", "", "WorldModel"),
     ("lzero.model.sampled_unizero_model", "", "WorldModel"),
 )
-if FOUND == MAIN:
-    from paged_kv.integrations import lightzero_main
-
-    _BUILDERS = lightzero_main.BUILDERS
-
-
-def attach(
-    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node",
-    padding: str = "masked", **pool: Any,
-) -> Target:
-    """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
-
-    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
-    stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
-    `keys` says how contexts are found again: "node" by environment and by the search tree's own names of its nodes
-    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero
-    does, but compared as a whole.
-    `padding` says what shorter windows of a batch see of the zeros in front of them: "masked" nothing, so that a row
-    gives the numbers it gives alone, or "attended" LightZero 0.2.0's numbers, which depend on the longest window.
-    `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
-    Deep copies of an attached model have pools of their own. Returns `target`.
-    Raises BadCount for unknown choices and where `target` holds no UniZero world model.
-    """
-    if cache not in CACHES:
-        raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    models = list(_world_models(target))
-    if not models:
-        raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
-    for model in models:
-        if cache == "paged":
-            swap_in(model, at, page_size, keys, padding, pool)
-        else:
-            swap_out(model)
-    return target
-
-
-@contextlib.contextmanager
-def installed(
-    cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", padding: str = "masked",
-    **pool: Any,
-) -> Iterator[None]:
-    """Within the block, every UniZero model that LightZero builds gets the chosen cache; arguments as for `attach`.
-
-    For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
-    """
-    def building(original: Any) -> Any:
-        def build(*args: Any, **kwargs: Any) -> Any:
-            return attach(original(*args, **kwargs), cache, at, page_size, keys, padding, **pool)
-
-        return staticmethod(build)  # some are attributes of classes, and no methods
-
-    places: list[tuple[Any, str]] = []
-    for module, owner, name in _BUILDERS:
-        found = import_module(module)
-        places.append((getattr(found, owner) if owner else found, name))
-    before = [vars(place)[name] for place, name in places]
-    for (place, name), original in zip(places, before):
-        setattr(place, name, building(original))
-    try:
-        yield
-    finally:
-        for (place, name), original in zip(places, before):
-            setattr(place, name, original)
 
 
 class PagedWorldModel(WorldModel):  # type: ignore[misc]
@@ -290,18 +209,7 @@ def _in_order(outputs: list[Any], rows: list[int]) -> Any:
     return type(outputs[0])(*(None if parts[0] is None else torch.cat(parts)[order] for parts in fields))
 
 
-def _world_models(target: Any) -> Iterator[Any]:
-    """Each distinct world model of a target, once."""
-    seen: set[int] = set()
-    models = [getattr(target, name, None) for name in _MODELS]
-    for holder in (target, *models):
-        world_model = holder if isinstance(holder, WorldModel) else getattr(holder, "world_model", None)
-        if isinstance(world_model, WorldModel) and id(world_model) not in seen:
-            seen.add(id(world_model))
-            yield world_model
-
-
-def _swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: dict[str, Any]) -> None:
+def swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: dict[str, Any]) -> None:
     if type(model) not in (WorldModel, PagedWorldModel):
         raise BadCount("target", type(model).__name__, "a WorldModel, and no subclass of one")
     state = PagedState(
@@ -323,7 +231,7 @@ def _swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool:
     _forget_step(model)
 
 
-def _swap_out(model: Any) -> None:
+def swap_out(model: Any) -> None:
     """LightZero's own stores, as its constructor leaves them."""
     if type(model) is not PagedWorldModel:
         return
@@ -341,6 +249,3 @@ def _swap_out(model: Any) -> None:
 def _forget_step(model: Any) -> None:
     model._initialize_transformer_keys_values()
     model.keys_values_wm_list, model.keys_values_wm_size_list = [], []
-
-
-swap_in, swap_out = (lightzero_main.swap_in, lightzero_main.swap_out) if FOUND == MAIN else (_swap_in, _swap_out)

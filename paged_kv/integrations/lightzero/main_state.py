@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from paged_kv.integrations.lightzero_main_stores import Context, MainBatch, Window
-from paged_kv.integrations.lightzero_positions import ReadShift, WriteShift
-from paged_kv.integrations.lightzero_state import ROOM, SLIDE, PagedState
-from paged_kv.integrations.lightzero_stores import Entry, StepBatch
+from paged_kv.integrations.lightzero.main_stores import Context, MainBatch, Window
+from paged_kv.integrations.lightzero.positions import ReadShift, WriteShift
+from paged_kv.integrations.lightzero.state import ROOM, SLIDE, PagedState
+from paged_kv.integrations.lightzero.stores import Entry, StepBatch
 
 
 class MainState(PagedState):

@@ -46,3 +46,6 @@ def judge(number: str | None, world_model: Any) -> str:
     if number == RELEASE and len(lacking) == len(FEATURES):
         return RELEASE
     raise UnsupportedVersion("LightZero", f"{number or 'of unknown version'} without {', '.join(lacking)}", TESTED)
+
+
+FOUND = find_lightzero()

@@ -16,14 +16,14 @@ from lzero.model.unizero_world_models.utils import hash_state
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount, UnannouncedNode
-from paged_kv.integrations.lightzero_main_state import MainState
-from paged_kv.integrations.lightzero_main_stores import Context, Keys, ManagerView
-from paged_kv.integrations.lightzero_search import announce_searches
-from paged_kv.integrations.lightzero_state import SLIDE
-from paged_kv.integrations.lightzero_stores import Pool
+from paged_kv.integrations.lightzero.main_state import MainState
+from paged_kv.integrations.lightzero.main_stores import Context, Keys, ManagerView
+from paged_kv.integrations.lightzero.search import announce_searches
+from paged_kv.integrations.lightzero.state import SLIDE
+from paged_kv.integrations.lightzero.stores import Pool
 
 # Where models are made: attributes that name the class to build.
-BUILDERS = (
+BUILDERS: tuple[tuple[str, str, str], ...] = (
     ("lzero.model.unizero_model", "UniZeroModel", "world_model_cls"),
     ("lzero.model.unizero_ppo_model", "UniZeroPPOModel", "world_model_cls"),
     ("lzero.model.sampled_unizero_model", "", "WorldModel"),

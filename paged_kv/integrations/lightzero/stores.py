@@ -10,7 +10,7 @@ import torch
 from paged_kv.staging import StagingBatch, StagingLayer
 
 if TYPE_CHECKING:
-    from paged_kv.integrations.lightzero_state import PagedState
+    from paged_kv.integrations.lightzero.state import PagedState
 
 
 class EnvKeys:
