@@ -16,8 +16,9 @@ what varies in the exact result: its mean over all tokens of the batch is taken 
 "never" leaves out the correction of positions. "no norm" corrects, in a model whose layers do not normalise their
 input: LightZero's correction would be exact in layer 0 if K and V were made of the embeddings themselves.
 
-A step of the rebuilding kind makes the whole window anew before it continues it; a cached step gathers it, continues
-it and stores two tokens. Rounds of both are interleaved; times are medians, by the wall clock and of the process.
+"exact" keeps tokens, and computes its windows anew at every step. What that costs is measured on full windows, beside a
+step that gathers keys and values: both continue them by two tokens and store these. Rounds of both are interleaved;
+times are medians, by the wall clock and of the process.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ from lzero.policy.unizero import UniZeroPolicy
 from paged_kv.integrations.lightzero import attach
 
 ENVS, LAYERS, HEADS, EMBED = 8, 2, 2, 32
-MODES = {  # rotary or not, and when positions are re-based
-    "learned, read": (False, "read"), "learned, write": (False, "write"), "learned, never": (False, "write"),
-    "learned, no norm": (False, "read"), "rotary": (True, "read"),
+MODES: dict[str, tuple[bool, dict[str, str]]] = {  # rotary or not, and options of `attach`
+    "learned, read": (False, {"at": "read"}), "learned, write": (False, {"at": "write"}),
+    "learned, never": (False, {"at": "write"}), "learned, no norm": (False, {"at": "read"}),
+    "learned, exact": (False, {"window": "exact"}), "rotary": (True, {}), "rotary, exact": (True, {"window": "exact"}),
 }
 CALLS = 20  # steps in one timed round
 Row = dict[str, Any]
@@ -105,13 +107,13 @@ class Play:
         """The stored windows."""
         return [pool.handles()[0] for pool in self.wm.paged.manager.init_pools]
 
-    def exact(self, size: int) -> Any:
-        """The newest `size` tokens in one forward pass, with nothing before them."""
+    def exact(self, size: int, first: int) -> Any:
+        """The newest `size` tokens in one forward pass, with nothing before them; rotary positions from `first` on."""
         wm = self.wm
         window = torch.cat(self.tokens[-size:], dim=1)
         empty = wm.transformer.generate_empty_keys_values(ENVS, wm.context_length)
         if wm.config.rotary_emb:
-            wm.transformer(window, empty, start_pos=len(self.tokens) - size)
+            wm.transformer(window, empty, start_pos=first)
         else:
             wm.transformer(window + wm.pos_emb(torch.arange(size)), empty)
         return empty
@@ -136,14 +138,15 @@ def compare(play: Play) -> Row:
     """The stored windows against the rebuilt ones: K and V of each layer, then the outputs."""
     cached = play.cached()
     size = cached.size
-    exact = play.exact(size)
+    first = len(play.tokens) - size
+    outputs, wanted = play.outputs(cached), play.outputs(play.exact(size, first))
+    exact = play.exact(size, 0 if play.wm.paged.window == "exact" else first)  # which counts positions from 0
     row: Row = {"window": size}
     for layer in range(LAYERS):
         for name, found, right in zip("KV", cached[layer].get(), exact[layer].get()):
-            row |= relative(f"{name}{layer}", found, right)
-    outputs = play.outputs(exact)
-    for name, found in play.outputs(cached).items():
-        row |= relative(name, found, outputs[name])
+            row |= relative(f"{name}{layer}", found[:, :, :size], right)
+    for name, found in outputs.items():
+        row |= relative(name, found, wanted[name])
     play.wm.paged.close()
     return row
 
@@ -151,10 +154,10 @@ def compare(play: Play) -> Row:
 @torch.no_grad()
 def differences(mode: str, context: int, slides: Sequence[int], seeds: int) -> list[Row]:
     """One row for each number of slides, as means over the seeds."""
-    rotary, at = MODES[mode]
+    rotary, options = MODES[mode]
     found: list[list[Row]] = []
     for seed in range(seeds):
-        play = Play(attach(build_model(rotary, context, max(slides), seed), at=at), seed)
+        play = Play(attach(build_model(rotary, context, max(slides), seed), **options), seed)
         if mode in CHANGES:
             CHANGES[mode](play.wm)
         rows = []
@@ -192,30 +195,32 @@ def timed(step: Callable[[], object]) -> tuple[float, float]:
     return (time.perf_counter() - wall) / CALLS * 1e6, (time.process_time() - cpu) / CALLS * 1e6
 
 
-@torch.no_grad()
-def cost(mode: str, context: int, rounds: int) -> Row:
-    """A cached step and a rebuilding one, from windows that are full."""
-    rotary, at = MODES[mode]
-    play = Play(attach(build_model(rotary, context, 1, seed=0), at=at), seed=0)
+def stepping(context: int, rotary: bool, **options: str) -> Callable[[], None]:
+    """A step from full windows that are never replaced: gather them, continue them by two tokens, store these."""
+    play = Play(attach(build_model(rotary, context, 1, seed=0), **options), seed=0)
     while not play.slides:
         play.step()
-    paged, roots, size = play.wm.paged, play.roots(), play.cached().size
+    paged = play.wm.paged
+    size = play.cached().size
     paged.close()
 
-    def cached_step() -> None:
+    @torch.no_grad()
+    def step() -> None:
         play.outputs(play.cached())
         paged.cache.release(paged.commit(play.wm, [size + 2] * ENVS))
 
-    def rebuilding_step() -> None:
-        play.outputs(play.exact(size))
+    return step
 
-    assert len(roots) == ENVS
-    steps = {"cached": cached_step, "rebuilt": rebuilding_step, "rebuilding alone": lambda: play.exact(size)}
+
+def cost(mode: str, context: int, rounds: int) -> Row:
+    """A step on stored keys and values, and one that computes its windows anew."""
+    rotary, options = MODES[mode]
+    steps = {"cached": stepping(context, rotary, **options), "exact": stepping(context, rotary, window="exact")}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             spent[name].append(timed(step))
-    row: Row = {"mode": mode, "context": context, "window": size}
+    row: Row = {"mode": mode, "context": context, "window": context - 3}
     for name, times in spent.items():
         wall, cpu = (statistics.median(part) for part in zip(*times))
         row |= {f"{name}_wall_us": round(wall, 1), f"{name}_cpu_us": round(cpu, 1)}
@@ -230,10 +235,10 @@ def report(rows: Sequence[Row], costs: Sequence[Row]) -> str:
         figures = " | ".join(f"{share(row[name])} ({share(row[f'{name}, varying'])})" for name in names)
         lines.append(f"| {row['mode']} | {row['context']} | {row['slides']} | {figures} |")
     lines += ["", "CPU time of a step of 8 windows, us", ""]
-    lines += ["| positions | context | cached step | rebuilding step | of that, rebuilding | ratio |", "|---" * 6 + "|"]
+    lines += ["| positions | context | cached step | exact step | ratio |", "|---" * 5 + "|"]
     for row in costs:
-        figures = " | ".join(f"{row[f'{name}_cpu_us']:,.0f}" for name in ("cached", "rebuilt", "rebuilding alone"))
-        ratio = row["rebuilt_cpu_us"] / row["cached_cpu_us"]
+        figures = " | ".join(f"{row[f'{name}_cpu_us']:,.0f}" for name in ("cached", "exact"))
+        ratio = row["exact_cpu_us"] / row["cached_cpu_us"]
         lines.append(f"| {row['mode']} | {row['context']} | {figures} | {ratio:.2f} |")
     return "\n".join(lines)
 
@@ -256,7 +261,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     pairs = [(mode, context) for context in options.contexts for mode in MODES]
-    timed_pairs = [pair for pair in pairs if pair[0] not in CHANGES]
+    timed_pairs = [pair for pair in pairs if pair[0] not in CHANGES and "window" not in MODES[pair[0]][1]]
     rows = [row for mode, context in pairs
             for row in differences(mode, context, sorted(options.slides), options.seeds)]
     cost("rotary", 8, 1)  # warm-up

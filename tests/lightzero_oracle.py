@@ -45,9 +45,11 @@ def heed_context(wm: Any, factor: float = 8) -> None:
 class Player:
     """Plays environments and searches them, and notes how far every row's answer is from that row alone."""
 
-    def __init__(self, model: Any, envs: int = 4, seed: int = 0) -> None:
+    def __init__(self, model: Any, envs: int = 4, seed: int = 0, gap: int = 2) -> None:
         self.model, self.random = model, np.random.default_rng(seed)
+        self.gap = gap  # LightZero's search places the first action below a root so many rotary positions too far
         self.windows: dict[int, Window] = {}  # of the last root of each environment
+        self.clocks: dict[int, int] = {}  # its step
         self.errors: list[np.ndarray[Any, Any]] = []  # [rows] of each step
         self.values: list[torch.Tensor] = []  # [rows, ...] of each step
         self.observations, self.actions, self.envs = torch.zeros(envs, 4), [-1] * envs, list(range(envs))
@@ -62,14 +64,14 @@ class Player:
     def root(self, now: torch.Tensor | None = None, times: Sequence[int] | None = None) -> None:
         """The next root of every environment; `times` are the steps of their episodes."""
         now = self.observe(len(self.envs)) if now is None else now
-        times = [len(self.windows.get(env, ())) // 2 + (env in self.windows) for env in self.envs] \
-            if times is None else list(times)
+        times = [self.clocks.get(env, -1) + 1 for env in self.envs] if times is None else list(times)
+        self.clocks.update(zip(self.envs, times))
         begins = max(self.actions) == -1
         answer = self.model.initial_inference(self.observations, self.actions, now, [np.array(t) for t in times])
         for row, env in enumerate(self.envs):
             seen = Token(answer.latent_state[row, 0], 2 * times[row])
-            before = () if begins else (*self.windows[env], self._action(self.actions[row], 2 * times[row] - 1))
-            self.windows[env] = (*before, seen)
+            action = self._action(self.actions[row], 2 * times[row] - 1)
+            self.windows[env] = (seen,) if begins else (*self._kept(self.windows[env]), action, seen)
         self.times, self.tree = times, [[(self.windows[env], 0) for env in self.envs]]
         self._note(answer, [window for window, _ in self.tree[0]])
         self.observations, self.actions = now, [int(a) for a in self.random.integers(2, size=len(now))]
@@ -89,7 +91,7 @@ class Player:
         )
         made = []
         for row, (window, depth) in enumerate(parents):
-            where = 2 * (depth + 1 + self.times[row])
+            where = 2 * (depth + self.times[row]) + self.gap
             acted = (*self._kept(window), self._action(actions[row], where + 1))
             made.append(((*acted, Token(answer.latent_state[row, 0].clone(), where + 2)), depth + 1))
         self.tree.append(made)
@@ -107,7 +109,11 @@ class Player:
         return float(max(error.max() for error in self.errors))
 
     def _kept(self, window: Window) -> Window:
-        return window if self.wm.context_length > 2 else window[-1:]  # no context: a node starts from its own token
+        """What is stored of a window: a full one has lost its oldest observation and action."""
+        length = self.wm.context_length
+        if length <= 2:  # no context: a node starts from its own token
+            return window[-1:]
+        return window[2:] if len(window) >= length - 1 else window
 
     def _action(self, action: int, position: int) -> Token:
         return Token(self.wm.act_embedding_table(torch.tensor(action)).detach(), position)

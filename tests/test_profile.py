@@ -330,13 +330,16 @@ def test_missing_lightzero_is_said(
 
 
 def test_interrupt_ends_in_one_line() -> None:
-    command = [sys.executable, "-m", "paged_kv.cli", "profile", "--reference", "--roots", "100000"]
+    started = "import sys; from paged_kv import cli; print('ready', flush=True); sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", started, "profile", "--reference", "--roots", "100000"]
     # A shell starts background jobs with interrupts ignored, and so would be all that they start.
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
-        time.sleep(6)
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(3)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     assert running.returncode == 130

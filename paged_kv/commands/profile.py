@@ -32,6 +32,8 @@ def add(commands: Any) -> None:
     command.add_argument("--page-size", type=positive, default=2, help="token slots per page")
     command.add_argument("--at", default="read", choices=("read", "write"), help="when learned positions are re-based")
     command.add_argument("--keys", default="node", choices=("node", "latent"), help="how search contexts are found")
+    command.add_argument("--window", default="cached", choices=("cached", "exact"),
+                         help="what a context keeps: keys and values, or tokens that each step computes anew")
     command.add_argument("--reference", action="store_true", help="use the reference world model, not LightZero")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
     command.set_defaults(run=run)
@@ -84,6 +86,6 @@ def _run_all(options: argparse.Namespace, console: Console) -> list[dict[str, An
             results.append(profile(
                 name, envs=options.envs, simulations=options.simulations, roots=options.roots, seed=options.seed,
                 threads=options.threads, device=options.device, page_size=options.page_size, at=options.at,
-                keys=options.keys, reference=options.reference, on_tick=tick,
+                keys=options.keys, window=options.window, reference=options.reference, on_tick=tick,
             ))
     return results

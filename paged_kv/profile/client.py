@@ -136,8 +136,9 @@ class LightZeroSide:
                 from ..integrations.lightzero import attach
 
                 # "attended": both sides are compared action by action, so they must see the same zeros.
+                padding = "attended" if setting.window == "cached" else "masked"
                 attach(self._policy, cache="paged", at=setting.at, page_size=setting.page_size, keys=setting.keys,
-                       padding="attended")
+                       padding=padding, window=setting.window)
             self._world = make_world(preset, setting.envs, setting.seed)
         self._model = self._policy._collect_model
         self._actions = preset.actions
@@ -180,17 +181,19 @@ class LightZeroSide:
         from ..staging import StagingLayer
 
         # The paged side, too, has LightZero's own layers, for contexts that were not found.
-        layers = {KVCache, StagingLayer}
+        layers: set[type] = {KVCache, StagingLayer}
         names = ["retrieve_or_generate_kvcache", "trim_and_pad_kv_cache", "update_cache_context",
                  "custom_copy_kv_cache_to_shared_wm"]
         found: list[tuple[Any, str, str]] = [(wm, name, CACHE) for name in names]
         found += [(wm, "forward", MODEL)]
-        found += [(layer, name, LAYER) for layer in layers for name in ("update", "get")]
         if self.kind == "paged":
+            from ..integrations.lightzero.exact import ExactLayer
+
+            layers.add(ExactLayer)
             found.append((type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
             names = ["roots_after", "roots_at", "open_empty", "open", "end_search"]
             found += [(type(wm.paged), name, CACHE) for name in names]
-        return found
+        return found + [(layer, name, LAYER) for layer in layers for name in ("update", "get")]
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""

@@ -19,18 +19,19 @@ from .workload import KINDS, count_ticks, run
 def profile(
     preset: str = "cartpole", *, envs: int | None = None, simulations: int | None = None, roots: int | None = None,
     seed: int = 0, threads: int = 1, device: str = "cpu", page_size: int = 2, at: str = "read",
-    keys: str = "node", reference: bool = False, on_tick: Callable[[str, int, int], None] | None = None,
+    keys: str = "node", window: str = "cached", reference: bool = False,
+    on_tick: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one preset with both caches and return the result as plain data.
 
-    `envs`, `simulations` and `roots` default to the preset's; `at` and `keys` are those of
-    `integrations.lightzero.attach`. `reference` runs the small reference world model even
+    `envs`, `simulations` and `roots` default to the preset's; `at`, `keys` and `window` are those
+    of `integrations.lightzero.attach`. `reference` runs the small reference world model even
     where LightZero is installed. `on_tick(stage, done, total)` is called after every root step.
     Takes seconds to minutes. Sets torch's number of threads for the process, and puts it back.
     """
     chosen = PRESETS[preset]
     setting = Setting(
-        envs or chosen.envs, simulations or chosen.simulations, seed, torch.device(device), page_size, at, keys
+        envs or chosen.envs, simulations or chosen.simulations, seed, torch.device(device), page_size, at, keys, window
     )
     steps = roots or chosen.roots
     before = torch.get_num_threads()

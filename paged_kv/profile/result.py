@@ -82,6 +82,7 @@ def _workload(run: Run, preset: Preset, setting: Setting, about: dict[str, Any])
         "page_size": setting.page_size,
         "at": setting.at,
         "keys": setting.keys,
+        "window": setting.window,
         "warmup_roots": preset.warmup,
         "metered_roots": run.metered,
         "observations": {"cartpole": "CartPole-v0"}.get(preset.observation, f"random ({preset.observation})"),

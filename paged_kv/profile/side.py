@@ -66,4 +66,5 @@ class Setting:
     page_size: int
     at: str
     keys: str = "node"
+    window: str = "cached"
     extra: dict[str, Any] = field(default_factory=dict)

@@ -84,6 +84,7 @@ def _notes(result: dict[str, Any]) -> str:
     ties = "" if fixed else " Tie-breaking could not be fixed here, so actions may differ."
     return (f"{workload['client']} {workload['client_version']}, {workload['weights']} weights, "
             f"{workload['observations']}, {workload['roots']} root steps, at=\"{workload['at']}\", "
+            f"window=\"{workload['window']}\", "
             f"{workload['threads']} thread(s), {machine['processor']}.{ties}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
+from paged_kv.integrations.lightzero.state import Choices
 from paged_kv.integrations.lightzero.versions import FOUND, MAIN
 
 if FOUND == MAIN:
@@ -23,8 +24,8 @@ _MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_m
 
 
 def attach(
-    target: Target, cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node",
-    padding: str = "masked", **pool: Any,
+    target: Target, cache: str = "paged", *, at: str = "read", page_size: int = 2, keys: str = "node",
+    padding: str = "masked", window: str = "cached", **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
 
@@ -35,35 +36,37 @@ def attach(
     does, but compared as a whole.
     `padding` says what shorter windows of a batch see of the zeros in front of them: "masked" nothing, so that a row
     gives the numbers it gives alone, or "attended" LightZero 0.2.0's numbers, which depend on the longest window.
+    `window` says what a context is: "cached" keys and values, corrected or not when the window slides, as LightZero
+    does; or "exact" the tokens alone, from which every step computes its windows anew (release 0.2.0; main has modes of
+    its own for it).
     `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
     Deep copies of an attached model have pools of their own. Returns `target`.
     Raises BadCount for unknown choices and where `target` holds no UniZero world model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
+    choices = Choices(at, keys, padding, window)
+    choices.check()
     models = list(_world_models(target))
     if not models:
         raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
     for model in models:
         if cache == "paged":
-            swap_in(model, at, page_size, keys, padding, pool)
+            swap_in(model, choices, {"page_size": page_size, **pool})
         else:
             swap_out(model)
     return target
 
 
 @contextlib.contextmanager
-def installed(
-    cache: str = "paged", at: str = "read", page_size: int = 2, keys: str = "node", padding: str = "masked",
-    **pool: Any,
-) -> Iterator[None]:
-    """Within the block, every UniZero model that LightZero builds gets the chosen cache; arguments as for `attach`.
+def installed(cache: str = "paged", **options: Any) -> Iterator[None]:
+    """Within the block, every UniZero model that LightZero builds gets the chosen cache, with options of `attach`.
 
     For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
     """
     def building(original: Any) -> Any:
         def build(*args: Any, **kwargs: Any) -> Any:
-            return attach(original(*args, **kwargs), cache, at, page_size, keys, padding, **pool)
+            return attach(original(*args, **kwargs), cache, **options)
 
         return staticmethod(build)  # some are attributes of classes, and no methods
 

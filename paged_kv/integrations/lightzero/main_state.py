@@ -9,7 +9,7 @@ import torch
 
 from paged_kv.integrations.lightzero.main_stores import Context, MainBatch, Window
 from paged_kv.integrations.lightzero.positions import ReadShift, WriteShift
-from paged_kv.integrations.lightzero.state import ROOM, SLIDE, PagedState
+from paged_kv.integrations.lightzero.state import ROOM, SLIDE, Choices, PagedState
 from paged_kv.integrations.lightzero.stores import Entry, StepBatch
 
 
@@ -20,14 +20,14 @@ class MainState(PagedState):
     them, several roots an environment (collection and evaluation share one model), and windows that LightZero rebuilt.
     """
 
-    def __init__(self, options: dict[str, Any], *, envs: int, init_entries: int, at: str, keys: str) -> None:
-        super().__init__(options, envs=envs, context_length=0, at=at, keys=keys, padding="masked", rotary=True)
+    def __init__(self, options: dict[str, Any], *, envs: int, init_entries: int, choices: Choices) -> None:
+        super().__init__(options, envs=envs, context_length=0, choices=choices, rotary=True)
         self.init_entries = init_entries
         self._mode: tuple[bool, int] | None = None
         self._latest: dict[int, str] = {}  # the key of each environment's root, which the search begins at
 
     def __reduce__(self) -> Any:
-        return _empty_state, (self.options, self.envs, self.init_entries, self.at, self.keys)
+        return _empty_state, (self.options, self.envs, self.init_entries, self.choices)
 
     def follow(self, model: Any) -> None:
         """Go by the window mode and length that the model has now; contexts stored under another mode are dropped."""
@@ -94,7 +94,7 @@ class MainState(PagedState):
 
     # -- a model step ------------------------------------------------------------------------------------
 
-    def open(self, model: Any, contexts: Sequence[Any]) -> StepBatch:
+    def open(self, model: Any, contexts: Sequence[Any]) -> Any:
         """Gather a batch of stored contexts and of fresh `KeysValues`, left-padded."""
         self.follow(model)
         return super().open(model, [_entry_of(context) for context in contexts])
@@ -168,5 +168,5 @@ def _entry_of(context: Any) -> Any:
     return Entry(context.handle, context.size) if type(context) is Context else context
 
 
-def _empty_state(options: dict[str, Any], envs: int, init_entries: int, at: str, keys: str) -> MainState:
-    return MainState(options, envs=envs, init_entries=init_entries, at=at, keys=keys)
+def _empty_state(options: dict[str, Any], envs: int, init_entries: int, choices: Choices) -> MainState:
+    return MainState(options, envs=envs, init_entries=init_entries, choices=choices)

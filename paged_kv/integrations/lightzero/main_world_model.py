@@ -19,7 +19,7 @@ from paged_kv.errors import BadCount, UnannouncedNode
 from paged_kv.integrations.lightzero.main_state import MainState
 from paged_kv.integrations.lightzero.main_stores import Context, Keys, ManagerView
 from paged_kv.integrations.lightzero.search import announce_searches
-from paged_kv.integrations.lightzero.state import SLIDE
+from paged_kv.integrations.lightzero.state import SLIDE, Choices
 from paged_kv.integrations.lightzero.stores import Pool
 
 # Where models are made: attributes that name the class to build.
@@ -165,10 +165,13 @@ PAGED = {WorldModel: PagedMainWorldModel, PPOWorldModel: PagedMainPPOWorldModel}
 _ORIGINAL = {paged: original for original, paged in PAGED.items()}
 
 
-def swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: dict[str, Any]) -> None:
+def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
     """Turn a world model into its paged kind, in place."""
-    if padding != "masked":
-        raise BadCount("padding", padding, "'masked': LightZero's main masks it itself")
+    if choices.padding != "masked":
+        raise BadCount("padding", choices.padding, "'masked': LightZero's main masks it itself")
+    if choices.window != "cached":
+        allowed = "'cached': LightZero's main has exact windows of its own, see rebuild_kv_window_from_tokens"
+        raise BadCount("window", choices.window, allowed)
     kind = _ORIGINAL.get(type(model), type(model))
     if kind not in PAGED:
         allowed = "a WorldModel or a PPOWorldModel, and no other subclass (LightZero cannot build its WorldModelMT)"
@@ -178,8 +181,8 @@ def swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: 
     entries = model.shared_pool_size_init  # collection and evaluation share the model: the last root is not enough
     state = MainState(
         dict(layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads,
-             page_size=page_size, **pool),
-        envs=model.env_num, init_entries=entries, at=at, keys=keys,
+             **pool),
+        envs=model.env_num, init_entries=entries, choices=choices,
     )
     announce_searches()
     model.__class__ = PAGED[kind]

@@ -17,9 +17,29 @@ from paged_kv.staging import StagingBatch
 
 SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
-AT = ("read", "write")
-KEYS = ("node", "latent")
-PADDING = ("masked", "attended")
+CHOICES = {
+    "at": ("read", "write"), "keys": ("node", "latent"), "padding": ("masked", "attended"),
+    "window": ("cached", "exact"),
+}
+
+
+class Choices(NamedTuple):
+    """What a user chose when a model was attached; `attach` explains each."""
+
+    at: str = "read"
+    keys: str = "node"
+    padding: str = "masked"
+    window: str = "cached"
+
+    def check(self) -> None:
+        """Raise BadCount for an unknown choice, and where two do not go together."""
+        for name, value in self._asdict().items():
+            if value not in CHOICES[name]:
+                raise BadCount(name, value, " or ".join(map(repr, CHOICES[name])))
+        if self.window == "exact":
+            for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
+                if value != only:
+                    raise BadCount(name, value, f"{only!r} where window is 'exact'")
 
 
 class Roots(NamedTuple):
@@ -41,28 +61,26 @@ class PagedState:
     init_entries = 1
 
     def __init__(
-        self, options: dict[str, Any], *, envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
+        self, options: dict[str, Any], *, envs: int, context_length: int, choices: Choices, rotary: bool
     ) -> None:
-        for name, value, allowed in (("at", at, AT), ("keys", keys, KEYS), ("padding", padding, PADDING)):
-            if value not in allowed:
-                raise BadCount(name, value, " or ".join(map(repr, allowed)))
+        choices.check()
         self.options, self.envs, self.context_length, self.rotary = options, envs, context_length, rotary
-        self.at, self.keys, self.padding = at, keys, padding
+        self.choices = choices
+        self.at, self.keys, self.padding, self.window = choices
         self.nodes = SearchNodes()
         self.environments: list[int] | None = None  # of the rows of the step that is running, where a policy tells
         self._envs: list[int] = []  # of the rows of the search
         self._seen: dict[int, tuple[torch.Tensor, int]] = {}  # what each root ends with: a batch and a row of it
-        self.read_shift = None if rotary or at == "write" or context_length <= 2 else ReadShift()
-        self.write_shift = None if rotary or at == "read" or context_length <= 2 else WriteShift(context_length)
+        shifts = not rotary and context_length > SLIDE and self.window == "cached"
+        self.read_shift = ReadShift() if shifts and self.at == "read" else None
+        self.write_shift = WriteShift(context_length) if shifts and self.at == "write" else None
         self._cache: PagedKVCache | None = None
         self._manager: KVCacheManager | None = None
         self._batch: StagingBatch | None = None
         self._guests: list[int] = []  # contexts that live for one step: of nodes that were not found
 
     def __reduce__(self) -> Any:
-        return _empty_state, (
-            self.options, self.envs, self.context_length, self.at, self.keys, self.padding, self.rotary
-        )
+        return _empty_state, (type(self), self.options, self.envs, self.context_length, self.choices, self.rotary)
 
     @property
     def cache(self) -> PagedKVCache:
@@ -176,7 +194,7 @@ class PagedState:
 
     # -- a model step ------------------------------------------------------------------------------------
 
-    def open(self, model: Any, contexts: Sequence[Any]) -> StepBatch:
+    def open(self, model: Any, contexts: Sequence[Any]) -> Any:
         """Gather a batch of stored contexts and of fresh `KeysValues`, left-padded."""
         self._drop_guests()
         parents = [context.handle if type(context) is Entry else 0 for context in contexts]
@@ -189,7 +207,7 @@ class PagedState:
                 parents[row] = guest
         return self.open_sequences(model, parents)
 
-    def open_sequences(self, model: Any, parents: list[int]) -> StepBatch:
+    def open_sequences(self, model: Any, parents: list[int]) -> Any:
         """Gather a batch of sequences, left-padded."""
         shift = self.read_shift
         if shift is not None:
@@ -197,7 +215,7 @@ class PagedState:
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
         return StepBatch(self._batch, self.padding == "masked")
 
-    def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> StepBatch:
+    def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> Any:
         """A batch of contexts that begin with their next token."""
         cache = self._cache
         if cache is None or device != cache.device or dtype != cache.dtype:
@@ -314,8 +332,6 @@ class PagedState:
 
 
 def _empty_state(
-    options: dict[str, Any], envs: int, context_length: int, at: str, keys: str, padding: str, rotary: bool
+    kind: type[PagedState], options: dict[str, Any], envs: int, context_length: int, choices: Choices, rotary: bool
 ) -> PagedState:
-    return PagedState(
-        options, envs=envs, context_length=context_length, at=at, keys=keys, padding=padding, rotary=rotary
-    )
+    return kind(options, envs=envs, context_length=context_length, choices=choices, rotary=rotary)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lzero.model.unizero_world_models.kv_caching import KeysValues
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.attention import mask_padding
+from paged_kv.integrations.lightzero.exact import ExactBatch, ExactState, token_shape
 from paged_kv.integrations.lightzero.policy import BEGINS, follow_environments
 from paged_kv.integrations.lightzero.search import announce_searches
-from paged_kv.integrations.lightzero.state import PagedState, Roots
+from paged_kv.integrations.lightzero.state import Choices, PagedState, Roots
 from paged_kv.integrations.lightzero.stores import Entry, EnvKeys, Pool, SharedKeys, StepBatch
 
 # Where models are made: modules, classes in them or "", and the attribute that names the class to build.
@@ -32,6 +32,7 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
     """
 
     paged: PagedState
+    _windows: ExactBatch | None = None  # of the pass that is running
 
     def reset_for_initial_inference(self, obs_act_dict: Any, start_pos: Any = 0) -> tuple[Any, torch.Tensor]:
         """The step of the roots: what an environment saw last continues the context it had before."""
@@ -105,11 +106,28 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             self.keys_values_wm_size_list_current = batch.sizes
         return self.forward(tokens, past_keys_values=batch, is_init_infer=not own, start_pos=start_pos)
 
+    def forward(self, tokens: Any, past_keys_values: Any = None, *arguments: Any, **options: Any) -> Any:
+        """LightZero's; windows that are computed anew place their tokens themselves."""
+        if type(past_keys_values) is not ExactBatch:
+            return super().forward(tokens, past_keys_values, *arguments, **options)
+        self.__dict__["_windows"] = past_keys_values
+        try:
+            return super().forward(tokens, past_keys_values, *arguments, **options)
+        finally:
+            self.__dict__["_windows"] = None
+
+    def _add_position_embeddings(self, embeddings: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if self._windows is not None:
+            return embeddings
+        return super()._add_position_embeddings(embeddings, *arguments)  # type: ignore[no-any-return]
+
     def _transformer_pass(
         self, sequences: torch.Tensor, past_keys_values: Any, kvcache_independent: bool, valid_context_lengths: Any,
         start_pos: Any = 0,
     ) -> torch.Tensor:
         """LightZero's, with the mask of the padding where `MaskedAttention` looks for one."""
+        if self._windows is not None:
+            return self._windows.run(self, sequences)
         if type(past_keys_values) is StepBatch:
             valid_context_lengths = past_keys_values.mask(sequences.shape[1])
         return super()._transformer_pass(  # type: ignore[no-any-return]
@@ -141,8 +159,10 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
         attributes["keys_values_wm_list"] = found
         return found  # trim_and_pad_kv_cache knows the sizes
 
-    def _fresh(self, latent: torch.Tensor, start_pos: int) -> KeysValues:
+    def _fresh(self, latent: torch.Tensor, start_pos: int) -> Any:
         """A context of one observation."""
+        if isinstance(self.paged, ExactState):
+            return self.paged.fresh(latent)
         empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
         self.forward({"obs_embeddings": latent}, past_keys_values=empty, is_init_infer=True, start_pos=start_pos)
         return empty
@@ -159,7 +179,7 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             paged.forget_nodes()
         batch = paged.open_sequences(self, contexts) if type(contexts[0]) is int else paged.open(self, contexts)
         self.__dict__["keys_values_wm"] = batch
-        return batch.lengths
+        return batch.lengths  # type: ignore[no-any-return]
 
     def update_cache_context(
         self, latent_state: torch.Tensor, is_init_infer: bool = True, simulation_index: int = 0,
@@ -209,18 +229,22 @@ def _in_order(outputs: list[Any], rows: list[int]) -> Any:
     return type(outputs[0])(*(None if parts[0] is None else torch.cat(parts)[order] for parts in fields))
 
 
-def swap_in(model: Any, at: str, page_size: int, keys: str, padding: str, pool: dict[str, Any]) -> None:
+def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
+    """Turn a world model into its paged kind, in place."""
     if type(model) not in (WorldModel, PagedWorldModel):
         raise BadCount("target", type(model).__name__, "a WorldModel, and no subclass of one")
-    state = PagedState(
-        dict(layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads,
-             page_size=page_size, **pool),
-        envs=model.env_num, context_length=model.context_length, at=at, keys=keys,
-        padding=padding, rotary=bool(model.config.rotary_emb),
+    kind, shape = PagedState, dict(
+        layers=model.num_layers, heads=model.num_heads, head_size=model.embed_dim // model.num_heads
+    )
+    if choices.window == "exact":
+        kind, shape = ExactState, token_shape(model.embed_dim)
+    state = kind(
+        {**shape, **pool}, envs=model.env_num, context_length=model.context_length, choices=choices,
+        rotary=bool(model.config.rotary_emb),
     )
     announce_searches()
     follow_environments()
-    mask_padding(model, padding == "masked")
+    mask_padding(model, choices.padding == "masked")
     model.__class__ = PagedWorldModel
     model.paged = state
     model.past_kv_cache_init_infer_envs = [EnvKeys(state, env) for env in range(model.env_num)]
