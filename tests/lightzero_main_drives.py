@@ -214,6 +214,79 @@ def build_policy() -> Any:
     return policy
 
 
+def build_cartpole_policy(manager: bool) -> Any:
+    """Main's policy for CartPole, with its own configuration.
+
+    Main cannot build models for vectors: it calls two constructors by keywords that they do not have. And it hands
+    them whole numbers, which no linear layer takes.
+    """
+    with quiet():
+        from easydict import EasyDict
+        from lzero.model import unizero_model
+        from lzero.policy.unizero import UniZeroPolicy
+        from zoo.classic_control.cartpole.config.cartpole_unizero_config import main_config
+
+        config = copy.deepcopy(UniZeroPolicy.config)
+        merged = _merged(config, copy.deepcopy(main_config.policy))
+        merged.update(
+            cuda=False, device="cpu", multi_gpu=False, exp_name="run", cfg_type="UniZeroPolicyDict", on_policy=False,
+            deterministic=True, eps=EasyDict(eps_greedy_exploration_in_collect=False),
+        )
+        merged.model.world_model_cfg.update(device="cpu", group_size=8, use_new_cache_manager=manager)
+        renamed = {"layer_num": "num_layers", "output_shape": "output_dim"}
+        names = ("RepresentationNetworkMLP", "VectorDecoderForMemoryEnv")
+        before = {name: getattr(unizero_model, name) for name in names}
+        try:
+            for name, kind in before.items():
+                setattr(unizero_model, name, lambda *args, kind=kind, **given: kind(
+                    *args, **{renamed.get(key, key): value for key, value in given.items()}
+                ))
+            torch.manual_seed(0)
+            policy = UniZeroPolicy(merged, enable_field=["learn", "collect"])
+        finally:
+            for name, kind in before.items():
+                setattr(unizero_model, name, kind)
+        fill(policy._model)
+        for model in (policy._model, policy._target_model):
+            model.representation_network.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    return policy
+
+
+def _merged(base: Any, more: Any) -> Any:
+    from easydict import EasyDict
+
+    result = EasyDict(base)
+    for key, value in more.items():
+        known = result.get(key)
+        result[key] = _merged(known, value) if isinstance(value, dict) and isinstance(known, dict) else value
+    return result
+
+
+@torch.no_grad()
+def collect_cartpole(policy: Any, steps: int) -> int:
+    """Play CartPole in all environments of a policy; returns how many roots went on with an episode."""
+    import gymnasium
+
+    count, going_on = policy._cfg.collector_env_num, 0
+    games = [gymnasium.make("CartPole-v0") for _ in range(count)]
+    seen, times = [game.reset(seed=row)[0] for row, game in enumerate(games)], [0] * count
+    policy._reset_collect()
+    for _ in range(steps):
+        data = torch.from_numpy(np.stack(seen).astype("f4"))
+        answers = policy._forward_collect(
+            data, [np.ones(2, "int8")] * count, temperature=1.0, to_play=[-1] * count, epsilon=0.0,
+            ready_env_id=list(range(count)), timestep=list(times),
+        )
+        going_on += sum(time > 0 for time in times)
+        for row, game in enumerate(games):
+            seen[row], _, done, cut, _ = game.step(answers[row]["action"])
+            times[row] += 1
+            if done or cut:
+                seen[row], times[row] = game.reset()[0], 0
+                policy._reset_collect([row])
+    return going_on
+
+
 @torch.no_grad()
 def collect_and_evaluate(policy: Any, steps: int = 8) -> list[Any]:
     """Values and visits of random subsets of the environments; every third step evaluates with the same model."""

@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(paged_kv.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
+NEEDS_MAIN = ("main_policy.py", "main_world_model.py")  # LightZero's main, that is
 BEYOND_CORE = ("integrations", "profile", "commands", "cli.py", "__main__.py")
 
 
 def modules() -> list[str]:
     """Modules of the package whose libraries are there."""
     paths = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
-    kept = [path for path in paths if path.name not in ("__main__.py", "main_world_model.py")]  # needs LightZero's main
+    kept = [path for path in paths if path.name not in NEEDS_MAIN]
     if CORE_ONLY:
         kept = [path for path in kept if path.parts[0] not in BEYOND_CORE]
     return [".".join(["paged_kv", *path.with_suffix("").parts]).removesuffix(".__init__") for path in kept]

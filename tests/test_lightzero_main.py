@@ -28,8 +28,10 @@ from lightzero_main_drives import (  # noqa: E402
     MODES,
     Driver,
     build,
+    build_cartpole_policy,
     build_policy,
     collect_and_evaluate,
+    collect_cartpole,
     counters,
     forget_root,
     search_with_lightzero,
@@ -307,6 +309,56 @@ def test_roots_outlive_an_evaluation_in_between() -> None:
             wm.wm_forward_for_initial_infererence(latents, [-1, -1], latents, [0, 0], [0, 2])
         wm.wm_forward_for_initial_infererence(one, [1, 2], other, [1, 1], [0, 2])
     assert (wm.root_hit_cnt, wm.root_total_query_cnt) == (2, 2)
+
+
+@pytest.mark.parametrize("keys", ["node", "latent"])
+def test_bits_of_the_encoder(keys: str) -> None:
+    """A latent that is encoded again in another batch differs in its last bits: main loses the root, with any hash."""
+    wm = attach(build("rotary"), keys=keys).world_model
+    one, other, third = (torch.from_numpy(Driver(wm, seed).latents(2)) for seed in range(3))
+    with torch.no_grad():
+        wm.wm_forward_for_initial_infererence(one, [-1, -1], one, [0, 0], [0, 2])
+        rounded = torch.nextafter(one, torch.full((), torch.inf))
+        assert not torch.equal(rounded, one)
+        wm.wm_forward_for_initial_infererence(rounded, [1, 2], other, [1, 1], [0, 2])
+        assert wm.root_hit_cnt == (2 if keys == "node" else 0)
+        hits = wm.root_hit_cnt
+        wm.wm_forward_for_initial_infererence(other * 1.001, [1, 2], third, [2, 2], [0, 2])
+        assert wm.root_hit_cnt == hits, "another observation, and no root that ends with it"
+
+
+@pytest.mark.parametrize("pages", [False, True], ids=["own", "paged"])
+def test_what_was_seen_is_remembered_exactly(pages: bool) -> None:
+    """Main makes the memory of vector observations of whole numbers, which cuts off what is copied into it.
+
+    It cannot build models for vectors, so that the memory is tested by itself.
+    """
+    policy = build_policy()
+    if pages:
+        attach(policy)
+    policy.last_batch_obs_collect = torch.full((4, 3, 64, 64), 0)
+    seen = torch.rand(2, 3, 64, 64)
+    policy._update_last_infer_inputs("last_batch_obs_collect", "last_batch_action_collect", seen, [1, 2], [0, 2], 4)
+    kept = policy.last_batch_obs_collect
+    assert policy.last_batch_action_collect == [1, -1, 2, -1]
+    assert torch.equal(kept[[0, 2]], seen if pages else torch.zeros_like(seen).long())
+    assert not kept[[1, 3]].any()
+
+
+@managers
+def test_every_root_of_cartpole_is_found(manager: bool) -> None:
+    """A real collection: main's own cache finds not one root again, pages find all of them."""
+    found = []
+    for pages in (False, True):
+        policy = build_cartpole_policy(manager)
+        if pages:
+            attach(policy)
+        with quiet():
+            going_on = collect_cartpole(policy, steps=40)
+        wm = policy._collect_model.world_model
+        assert wm.root_total_query_cnt == going_on > 200
+        found.append(wm.root_hit_cnt / going_on)
+    assert found == [0, 1]
 
 
 def test_no_context_stores_nothing() -> None:

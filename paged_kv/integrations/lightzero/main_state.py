@@ -12,6 +12,8 @@ from paged_kv.integrations.lightzero.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.state import ROOM, SLIDE, Choices, PagedState
 from paged_kv.integrations.lightzero.stores import Entry, StepBatch
 
+ROUNDING = 1e-5  # latent states that differ by less, relative to their norm, are one that was encoded twice
+
 
 class MainState(PagedState):
     """The contexts of one world model, and the batch that is in work.
@@ -25,6 +27,7 @@ class MainState(PagedState):
         self.init_entries = init_entries
         self._mode: tuple[bool, int] | None = None
         self._latest: dict[int, str] = {}  # the key of each environment's root, which the search begins at
+        self._latents: dict[int, dict[str, torch.Tensor]] = {}  # of the roots of each environment, by key
 
     def __reduce__(self) -> Any:
         return _empty_state, (self.options, self.envs, self.init_entries, self.choices)
@@ -84,6 +87,32 @@ class MainState(PagedState):
             if pinned and not pool.pinned(key):
                 pool.pin(key)
             self._latest[env] = key
+
+    def note_latents(self, envs: Sequence[int], keys: Sequence[str], latents: torch.Tensor) -> None:
+        """Keep the latent states of roots, for `as_stored`."""
+        for env, key, latent in zip(envs, keys, latents):
+            known, pool = self._latents.setdefault(env, {}), self.manager.init_pools[env]
+            known.pop(key, None)  # so that the latest comes last
+            known[key] = latent
+            if len(known) > 2 * len(pool):  # those of evicted roots, now and then: it takes a walk over all
+                for stale in [key for key in known if key not in pool]:
+                    del known[stale]
+
+    def as_stored(self, envs: Sequence[int], latents: torch.Tensor) -> torch.Tensor:
+        """Latent states with those that a root of their environment has, but for rounding, replaced by the root's.
+
+        An encoder's last bits depend on how many environments are in its batch, and with them every hash.
+        """
+        found = latents.clone()
+        for row, env in enumerate(envs):
+            known = self._latents.get(env)
+            if known:
+                stored = torch.stack(list(known.values())).to(latents)
+                apart = (stored - latents[row]).flatten(1).norm(dim=1)
+                nearest = int(apart.argmin())
+                if apart[nearest] <= ROUNDING * latents[row].norm():
+                    found[row] = stored[nearest]
+        return found
 
     def begin(self, envs: Sequence[int]) -> None:
         """A search below the latest roots of these environments, one a row."""

@@ -16,6 +16,7 @@ from lzero.model.unizero_world_models.utils import hash_state
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount, UnannouncedNode
+from paged_kv.integrations.lightzero.main_policy import remember_exactly
 from paged_kv.integrations.lightzero.main_state import MainState
 from paged_kv.integrations.lightzero.main_stores import Context, Keys, ManagerView
 from paged_kv.integrations.lightzero.search import announce_searches
@@ -45,6 +46,9 @@ class PagedMainWorldModel(WorldModel):  # type: ignore[misc]
         """The step of the roots; the search that follows begins at the contexts that it stored."""
         paged = self.paged
         paged.follow(self)
+        if current_obs_embeddings is not None and paged.by_node(self):
+            envs = range(len(current_obs_embeddings)) if ready_env_id is None else [int(env) for env in ready_env_id]
+            last_obs_embeddings = paged.as_stored(envs, last_obs_embeddings)
         outputs = super().wm_forward_for_initial_infererence(
             last_obs_embeddings, batch_action, current_obs_embeddings, start_pos, ready_env_id
         )
@@ -115,6 +119,8 @@ class PagedMainWorldModel(WorldModel):  # type: ignore[misc]
         paged, keys = self.paged, _hashes(latent_state)
         children, tokens = self._stored(latent_state, sizes)
         paged.put_roots(envs, keys, children, pinned=paged.by_node(self))
+        if paged.by_node(self):
+            paged.note_latents(envs, keys, latent_state)
         for env, key, kept in zip(envs, keys, tokens):
             by_key, roots = self.past_token_context_init_infer_envs[env], self.past_kv_cache_init_infer_envs[env]
             by_key[key] = kept
@@ -185,6 +191,7 @@ def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
         envs=model.env_num, init_entries=entries, choices=choices,
     )
     announce_searches()
+    remember_exactly()
     model.__class__ = PAGED[kind]
     model.paged = state
     _forget(model)

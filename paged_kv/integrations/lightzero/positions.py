@@ -2,8 +2,9 @@
 
 LightZero adds a position embedding to a token before a layer normalises it and projects it to keys and values. When a
 window moves, it corrects K and V by P[now] - P[then], P being the projected embeddings, as if nothing were normalised
-and nothing attended to: an approximation in every layer, which both classes here reproduce (docs/lightzero.md has the
-figures). Models with rotary positions keep the rotation a key was made with, and need none of this.
+and nothing attended to: an approximation in every layer, which both classes here reproduce
+(docs/lightzero_evidence.md has the figures). Models with rotary positions keep the rotation a key was made with, and
+need none of this.
 """
 
 from __future__ import annotations
