@@ -28,6 +28,7 @@ LAYERS = [
     {"reference"},
     {"integrations"},
     {"profile"},
+    {"estimate"},
     {"commands"},
     {"cli"},
 ]
