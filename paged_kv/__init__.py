@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paged_kv.cache import Gathered, PagedKVCache
     from paged_kv.errors import (
+        BadConfig,
         BadCount,
         BadDevice,
         BadDtype,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BadConfig",
     "BadCount",
     "BadDevice",
     "BadDtype",

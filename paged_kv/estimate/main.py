@@ -137,10 +137,11 @@ def advise(load: Workload) -> Pages:
 
 
 def _why(load: Workload, pages: Pages) -> str:
-    fill = f"the {load.tokens_per_step} tokens of a step fill whole pages" if load.tokens_per_step > 1 else (
-        "each node adds one token")
-    return (f"{fill}, so none is copied and only slots in front of a root stay empty; {pages.held().most:,} pages are "
-            "the most in use at once, so the pool never grows")
+    size = "pages of one token leave no slot empty and are never copied" if pages.size == 1 else (
+        f"the {load.tokens_per_step} tokens of a step fill whole pages, so none is copied and only slots in front of "
+        "a root stay empty")
+    most = pages.held().most + pages.transient()
+    return f"{size}; {most:,} pages are the most in use at once, so the pool never grows"
 
 
 def _older_roots(load: Workload) -> int:

@@ -1,8 +1,8 @@
 """How many pages a search tree takes: whole numbers, counted as the block tables do.
 
 An environment's tree is its root, a window of some tokens, and one node a simulation, which appends the tokens of a
-step to the window of any node before it. Where a page ends matters, and nothing else: a parent that ends at offset `end`
-of a page (0: on the edge) has a partial last page, which its child copies before it appends.
+step to the window of any node before it. Nothing matters but where in a page a window ends: a parent that ends at
+offset `end` (0: on the edge) has a partial last page, which its child copies before it appends.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Pages:
     def held(self) -> Span:
         """Pages in use at the end of a search, of all environments: roots and nodes, each page counted once."""
         envs, sims = self.load.envs, self.load.simulations
-        spans = [[self._root(end) + nodes for nodes in self._nodes(end, sims)] for end in self._ends()]
-        likely = sum(between for _, between, _ in spans) / Fraction(len(spans))
-        return Span(envs * min(s[0] for s in spans), round(envs * likely), envs * max(s[2] for s in spans))
+        trees = [(self._root(end), *self._nodes(end, sims)) for end in self._ends()]
+        least = min(root + fewest for root, fewest, _, _ in trees)
+        most = max(root + highest for root, _, _, highest in trees)
+        likely = sum((root + between for root, _, between, _ in trees), Fraction()) / len(trees)
+        return Span(envs * least, round(envs * likely), envs * most)
 
     def transient(self) -> int:
         """Pages that the last step of a search holds beside those until its windows have slid."""
@@ -78,7 +80,7 @@ class Pages:
         return self._window + self.load.tokens_per_step * min(grown, self.load.simulations - 1)
 
     def _ends(self) -> list[int]:
-        """Where in a page the root may end. Its first tokens end on an edge, and each root step adds those of a step."""
+        """Where in a page the root may end: its first tokens end on an edge, and every root step adds to them."""
         steps, step = self.load.root_steps, self.load.tokens_per_step
         if self.load.root_tokens is not None:
             return [0]
