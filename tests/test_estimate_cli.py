@@ -80,7 +80,7 @@ def test_presets_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 def test_options_win_over_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(capsys, "--preset", "cartpole", "--simulations", "10", "--dtype", "bfloat16", "--root-steps", "2")
-    assert found["token_bytes"] == 512
+    assert (found["name"], found["token_bytes"]) == ("cartpole", 512)
     assert found["root_tokens"] == 3
     assert found["unique_tokens"] == 8 * (3 + 2 * 10)
     assert found["lightzero"]["kv"] == 8 * (2 + 20 + 1) * 8 * 512
@@ -161,7 +161,8 @@ def test_what_a_configuration_leaves_out(tmp_path: Path, capsys: pytest.CaptureF
     found = figures(capsys, "--lightzero-config", str(file), "--layers", "2", "--head-size", "32")
     assert found["num_pages"] == 224
     file.write_text(LIGHTZERO.replace("num_layers=2", "num_layers='two'"))
-    assert refused(capsys, "--lightzero-config", str(file)) == "layers is 'two', allowed is an int from 1 to 2147483647"
+    said = "config.py: layers is 'two', allowed is an int from 1 to 2147483647"
+    assert refused(capsys, "--lightzero-config", str(file)) == said
 
 
 # -- transformers ----------------------------------------------------------------------------------------------
@@ -280,6 +281,17 @@ def test_files_that_are_not_there(option: str, tmp_path: Path, capsys: pytest.Ca
 ])
 def test_impossible_sizes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, *SIZES, *arguments) == message
+
+
+def test_the_preset_that_does_not_fit_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "--preset", "all", "--page-size", "9")
+    assert said == "cartpole: page_size is 9, allowed is an int from 1 to context = 8"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no file that is always full")
+def test_a_file_that_takes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*SIZES, "--json", "/dev/full") == 1
+    assert capsys.readouterr().err == "paged-kv: cannot write to '/dev/full': No space left on device\n"
 
 
 def test_totals_that_no_tensor_can_hold(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,19 +67,20 @@ def run(options: argparse.Namespace) -> int:
     from ..estimate import estimate
     from ..estimate.table import text
 
-    to_screen = options.json is not None and str(options.json) == "-"
+    to_screen = str(options.json) == "-"
     wrong = None if to_screen else unusable_file(options.json)
     if wrong:
         return fail(wrong, status=2)
     given = {name: value for name in (*SIZES, "dtype") if (value := getattr(options, name)) is not None}
+    found, name = [], ""
     try:
-        loads = [(name, fields | given) for name, fields in _sources(options)]
-        missing = [field for field in NEEDED if field not in loads[0][1]]
-        if missing:
-            return fail(_incomplete(missing, options), status=2)
-        found = [(name, estimate(**fields)) for name, fields in loads]
+        for name, fields in _sources(options):
+            missing = [field for field in NEEDED if field not in fields | given]
+            if missing:
+                return fail(_incomplete(missing, options), status=2)
+            found.append((name or "search", estimate(**(fields | given))))
     except PagedKVError as error:
-        return fail(str(error), status=2)
+        return fail(f"{name}: {error}" if name else str(error), status=2)
     figures = [{"name": name, **each.as_dict()} for name, each in found]
     written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
     if to_screen:
@@ -87,8 +88,11 @@ def run(options: argparse.Namespace) -> int:
         return 0
     lightzero = options.transformers_config is None
     print("\n\n".join(text(each, name, lightzero=lightzero) for name, each in found))
-    if options.json:
-        options.json.write_text(written)
+    try:
+        if options.json:
+            options.json.write_text(written)
+    except OSError as error:
+        return fail(f"cannot write to {str(options.json)!r}: {error.strerror}")
     return 0
 
 
@@ -107,7 +111,7 @@ def _sources(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
         path = options.transformers_config
         name = path.parent.name if path.name == "config.json" else path.name
         return [(name or "transformer", {"envs": 1, **configs.transformers(path)})]
-    return [("search", {})]
+    return [("", {})]
 
 
 def _incomplete(missing: list[str], options: argparse.Namespace) -> str:
