@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_the_answer_needs_neither_torch_nor_numpy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code, "estimate", *SIZES], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_went_away(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "paged_kv.cli", "estimate", *SIZES]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+                           env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 # -- LightZero's configurations --------------------------------------------------------------------------------
