@@ -10,42 +10,48 @@
 2
 """
 
-from paged_kv.cache import Gathered, PagedKVCache
-from paged_kv.errors import (
-    BadCount,
-    BadDevice,
-    BadDtype,
-    BadPriority,
-    BadShape,
-    CapacityExceeded,
-    ClosedBatch,
-    ConcurrentCall,
-    CorruptCache,
-    DuplicateSequence,
-    ForeignHandle,
-    HandleInUse,
-    NotPinned,
-    OutOfPages,
-    PagedKVError,
-    ParentChanged,
-    PinnedEntry,
-    StaleHandle,
-    UnannouncedNode,
-    UnknownEnv,
-    UnknownKey,
-    UnknownPolicy,
-    UnsupportedVersion,
-)
-from paged_kv.eviction import FIFO, LRU, Policy, Priority
-from paged_kv.index import CacheIndex, IndexStats
-from paged_kv.manager import KVCacheManager, ManagerStats
-from paged_kv.pool import Reclaimer
-from paged_kv.staging import StagingBatch
-from paged_kv.stats import CacheStats
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paged_kv.cache import Gathered, PagedKVCache
+    from paged_kv.errors import (
+        BadConfig,
+        BadCount,
+        BadDevice,
+        BadDtype,
+        BadPriority,
+        BadShape,
+        CapacityExceeded,
+        ClosedBatch,
+        ConcurrentCall,
+        CorruptCache,
+        DuplicateSequence,
+        ForeignHandle,
+        HandleInUse,
+        NotPinned,
+        OutOfPages,
+        PagedKVError,
+        ParentChanged,
+        PinnedEntry,
+        StaleHandle,
+        UnannouncedNode,
+        UnknownEnv,
+        UnknownKey,
+        UnknownPolicy,
+        UnsupportedVersion,
+    )
+    from paged_kv.eviction import FIFO, LRU, Policy, Priority
+    from paged_kv.index import CacheIndex, IndexStats
+    from paged_kv.manager import KVCacheManager, ManagerStats
+    from paged_kv.pool import Reclaimer
+    from paged_kv.staging import StagingBatch
+    from paged_kv.stats import CacheStats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BadConfig",
     "BadCount",
     "BadDevice",
     "BadDtype",
@@ -83,3 +89,23 @@ __all__ = [
     "UnknownPolicy",
     "UnsupportedVersion",
 ]
+
+# Where the public names live, what needs no torch first. They are imported when they are first asked for, so that
+# `paged-kv --help` and `paged-kv estimate` do not wait for torch.
+_HOMES = ("errors", "stats", "eviction", "index", "manager", "staging", "pool", "cache")
+
+if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
+            for home in _HOMES:
+                found = getattr(import_module(f"{__name__}.{home}"), name, None)
+                if found is not None:
+                    globals()[name] = found
+                    return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -184,6 +184,15 @@ class UnsupportedVersion(PagedKVError, RuntimeError):
         self.package, self.found, self.tested = package, found, tested
 
 
+class BadConfig(PagedKVError, ValueError):
+    """A configuration file that cannot be read, or is of another kind."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        line = " ".join(reason.split())  # what others raise may have many lines
+        super().__init__(f"cannot use {str(path)!r}: {line if len(line) <= 300 else line[:300] + '...'}")
+        self.path, self.reason = path, reason
+
+
 class UnannouncedNode(PagedKVError, RuntimeError):
     """A step of a search that did not say which nodes it starts from."""
 

@@ -28,6 +28,7 @@ LAYERS = [
     {"reference"},
     {"integrations"},
     {"profile"},
+    {"estimate"},
     {"commands"},
     {"cli"},
 ]
@@ -105,6 +106,17 @@ def test_import_stays_light() -> None:
     code = f"import sys, paged_kv; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_public_names_load_when_asked_for() -> None:
+    code = (
+        "import sys, paged_kv, paged_kv.cli, paged_kv.profile; light = 'torch' not in sys.modules;"
+        "import paged_kv.errors; missing = [name for name in paged_kv.__all__ if not hasattr(paged_kv, name)];"
+        "print(light, missing, paged_kv.BadCount is paged_kv.errors.BadCount, hasattr(paged_kv, 'BadName'),"
+        "hasattr(paged_kv.profile, 'profile'), hasattr(paged_kv.profile, 'nothing'))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "True [] True False True False"
 
 
 def test_the_walker_sees_relative_and_plain_imports() -> None:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from .main import profile
+from typing import TYPE_CHECKING, Any
+
 from .presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from .main import profile
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "profile":  # needs torch; the presets do not
+            from .main import profile
+
+            return profile
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = ["PRESETS", "Preset", "profile"]
