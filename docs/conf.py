@@ -33,7 +33,8 @@ except ImportError:  # its page documents what can only be imported beside Light
     exclude_patterns.append("api/lightzero.md")
 
 FLAT = ("index", "tutorial", "how_it_works", "lightzero", "design", "glossary", "site")  # pages with none below them
-TOOLS = ("recording", "report", "estimate", "benchmarks")  # some are written beside their code, and may not be there
+# Pages that may not be there: some are written beside their code, one needs LightZero.
+OPTIONAL = {"tools": ("recording", "report", "estimate", "benchmarks"), "api/index": ("lightzero",)}
 
 # Markdown as GitHub reads it, and headings that can be linked to.
 myst_enable_extensions = ["colon_fence"]
@@ -60,6 +61,7 @@ html_title = "paged_kv"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_sidebars = {page: [] for page in FLAT}
+html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -75,10 +77,11 @@ html_theme_options = {
 
 
 def only_pages_there(app: Sphinx, page: str, source: list[str]) -> None:
-    """List those of the tools that are described in this checkout."""
-    if page == "tools":
-        missing = [name for name in TOOLS if name not in app.env.found_docs]
-        source[0] = "".join(line for line in source[0].splitlines(True) if line.strip() not in missing)
+    """Take the optional pages that this build has not out of the list that names them."""
+    folder = page.rpartition("/")[0]
+    for name in OPTIONAL.get(page, ()):
+        if f"{folder}/{name}".lstrip("/") not in app.env.found_docs:
+            source[0] = re.sub(rf"^{name}\n", "", source[0], flags=re.MULTILINE)
 
 
 def nothing_from_elsewhere(app: Sphinx, error: Exception | None) -> None:
