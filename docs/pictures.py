@@ -179,8 +179,9 @@ def slide() -> Drawing:
     drawing.heading("slide: left drops its first two tokens", "nothing moves, nothing is written")
     story.draw(drawing)
     drawing.gap()
+    freed = story.cache.pages_freed_by([story.seqs["root"]])
     story.release("root")
-    drawing.heading("release: root", "two pages come back")
+    drawing.heading("release: root", f"pages that come back: {freed}")
     story.draw(drawing)
     return drawing
 
