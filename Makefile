@@ -1,5 +1,6 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`
-# make test   lint, types, all tests with coverage, then the core alone with the newest numpy
+# make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
+# make docs   the documentation as a site, in build/site
 # make clean  removes both environments and all caches
 #
 # Both set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
@@ -17,7 +18,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint test-all test-core environments clean
+.PHONY: demo test lint docs test-all test-core environments clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile $(PROFILE_ARGS)
@@ -25,6 +26,7 @@ demo: .venv/.lightzero .venv/.package
 test:
 	@$(MAKE) --no-print-directory -j2 environments
 	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory test-all
 	@$(MAKE) --no-print-directory test-core
 
@@ -33,6 +35,11 @@ environments: .venv/.dev .venv-core/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict
+
+# From scratch each time: pages that Sphinx remembers from a failed build would not be looked at again.
+docs: .venv/.dev
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs build/site
+	@echo "the documentation: build/site/index.html"
 
 test-all: .venv/.dev
 	$(BIN)/pytest --hypothesis-profile=ci --cov --cov-report=term $(PYTEST_ARGS)
@@ -57,7 +64,7 @@ test-core: .venv-core/.dev
 	@touch $@
 
 .venv/.dev: .venv/.lightzero pyproject.toml
-	$(BIN)/python $(INSTALL) -e ".[cli,dev]"
+	$(BIN)/python $(INSTALL) -e ".[cli,dev,docs]"
 	@touch $@ .venv/.package
 
 .venv-core/.dev: constraints.txt

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
+import io
 import os
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +18,7 @@ import paged_kv
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(paged_kv.__file__).parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 NEEDS_MAIN = ("main_policy.py", "main_world_model.py")  # LightZero's main, that is
 BEYOND_CORE = ("integrations", "profile", "commands", "cli.py", "__main__.py")
@@ -30,26 +33,58 @@ def modules() -> list[str]:
     return [".".join(["paged_kv", *path.with_suffix("").parts]).removesuffix(".__init__") for path in kept]
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """Python blocks of a page, each with the number of its first line."""
+class Block(NamedTuple):
+    """A python block of a page, and the text block below it, where one follows at once."""
+
+    line: int
+    code: str
+    output: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    """The python blocks of a page, each with the number of its first line."""
     text = page.read_text()
-    found = re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, match.start(1)) + 1, match.group(1)) for match in found]
+    found = re.finditer(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", text, re.MULTILINE | re.DOTALL)
+    return [Block(text.count("\n", 0, match.start(1)) + 1, match[1], match[2]) for match in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_run(page: Path, request: pytest.FixtureRequest) -> None:
-    """The blocks of one page share their names, in order, as a reader would type them."""
+@cache
+def run(page: Path) -> dict[str, Any]:
+    """Run the blocks of one page, which share their names, in order, as a reader would type them; returns the names.
+
+    What a block prints must be what stands below it.
+    """
     names: dict[str, Any] = {}
-    for line, block in blocks(page):
-        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero", block):
+    for line, code, output in blocks(page):
+        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero", code):
             continue
         # Blank lines in front make the line numbers of a traceback those of the page.
-        exec(compile("\n" * (line - 1) + block, str(page), "exec"), names)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+        assert output is None or printed.getvalue() == output, f"{page.name}, block at line {line}"
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_run(page: Path) -> None:
+    run(page)
+
+
+def test_the_tutorial_keeps_its_promise() -> None:
+    """The same tree, node by node, in far fewer bytes; and the tutorial shows what was printed."""
+    page = ROOT / "docs" / "tutorial.md"
+    names = run(page)
+    copied, paged = names["nodes"](names["dense_root"]), names["nodes"](names["paged_root"])
+    assert len(copied) == len(paged) == 201
+    for a, b in zip(copied, paged):
+        assert [child.visits for child in a.children] == [child.visits for child in b.children]
+        assert a.total == pytest.approx(b.total, abs=1e-4)
+    assert names["dense_bytes"] > 30 * (40 + 200) * names["pages"].token_bytes
+    assert sum(block.output is not None for block in blocks(page)) >= 6
 
 
 def test_readme_has_its_example_near_the_top() -> None:
-    line, block = blocks(ROOT / "README.md")[0]
+    line, block, _ = blocks(ROOT / "README.md")[0]
     assert line < 40
     assert len([text for text in block.splitlines() if text.strip()]) <= 14
     for verb in ("new(", "fork(", "append(", "gather(", "release("):

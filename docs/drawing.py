@@ -1,0 +1,168 @@
+"""Block tables and pages as SVG, legible in light and dark. No plotting library: boxes, numbers and a few arrows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, MARGIN = 560, 18
+SLOT, TALL, GAP = 27, 27, 11  # a slot's width and height, the gap between pages
+NAME = 92  # room for the names in front of rows
+
+# The colours of one scheme: paper, ink, faint ink, and (fill, edge) of what each kind of sequence wrote.
+LIGHT = ("#ffffff", "#1d2530", "#69737f", {
+    "root": ("#d3e5fa", "#2f6db0"), "left": ("#fde2c0", "#b8690f"),
+    "right": ("#cfeede", "#23805a"), "third": ("#e9dbf6", "#7a48a8"),
+})
+DARK = ("#14181e", "#e4e8ee", "#98a2ae", {
+    "root": ("#1d4369", "#74aee6"), "left": ("#67400f", "#eaad63"),
+    "right": ("#145039", "#63cb9e"), "third": ("#4a2d69", "#c09ae4"),
+})
+
+
+class Token(NamedTuple):
+    """What stands in a slot: a label, and who wrote it."""
+
+    label: str
+    kind: str
+
+
+EMPTY, DEAD, ZERO = Token("", "empty"), Token("", "dead"), Token("0", "zero")
+
+
+def _scheme(colours: tuple[str, str, str, Mapping[str, tuple[str, str]]]) -> str:
+    paper, ink, faint, kinds = colours
+    rules = [
+        f".paper{{fill:{paper}}} text{{fill:{ink}}} .faint{{fill:{faint}}}",
+        f".empty,.zero{{fill:none;stroke:{faint}}} .dead{{fill:url(#hatch);stroke:{faint}}}",
+        f".rule{{stroke:{faint}}} .arrow{{stroke:{ink}}} .tip{{fill:{ink}}} .page{{stroke:{ink}}}",
+    ]
+    rules += [f".{kind}{{fill:{fill};stroke:{edge}}}" for kind, (fill, edge) in kinds.items()]
+    return " ".join(rules)
+
+
+STYLE = (
+    "text{font:14px system-ui,-apple-system,'Segoe UI',sans-serif} .small{font-size:12px} .head{font-weight:600}"
+    " .mid{text-anchor:middle} .end{text-anchor:end}"
+    " .page{fill:none;stroke-width:1.6} .free{stroke-dasharray:4 4;opacity:.5}"
+    " .empty,.zero{stroke-dasharray:2 3} .arrow{fill:none;stroke-width:1.6} .new{stroke-width:2.6}"
+    f" {_scheme(LIGHT)} @media (prefers-color-scheme:dark){{{_scheme(DARK)}}}"
+)
+
+
+class Drawing:
+    """A picture that grows downwards: each call draws below what is there."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.y = title, 2 * MARGIN
+        self.parts: list[str] = []
+
+    def text(self, x: float, y: float, words: str, look: str = "") -> None:
+        """Words, their base line at `y`."""
+        self.parts.append(f'<text x="{x:g}" y="{y:g}"{_class(look)}>{escape(words)}</text>')
+
+    def box(self, x: float, y: float, wide: float, look: str, tall: float = TALL) -> None:
+        """A box with its corner at (x, y)."""
+        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" rx="3"{_class(look)}/>')
+
+    def slot(self, x: float, y: float, token: Token, look: str = "") -> None:
+        """One token in its slot."""
+        self.box(x, y, SLOT, f"{token.kind} {look}".strip())
+        if token.label:
+            self.text(x + SLOT / 2, y + TALL - 9, token.label, "small mid" + (" faint" if token == ZERO else ""))
+
+    def heading(self, words: str, says: str) -> None:
+        """The head of the next part, and what to see in it on a fainter line."""
+        self.text(MARGIN, self.y, words, "head")
+        self.text(MARGIN, self.y + 18, says, "small faint")
+        self.y += 32
+
+    def note(self, words: str) -> None:
+        """A fainter line."""
+        self.text(MARGIN, self.y + 9, words, "small faint")
+        self.y += 24
+
+    def gap(self, by: float = 18) -> None:
+        """Room before the next part."""
+        self.y += by
+
+    def row(self, name: str, tokens: Sequence[Token], new: int = 0) -> None:
+        """A name, and tokens side by side; the last `new` of them with a thick edge."""
+        self.text(MARGIN, self.y + TALL - 9, name)
+        x = MARGIN + NAME
+        for index, token in enumerate(tokens):
+            self.slot(x, self.y, token, "new" if index >= len(tokens) - new else "")
+            x += SLOT
+        self.y += TALL + 7
+
+    def numbers(self, name: str, values: Sequence[int | str]) -> None:
+        """A name, and numbers in the columns of `row`."""
+        self.text(MARGIN, self.y + 12, name, "small faint")
+        for index, value in enumerate(values):
+            self.text(MARGIN + NAME + (index + 0.5) * SLOT, self.y + 12, str(value), "small mid")
+        self.y += 22
+
+    def pool(self, pages: Mapping[int, Sequence[Token]], refs: Mapping[int, int]) -> dict[int, tuple[float, float]]:
+        """Pages with their slots, number above and references below; returns where each is: its middle, its bottom."""
+        x, places = float(MARGIN), {}
+        for page, tokens in pages.items():
+            wide = SLOT * len(tokens)
+            if x + wide > WIDTH - MARGIN:
+                x, self.y = float(MARGIN), self.y + TALL + 48
+            held = refs[page]
+            number, look = (str(page), "small mid") if held else ("free", "small mid faint")
+            self.text(x + wide / 2, self.y + 10, number, look)
+            top = self.y + 16
+            for index, token in enumerate(tokens):
+                self.slot(x + index * SLOT, top, token)
+            self.box(x, top, wide, "page" if held else "page free")
+            if held:
+                words = f"held by {held}" if len(tokens) > 2 else f"by {held}"
+                self.text(x + wide / 2, top + TALL + 16, words, "small mid faint")
+            places[page] = (x + wide / 2, top + TALL + 20)
+            x += wide + GAP
+        self.y += TALL + 48
+        return places
+
+    def tables(self, tables: Mapping[str, tuple[Sequence[int], int, int]], kinds: Mapping[str, str]) -> None:
+        """Block tables: a name, the numbers of its pages, and in words where its tokens are."""
+        for name, (pages, start, length) in tables.items():
+            self.text(MARGIN, self.y + TALL - 9, name)
+            x = MARGIN + NAME
+            for page in pages:
+                self.box(x, self.y, SLOT, kinds[name])
+                self.text(x + SLOT / 2, self.y + TALL - 9, str(page), "small mid")
+                x += SLOT + 4
+            offset = f", from slot {start} of the first page" if start else ""
+            self.text(x + 8, self.y + TALL - 9, f"{length} tokens{offset}", "small faint")
+            self.y += TALL + 7
+
+    def copy(self, places: Mapping[int, tuple[float, float]], source: int, target: int) -> None:
+        """An arrow below the pool from a page to its copy."""
+        (x, y), (to, _) = places[source], places[target]
+        low = y + 24
+        self.parts.append(f'<path d="M{x:g} {y:g}C{x:g} {low:g} {to:g} {low:g} {to:g} {y + 5:g}" class="arrow"/>')
+        self.parts.append(f'<path d="M{to:g} {y - 1:g}l-5 9h10z" class="tip"/>')
+        self.text((x + to) / 2, low + 10, "copied", "small mid")
+        self.y += 26
+
+    def svg(self) -> str:
+        """The picture as a document."""
+        tall = self.y + 4
+        hatch = (
+            '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+            '<path d="M0 0v6" class="rule" stroke-width="1.4"/></pattern>'
+        )
+        return "\n".join([
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall:g}" width="{WIDTH}" height="{tall:g}" '
+            'role="img">',
+            f"<title>{escape(self.title)}</title><style>{STYLE}</style><defs>{hatch}</defs>",
+            f'<rect width="{WIDTH}" height="{tall:g}" rx="8" class="paper"/>',
+            *self.parts,
+            "</svg>",
+        ]) + "\n"
+
+
+def _class(look: str) -> str:
+    return f' class="{look}"' if look else ""
