@@ -27,9 +27,9 @@ def build(
         config.update(
             context_length=context, max_blocks=20, max_tokens=40, num_layers=2, num_heads=2, embed_dim=64,
             env_num=envs, action_space_size=6, obs_type="image", group_size=8, device="cpu", norm_type="LN",
-            rotary_emb=mode == "rotary", max_seq_len=256, rope_theta=1e4, num_simulations=40,
+            rotary_emb=mode == "rotary", max_seq_len=256, rope_theta=1e4,
             use_new_cache_manager=manager, exact_kv_window_reset=mode == "exact",
-            rebuild_kv_window_from_tokens=mode == "rebuild", **more,
+            rebuild_kv_window_from_tokens=mode == "rebuild", **{"num_simulations": 40, **more},
         )
         torch.manual_seed(0)
         kind = UniZeroPPOModel if ppo else UniZeroModel

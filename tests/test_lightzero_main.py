@@ -345,6 +345,34 @@ def test_what_was_seen_is_remembered_exactly(pages: bool) -> None:
     assert not kept[[1, 3]].any()
 
 
+@pytest.mark.parametrize("pages", [False, True], ids=["own", "paged"])
+def test_clearing_takes_no_later_context(pages: bool) -> None:
+    """Main clears its nodes by key and not its notes of who is where: the ring throws out live nodes of one key."""
+    wm = build("rotary", envs=1, num_simulations=20).world_model
+    if pages:
+        wm = attach(wm, keys="latent")
+    driver = Driver(wm)
+    root = torch.from_numpy(driver.latents(1))
+    for _ in range(3):  # three times the same search: equal latents, equal keys
+        driver.random = np.random.RandomState(1)
+        with torch.no_grad():
+            wm.wm_forward_for_initial_infererence(root, [-1], root, [0], [0])
+            wm.latent_state = root
+        driver.search(root.numpy(), 14, np.zeros(1, int))
+    assert (wm.hit_count == wm.total_query_count) == pages
+
+
+@pytest.mark.parametrize("pages", [False, True], ids=["own", "paged"])
+def test_more_simulations_than_the_ring_has_places(pages: bool) -> None:
+    """Main's ring of nodes has the length of the model's `num_simulations`: it overwrites those of longer searches."""
+    wm = build("rotary", envs=1, num_simulations=10).world_model
+    if pages:
+        wm = attach(wm)
+    driver = Driver(wm)
+    driver.play(steps=2, simulations=30, envs=1)
+    assert (wm.hit_count == wm.total_query_count == 60) == pages
+
+
 @managers
 def test_every_root_of_cartpole_is_found(manager: bool) -> None:
     """A real collection: main's own cache finds not one root again, pages find all of them."""
