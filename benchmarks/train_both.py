@@ -1,6 +1,6 @@
 """Train CartPole twice with LightZero 0.2.0: on its own cache, and on pages.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_both.py --minutes 6 --json benchmarks/results/train_both.json \
+    OMP_NUM_THREADS=1 python benchmarks/train_both.py --minutes 15 --json benchmarks/results/train_both.json \
         --svg benchmarks/results/train_both.svg
 
 LightZero's own CartPole configuration, search, losses and policy (see train_cartpole.py), the same seeds on both sides,
