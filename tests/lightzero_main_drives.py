@@ -157,6 +157,17 @@ class Driver:
         wm.reanalyze_phase = False
 
 
+def encode_alone(model: Any) -> Any:
+    """Have a model encode every observation by itself, so that its bits do not depend on the rows beside it.
+
+    Main's own cache finds no root again whose bits differ.
+    """
+    tokenizer = model.world_model.tokenizer
+    encode = tokenizer.encode_to_obs_embeddings
+    tokenizer.encode_to_obs_embeddings = lambda seen: torch.cat([encode(row[None]) for row in seen])
+    return model
+
+
 def search_with_lightzero(model: Any, steps: int = 8, envs: int = 4) -> list[Any]:
     """LightZero's C++ search over random subsets of the environments: visits and values of every root."""
     with quiet():

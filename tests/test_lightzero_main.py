@@ -33,6 +33,7 @@ from lightzero_main_drives import (  # noqa: E402
     collect_and_evaluate,
     collect_cartpole,
     counters,
+    encode_alone,
     forget_root,
     search_with_lightzero,
     worst,
@@ -128,7 +129,7 @@ def test_reanalysis(mode: str, manager: bool, at: str, keys: str) -> None:
 @moments
 @both_keys
 def test_lightzeros_search(mode: str, manager: bool, at: str, keys: str) -> None:
-    own, paged = (build(mode, manager, context=8, envs=4) for _ in range(2))
+    own, paged = (encode_alone(build(mode, manager, context=8, envs=4)) for _ in range(2))
     attach(paged, at=at, keys=keys)
     expected, found = search_with_lightzero(own), search_with_lightzero(paged)
     assert [visits for visits, _ in found] == [visits for visits, _ in expected]
@@ -144,6 +145,8 @@ def test_lightzeros_search(mode: str, manager: bool, at: str, keys: str) -> None
 @both_keys
 def test_a_policy_collects_and_evaluates(keys: str) -> None:
     own, paged = build_policy(), attach(build_policy(), at="write", keys=keys)
+    for policy in (own, paged):
+        encode_alone(policy._model)
     assert collect_and_evaluate(own) == collect_and_evaluate(paged)
     kinds = {type(model.world_model) for model in (paged._model, paged._target_model, paged._eval_model)}
     assert kinds == {PagedMainWorldModel}
@@ -325,6 +328,15 @@ def test_bits_of_the_encoder(keys: str) -> None:
         hits = wm.root_hit_cnt
         wm.wm_forward_for_initial_infererence(other * 1.001, [1, 2], third, [2, 2], [0, 2])
         assert wm.root_hit_cnt == hits, "another observation, and no root that ends with it"
+
+
+def test_roots_are_found_when_the_batch_changes() -> None:
+    """LightZero's encoder in batches of 2 to 4 environments: roots that main loses, and pages do not."""
+    own, paged = build("rotary", context=8, envs=4), attach(build("rotary", context=8, envs=4))
+    for model in (own, paged):
+        search_with_lightzero(model)
+    asked = own.world_model.root_total_query_cnt
+    assert own.world_model.root_hit_cnt < paged.world_model.root_hit_cnt == asked > 15
 
 
 @pytest.mark.parametrize("pages", [False, True], ids=["own", "paged"])
