@@ -42,11 +42,11 @@ if TYPE_CHECKING:
         UnsupportedVersion,
     )
     from paged_kv.eviction import FIFO, LRU, Policy, Priority
-    from paged_kv.index import CacheIndex, IndexStats
+    from paged_kv.index import CacheIndex
     from paged_kv.manager import KVCacheManager, ManagerStats
     from paged_kv.pool import Reclaimer
     from paged_kv.staging import StagingBatch
-    from paged_kv.stats import CacheStats
+    from paged_kv.stats import CacheStats, IndexStats
 
 __version__ = "0.1.0"
 

@@ -7,11 +7,15 @@ serves one index.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Protocol
 
 from sortedcontainers import SortedDict
+
+from paged_kv.errors import UnknownPolicy
+
+HOOKS = ("on_add", "on_hit", "on_remove", "victims")
 
 
 class Policy(Protocol):
@@ -102,3 +106,30 @@ class Priority:
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"fifo": FIFO, "lru": LRU, "priority": Priority}
+
+
+def make_policy(policy: str | Policy) -> Policy:
+    """A policy by its name, or one that is given, if it is fresh. Raises UnknownPolicy."""
+    allowed = ", ".join(map(repr, POLICIES)) + " or a fresh object with " + ", ".join(HOOKS)
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise UnknownPolicy(policy, allowed)
+        return POLICIES[policy]()
+    if not all(callable(getattr(policy, hook, None)) for hook in HOOKS) or isinstance(policy, type):
+        raise UnknownPolicy(policy, allowed)
+    if any(True for _ in policy.victims()):  # it already serves another index
+        raise UnknownPolicy(policy, allowed)
+    return policy
+
+
+def page_counts(tables: Iterable[tuple[int, ...]]) -> Counter[int]:
+    """Page -> how many of these tables hold it."""
+    return Counter(page for table in tables for page in table)
+
+
+def subtract(held: Counter[int], pages: Iterable[int]) -> None:
+    """Take one holder from each page. Counter's own `-=` would walk over all of `held`."""
+    for page in pages:
+        held[page] -= 1
+        if not held[page]:
+            del held[page]

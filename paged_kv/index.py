@@ -6,9 +6,8 @@ handle.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -21,11 +20,9 @@ from paged_kv.errors import (
     NotPinned,
     PinnedEntry,
     UnknownKey,
-    UnknownPolicy,
 )
-from paged_kv.eviction import POLICIES, Policy
-
-HOOKS = ("on_add", "on_hit", "on_remove", "victims")
+from paged_kv.eviction import Policy, make_policy, page_counts, subtract
+from paged_kv.stats import IndexStats
 
 
 class Cache(Protocol):
@@ -44,30 +41,6 @@ class Cache(Protocol):
     def page_tables(self, seqs: Sequence[int]) -> list[tuple[int, ...]]: ...
 
     def release(self, seqs: Sequence[int]) -> None: ...
-
-
-@dataclass(slots=True)
-class IndexStats:
-    """Counts since the index was made; clear() keeps them. Every query is either a hit or a miss.
-
-    `insertions` counts put(), replacements included; `evictions` the entries that went for lack of room, not
-    those replaced, removed or cleared.
-    """
-
-    queries: int = 0
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    insertions: int = 0
-
-    def __add__(self, other: IndexStats) -> IndexStats:
-        return IndexStats(
-            self.queries + other.queries,
-            self.hits + other.hits,
-            self.misses + other.misses,
-            self.evictions + other.evictions,
-            self.insertions + other.insertions,
-        )
 
 
 class CacheIndex:
@@ -102,7 +75,7 @@ class CacheIndex:
         page_bytes = cache.page_bytes
         _check_capacity("max_bytes", max_bytes, page_bytes, f"None or an integer >= {page_bytes}, one page")
         self.cache, self.max_entries, self.max_bytes = cache, max_entries, max_bytes
-        self.policy = _make_policy(policy)
+        self.policy = make_policy(policy)
         self._entries: dict[Hashable, int] = {}
         self._pins: dict[Hashable, int] = {}
         # handle -> key; indexes that may not share a handle (the pools of a manager) share this dict instead
@@ -363,32 +336,6 @@ def clear(indexes: Iterable[CacheIndex]) -> None:
     for index in indexes:
         for key in list(index._entries):
             index._forget(key)
-
-
-def page_counts(tables: Iterable[tuple[int, ...]]) -> Counter[int]:
-    """Page -> how many of these tables hold it."""
-    return Counter(page for table in tables for page in table)
-
-
-def subtract(held: Counter[int], pages: Iterable[int]) -> None:
-    """Take one holder from each page. Counter's own `-=` would walk over all of `held`."""
-    for page in pages:
-        held[page] -= 1
-        if not held[page]:
-            del held[page]
-
-
-def _make_policy(policy: str | Policy) -> Policy:
-    allowed = ", ".join(map(repr, POLICIES)) + " or a fresh object with " + ", ".join(HOOKS)
-    if isinstance(policy, str):
-        if policy not in POLICIES:
-            raise UnknownPolicy(policy, allowed)
-        return POLICIES[policy]()
-    if not all(callable(getattr(policy, hook, None)) for hook in HOOKS) or isinstance(policy, type):
-        raise UnknownPolicy(policy, allowed)
-    if any(True for _ in policy.victims()):  # it already serves another index
-        raise UnknownPolicy(policy, allowed)
-    return policy
 
 
 def _check_capacity(name: str, value: int | None, least: int, allowed: str) -> None:

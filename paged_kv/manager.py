@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from paged_kv.errors import BadCount, CorruptCache, UnknownEnv
 from paged_kv.eviction import Policy
-from paged_kv.index import CacheIndex, IndexStats, clear, pinned_pages, reclaim
+from paged_kv.index import CacheIndex, clear, pinned_pages, reclaim
+from paged_kv.stats import IndexStats
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Counters of a cache, as numbers."""
+"""Counters of a cache and of an index, as numbers."""
 
 from __future__ import annotations
 
@@ -20,3 +20,27 @@ class CacheStats:
     freed_pages: int = 0
     growths: int = 0
     peak_pages: int = 0
+
+
+@dataclass(slots=True)
+class IndexStats:
+    """Counts since the index was made; clear() keeps them. Every query is either a hit or a miss.
+
+    `insertions` counts put(), replacements included; `evictions` the entries that went for lack of room, not
+    those replaced, removed or cleared.
+    """
+
+    queries: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    insertions: int = 0
+
+    def __add__(self, other: IndexStats) -> IndexStats:
+        return IndexStats(
+            self.queries + other.queries,
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.evictions + other.evictions,
+            self.insertions + other.insertions,
+        )

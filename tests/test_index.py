@@ -30,7 +30,8 @@ from paged_kv.errors import (
     UnknownPolicy,
 )
 from paged_kv.eviction import FIFO, LRU
-from paged_kv.index import CacheIndex, IndexStats
+from paged_kv.index import CacheIndex
+from paged_kv.stats import IndexStats
 
 KEYS = st.integers(0, 4)
 PICK = st.integers(0, 100)

@@ -26,8 +26,9 @@ from paged_kv.errors import (
     UnknownPolicy,
 )
 from paged_kv.eviction import FIFO, POLICIES
-from paged_kv.index import CacheIndex, IndexStats
+from paged_kv.index import CacheIndex
 from paged_kv.manager import KVCacheManager
+from paged_kv.stats import IndexStats
 
 KEYS = st.integers(0, 3)
 ENVS = st.integers(0, 1)
