@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from . import __version__
 from .commands import estimate, profile
+from .commands.parser import Parser
 
 COMMANDS = (profile, estimate)
 
@@ -17,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 for a failure, 2 for bad arguments, 130 after Ctrl-C, 141 where nobody reads what is printed.
     """
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -32,10 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    top = argparse.ArgumentParser(prog="paged-kv", description="A paged key/value cache for tree search.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    top = Parser(prog="paged-kv", description="Paged key/value caches for tree search: measure, and plan.",
+                 epilog="`paged-kv COMMAND --help` says what a command takes.")
+    top.add_argument("--version", action="version", version=f"paged-kv {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+
+    def show_help(options: argparse.Namespace) -> int:
+        top.print_help()
+        return 0
+
+    top.set_defaults(run=show_help)  # without a command
     return top
 
 
