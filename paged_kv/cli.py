@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
 from .commands import estimate, profile
+from .commands.common import fail
 from .commands.parser import Parser
 
 COMMANDS = (profile, estimate)
@@ -22,14 +24,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever reads, as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        _print_no_more()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_no_more()
+        return fail("cannot print: no space left where the output goes")
     except KeyboardInterrupt:
         print("paged-kv: stopped, nothing was written.", file=sys.stderr)
         return 130
+
+
+def _print_no_more() -> None:
+    """Let what was not printed yet go nowhere, or the interpreter complains when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

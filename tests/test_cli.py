@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -251,28 +252,62 @@ def test_the_check_leaves_files_alone(tmp_path: Path) -> None:
     assert there.read_text() == "kept"
 
 
+def nobody() -> int:
+    """A pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize(("target", "status", "said"), [
+    pytest.param(lambda: os.open(FULL, os.O_WRONLY), 1,
+                 "paged-kv: cannot print: no space left where the output goes\n", marks=needs_full, id="full"),
+    pytest.param(nobody, 141, "", id="nobody reads"),
+])
+def test_a_screen_that_takes_nothing_costs_no_results(
+    target: Callable[[], int], status: int, said: str, tmp_path: Path
+) -> None:
+    file, screen = tmp_path / "out.json", target()
+    ended = subprocess.run([sys.executable, "-m", "paged_kv", *SHORT, "--json", str(file)], stdout=screen,
+                           stderr=subprocess.PIPE, text=True, check=False)
+    os.close(screen)
+    assert (ended.returncode, ended.stderr) == (status, said)
+    assert json.loads(file.read_text())["schema"] == 1
+
+
+def test_no_screen_at_all(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (SHORT, [*SHORT, "--json", "-"], ["estimate", "--preset", "atari"]):
+        monkeypatch.setattr(sys, "stdout", None)  # as python starts where standard output is closed
+        assert cli.main(arguments) == 0
+
+
 def test_results_on_the_screen(measured: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SHORT, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["workload"]["envs"] == 2
     assert not Path("-").exists()
 
 
+@pytest.mark.parametrize(("error", "status", "said"), [
+    (MemoryError(), 1, "long: memory ran out: give fewer --envs or --simulations (see paged-kv estimate)"),
+    (KeyboardInterrupt(), 130, "stopped after 3 of 5 presets"),
+])
 def test_what_was_measured_before_a_failure_is_kept(
-    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, status: int, said: str, measured: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:
     ready = package.profile
 
     def fail_at_long(name: str, **given: Any) -> Any:
         if name == "long":
-            raise MemoryError
+            raise error
         return ready(name, **given)
 
     monkeypatch.setattr(package, "profile", fail_at_long)
     file = tmp_path / "all.json"
-    assert cli.main(["profile", "--reference", "--preset", "all", "--json", str(file)]) == 1
+    assert cli.main(["profile", "--reference", "--preset", "all", "--json", str(file)]) == status
     out, err = capsys.readouterr()
     assert out.count("Actions equal") == len(json.loads(file.read_text())) == 3
-    assert err.startswith("paged-kv: long: memory ran out")
+    assert err == f"paged-kv: {said}\n"
 
 
 # -- the entry -------------------------------------------------------------------------------------------------

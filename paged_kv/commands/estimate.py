@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from .common import fail, file, shortened, unusable_file
@@ -94,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     figures = [{"name": name, **each.as_dict()} for name, each in found]
     written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
     if to_screen:
-        sys.stdout.write(written)
+        print(written, end="")
         return 0
     lightzero = options.transformers_config is None
     print("\n\n".join(text(each, name, lightzero=lightzero) for name, each in found))

@@ -84,17 +84,23 @@ def run(options: argparse.Namespace) -> int:
     if wrong:
         return fail(wrong, status=2)
     results: list[dict[str, Any]] = []
-    failure = _run_all(options, Console(stderr=True), results)  # what was measured by then is shown and written, too
+    status = 1
+    try:  # whatever ends it early, what was measured by then is shown and written
+        failure = _run_all(options, Console(stderr=True), results)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        failure, status = f"stopped after {len(results)} of {len(_names(options))} presets", 130
     written = json.dumps(results if options.preset == "all" or not results else results[0], indent=2) + "\n"
     if results and str(options.json) == "-":
-        sys.stdout.write(written)
+        print(written, end="")
     elif results:
-        from ..profile.table import show
+        from ..profile.table import Screen, show
 
-        show(results, Console())
-        unwritten = save(options.json, written) if options.json else None
+        unwritten = save(options.json, written) if options.json else None  # first, since printing may fail, too
+        show(results, Screen())
         failure = "; ".join(filter(None, (failure, unwritten)))
-    return fail(failure) if failure else 0
+    return fail(failure, status) if failure else 0
 
 
 def _wrong(options: argparse.Namespace, torch: Any) -> str | None:

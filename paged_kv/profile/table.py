@@ -14,6 +14,14 @@ from .workload import ENOUGH_ROOTS
 Cell = Callable[[float], str]
 
 
+class Screen(Console):
+    """Standard output. Where nobody reads it, that is left to the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program."""
+        raise BrokenPipeError
+
+
 def _title(workload: dict[str, Any]) -> str:
     return (f"{workload['preset']}: {workload['layers']} layers x {workload['embed_dim']}, "
             f"context {workload['context_length']}, {workload['envs']} envs, {workload['simulations']} simulations")
