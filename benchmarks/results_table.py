@@ -1,7 +1,7 @@
-"""Print the results table of the README from the JSON of `paged-kv profile`.
+"""Print the tables of what `paged-kv profile` measured, from its JSON, or put them into the pages that show them.
 
     paged-kv profile --preset all --json benchmarks/results/profile.json
-    python benchmarks/results_table.py --write README.md
+    python benchmarks/results_table.py --write
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+README, DETAILS = Path("README.md"), Path("docs", "benchmarks_lightzero.md")
 START, END = "<!-- results:", "<!-- end of results -->"
 
 # Title of a row, key of both caches, unit, key of the ratio (none: no ratio is given).
@@ -84,43 +85,68 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def agreement(results: list[dict[str, Any]]) -> str:
+    """Whether both caches led to the same decisions, over all presets."""
+    found = [result["fidelity"] for result in results]
+    equal, compared = (sum(each[key] for each in found) for key in ("actions_equal", "actions_compared"))
+    visits = "all visit counts were equal" if all(f["visit_counts_equal"] for f in found) else "visit counts differed"
+    return f"Both sides took the same action in {equal:,} of {compared:,} cases, and {visits}."
+
+
 def machine(result: dict[str, Any]) -> str:
     """The machine and the threads, in one line."""
     facts = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
     return f"Measured on: {facts}; {result['workload']['threads']} thread(s)."
 
 
-def table(path: Path) -> str:
-    """All of it as markdown."""
-    loaded = json.loads(path.read_text())
-    results = loaded if isinstance(loaded, list) else [loaded]
-    lines = [machine(results[0]), "", "Ratios are LightZero's own cache / paged:", "", *summary(results)]
+def ratios(results: list[dict[str, Any]]) -> str:
+    """The ratios of all presets as markdown: for the README."""
+    lines = [
+        "LightZero's own cache / pages; in the second column, pages / the tokens that are needed, each once:", "",
+        *summary(results), agreement(results), "", machine(results[0]),
+    ]
+    return "\n".join(lines)
+
+
+def details(results: list[dict[str, Any]]) -> str:
+    """Ratios and the table of each preset as markdown."""
+    lines = [ratios(results), ""]
     for result in results:
         lines += section(result)
     return "\n".join(lines).strip()
 
 
-def write(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page."""
+def between_marks(page: Path, text: str) -> str:
+    """A page with this text between its two marks."""
     before, _, rest = page.read_text().partition(START)
     mark, _, rest = rest.partition("-->\n")
     _, found, after = rest.partition(END)
     if not found:
         raise SystemExit(f"{page}: found no lines '{START} ... -->' and '{END}'")
-    page.write_text(f"{before}{START}{mark}-->\n{text}\n{END}{after}")
+    return f"{before}{START}{mark}-->\n{text}\n{END}{after}"
+
+
+def write(root: Path, results: list[dict[str, Any]]) -> None:
+    """Put the tables into the pages below a folder: into all of them, or where one has no marks into none."""
+    pages = {root / README: ratios(results), root / DETAILS: details(results)}
+    written = {page: between_marks(page, text) for page, text in pages.items()}
+    for page, text in written.items():
+        page.write_text(text)
 
 
 def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("json", nargs="?", type=Path, default=HERE / "results" / "profile.json")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between a page's marks")
+    parser.add_argument("--write", action="store_true", help=f"put ratios into {README}, and all of it into {DETAILS}")
+    parser.add_argument("--root", type=Path, default=HERE.parent, help="the folder of both (default: this checkout)")
     options = parser.parse_args()
-    text = table(options.json)
+    loaded = json.loads(options.json.read_text())
+    results = loaded if isinstance(loaded, list) else [loaded]
     if options.write:
-        write(options.write, text)
+        write(options.root, results)
     else:
-        print(text)
+        print(details(results))
 
 
 if __name__ == "__main__":

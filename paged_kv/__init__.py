@@ -11,7 +11,8 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` would be most of the time that this file takes
 
 if TYPE_CHECKING:
     from paged_kv.cache import Gathered, PagedKVCache
@@ -96,7 +97,7 @@ _HOMES = ("errors", "stats", "eviction", "index", "manager", "staging", "pool", 
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name in _HOMES:
             return import_module(f"{__name__}.{name}")
         if name in __all__:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
+from . import __version__
 from .commands import estimate, profile
+from .commands.common import fail
+from .commands.parser import Parser
 
 COMMANDS = (profile, estimate)
 
@@ -17,25 +21,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, 1 for a failure, 2 for bad arguments, 130 after Ctrl-C, 141 where nobody reads what is printed.
     """
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # whoever reads, as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        _print_no_more()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _print_no_more()
+        return fail("cannot print: no space left where the output goes")
     except KeyboardInterrupt:
         print("paged-kv: stopped, nothing was written.", file=sys.stderr)
         return 130
 
 
+def _print_no_more() -> None:
+    """Let what was not printed yet go nowhere, or the interpreter complains when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    top = argparse.ArgumentParser(prog="paged-kv", description="A paged key/value cache for tree search.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    top = Parser(prog="paged-kv", description="Paged key/value caches for tree search: measure, and plan.",
+                 epilog="`paged-kv COMMAND --help` says what a command takes.")
+    top.add_argument("--version", action="version", version=f"paged-kv {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+
+    def show_help(options: argparse.Namespace) -> int:
+        top.print_help()
+        return 0
+
+    top.set_defaults(run=show_help)  # without a command
     return top
 
 

@@ -9,7 +9,7 @@ def size(count: float) -> str:
     >>> size(512), size(1536), size(10_321_920)
     ('512 B', '1.5 KiB', '9.8 MiB')
     """
-    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -71,29 +71,63 @@ def test_results_table(tmp_path: Path, many: bool) -> None:
     assert "| KV bytes held, peak | 2.0 MiB | 500 B | 40x |" in text
     assert "actions equal 320 of 320; visit counts equal; values within 1e-06" in text
     assert ("| long |" in text) == many
+    cases = 640 if many else 320
+    assert f"Both sides took the same action in {cases} of {cases} cases, and all visit counts were equal." in text
 
 
-def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
-    source, page = tmp_path / "profile.json", tmp_path / "page.md"
+def test_results_that_differ_say_so(tmp_path: Path) -> None:
+    source, other = tmp_path / "profile.json", copy.deepcopy(RESULT)
+    other["fidelity"].update(actions_equal=319, visit_counts_equal=False)
+    source.write_text(json.dumps([RESULT, other]))
+    text = run("results_table.py", str(source)).stdout
+    assert "Both sides took the same action in 639 of 640 cases, and visit counts differed." in text
+
+
+def pages(root: Path) -> tuple[Path, Path]:
+    """Both pages that show results, with marks and an old table."""
+    (root / "docs").mkdir()
+    made = root / "README.md", root / "docs" / "benchmarks_lightzero.md"
+    for page in made:
+        page.write_text("before\n<!-- results: how -->\nold\n<!-- end of results -->\nafter\n")
+    return made
+
+
+def test_the_tables_go_between_the_marks(tmp_path: Path) -> None:
+    source, (readme, details) = tmp_path / "profile.json", pages(tmp_path)
     source.write_text(json.dumps(RESULT))
-    page.write_text("before\n<!-- results: how -->\nold\n<!-- end of results -->\nafter\n")
     for _ in range(2):  # writing twice changes nothing more
-        run("results_table.py", str(source), "--write", str(page))
-        lines = page.read_text().splitlines()
-        assert lines[:2] == ["before", "<!-- results: how -->"]
-        assert lines[-2:] == ["<!-- end of results -->", "after"]
-        assert "old" not in lines
-        assert sum("| cartpole |" in line for line in lines) == 1
+        run("results_table.py", str(source), "--write", "--root", str(tmp_path))
+        for page in (readme, details):
+            lines = page.read_text().splitlines()
+            assert lines[:2] == ["before", "<!-- results: how -->"]
+            assert lines[-2:] == ["<!-- end of results -->", "after"]
+            assert "old" not in lines
+            assert sum("| cartpole |" in line for line in lines) == 1
+            assert ("| KV bytes held, peak | 2.0 MiB | 500 B | 40x |" in lines) == (page == details)
 
 
-def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
-    source, page = tmp_path / "profile.json", tmp_path / "page.md"
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_page_without_marks_leaves_both_alone(which: int, tmp_path: Path) -> None:
+    source, both = tmp_path / "profile.json", pages(tmp_path)
     source.write_text(json.dumps(RESULT))
-    page.write_text("no marks\n")
-    done = run("results_table.py", str(source), "--write", str(page), check=False)
+    both[which].write_text("no marks\n")
+    before = [page.read_text() for page in both]
+    done = run("results_table.py", str(source), "--write", "--root", str(tmp_path), check=False)
     assert done.returncode == 1
-    assert "found no lines" in done.stderr
-    assert page.read_text() == "no marks\n"
+    assert f"{both[which]}: found no lines" in done.stderr
+    assert [page.read_text() for page in both] == before
+
+
+def test_the_pages_show_what_was_measured(tmp_path: Path) -> None:
+    """The committed pages are what the committed numbers give."""
+    root = BENCHMARKS.parent
+    (tmp_path / "docs").mkdir()
+    names = "README.md", "docs/benchmarks_lightzero.md"
+    for name in names:
+        (tmp_path / name).write_text((root / name).read_text())
+    run("results_table.py", "--write", "--root", str(tmp_path))
+    for name in names:
+        assert (tmp_path / name).read_text() == (root / name).read_text(), "run: benchmarks/results_table.py --write"
 
 
 @pytest.mark.lightzero

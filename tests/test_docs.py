@@ -83,6 +83,31 @@ def test_the_tutorial_keeps_its_promise() -> None:
     assert sum(block.output is not None for block in blocks(page)) >= 6
 
 
+def code_lines(code: str) -> int:
+    """Lines of code, without blank ones and comments."""
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in code.splitlines())
+
+
+def test_the_tutorial_is_as_short_as_it_says() -> None:
+    """Model, search and pages alone are a program, of as many lines as the page says."""
+    page = ROOT / "docs" / "tutorial.md"
+    text = page.read_text()
+    codes = [block.code for block in blocks(page)]
+    parts = [next(code for code in codes if mark in code)
+             for mark in ("class Transformer", "def search(", "import PagedKVCache\n")]
+    said = re.search(r"is (\d+) lines of code, .*?: (\d+) for .*?, (\d+)\s+for .*? and (\d+) for ", text, re.DOTALL)
+    assert said is not None
+    counted = [code_lines(part) for part in parts]
+    assert [int(number) for number in said.groups()] == [sum(counted), *counted]
+    assert sum(counted) <= 60
+    assert max(len(line) for part in parts for line in part.splitlines()) <= 120
+    names: dict[str, Any] = {}
+    exec("\n".join(parts), names)
+    visits = [child.visits for child in names["paged_root"].children]
+    assert f"visits: {visits}\n" in text
+    assert sum(visits) == 200
+
+
 def test_readme_has_its_example_near_the_top() -> None:
     line, block, _ = blocks(ROOT / "README.md")[0]
     assert line < 40

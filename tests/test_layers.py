@@ -31,6 +31,7 @@ LAYERS = [
     {"estimate"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 NO_TORCH = ["errors", "allocator", "plan", "block_table", "eviction", "index"]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
-from .common import fail, unusable_file
+from .common import fail, file, shortened, unusable_file
 from .profile import PRESET_NAMES
 
 NEEDED = ("layers", "heads", "head_size", "context", "envs", "simulations")
-EXAMPLE = "paged-kv estimate --layers 2 --heads 8 --head-size 96 --context 8 --envs 8 --simulations 50"
+DESCRIPTION = """\
+Say how many bytes the KV caches of a tree search will take: in LightZero's
+own caches, as one dense tensor a node, and in pages. Sizes come from options,
+a preset or a configuration file; options win. No search is run, and the answer
+comes at once."""
+EXAMPLES = """\
+examples:
+  paged-kv estimate --preset atari --envs 32
+  paged-kv estimate --layers 2 --heads 8 --head-size 96 --context 8 \\
+                    --envs 8 --simulations 50
+  paged-kv estimate --transformers-config Llama/ --context 4096 \\
+                    --root-tokens 1000 --simulations 100"""
 SIZES = {
     "layers": "transformer layers",
     "heads": "attention heads",
@@ -33,22 +42,23 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `paged-kv`."""
     command = commands.add_parser(
         "estimate", help="say how many bytes the caches of a search will take, before anything runs",
-        description="Say how many bytes the KV caches of a tree search will take: in LightZero's own caches, as one "
-                    "dense tensor a node, and in pages. Sizes come from options, a preset or a configuration file; "
-                    "options win.",
-        epilog=f"example: {EXAMPLE}",
+        usage="%(prog)s [options]", description=DESCRIPTION, epilog=EXAMPLES,
     )
-    source = command.add_mutually_exclusive_group()
-    source.add_argument("--preset", choices=(*PRESET_NAMES, "all"), help="a workload of `paged-kv profile`")
-    source.add_argument("--lightzero-config", type=Path, metavar="FILE.py",
+    sources = command.add_argument_group("where sizes come from")
+    source = sources.add_mutually_exclusive_group()
+    source.add_argument("--preset", choices=(*PRESET_NAMES, "all"), metavar="NAME",
+                        help=f"a workload of `paged-kv profile`: {', '.join(PRESET_NAMES)} or all")
+    source.add_argument("--lightzero-config", type=file, metavar="FILE.py",
                         help="a LightZero configuration, a python module that sets main_config; it is run")
-    source.add_argument("--transformers-config", type=Path, metavar="PATH",
+    source.add_argument("--transformers-config", type=file, metavar="PATH",
                         help="a transformer's config.json, or its folder")
+    sizes = command.add_argument_group("sizes")
     for name, about in SIZES.items():
-        command.add_argument("--" + name.replace("_", "-"), type=whole, metavar="N", help=about)
-    command.add_argument("--dtype", help="of keys and values (default: float32, or the configuration's)")
-    command.add_argument("--json", type=Path, metavar="FILE",
-                         help="also write the figures to FILE; - prints them in place of the table")
+        sizes.add_argument("--" + name.replace("_", "-"), type=whole, metavar="N", help=about)
+    sizes.add_argument("--dtype", metavar="NAME", help="of keys and values (default: float32, or the configuration's)")
+    output = command.add_argument_group("output")
+    output.add_argument("--json", type=file, metavar="FILE",
+                        help="also write the figures to FILE; - prints them in place of the table")
     command.set_defaults(run=run)
 
 
@@ -57,8 +67,7 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        shown = text if len(text) <= 40 else text[:40] + "..."
-        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     figures = [{"name": name, **each.as_dict()} for name, each in found]
     written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
     if to_screen:
-        sys.stdout.write(written)
+        print(written, end="")
         return 0
     lightzero = options.transformers_config is None
     print("\n\n".join(text(each, name, lightzero=lightzero) for name, each in found))

@@ -5,37 +5,65 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import fail, natural, positive, two_or_more, unusable_device, unusable_file
+from ..profile.presets import PRESETS
+from .common import fail, file, positive, save, seed, threads, two_or_more, unusable_device, unusable_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PRESET_NAMES = ("cartpole", "atari", "atari-8l", "long", "memory")
+PRESET_NAMES = tuple(PRESETS)
+# How the LightZero integration works, each with its default first; the reference world model has no such choices.
+LIGHTZERO_CHOICES = {"at": ("read", "write"), "keys": ("node", "latent"), "window": ("cached", "exact")}
+DESCRIPTION = """\
+Run the same search twice, once with LightZero's own cache and once with pages,
+and compare: bytes held, kernels, time, and whether actions, visit counts and
+values agree. Both sides have the same seeds and the same weights. Where
+LightZero is not installed, a small world model of this package is searched.
+
+CartPole takes about half a minute, each of the other presets one to two."""
+EXAMPLES = """\
+examples:
+  paged-kv profile                               CartPole, with a trained agent
+  paged-kv profile --preset long --roots 12      longer windows, timed longer
+  paged-kv profile --preset all --json all.json  everything, and as numbers
+  paged-kv profile --reference --roots 10        without LightZero: some seconds
+  paged-kv estimate --preset atari --envs 32     bytes, without a search"""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `paged-kv`."""
     command = commands.add_parser(
         "profile", help="run the same search with LightZero's own cache and with pages, and compare",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="%(prog)s [options]", description=DESCRIPTION, epilog=EXAMPLES,
     )
-    command.add_argument("--preset", default="cartpole", choices=(*PRESET_NAMES, "all"), help="the workload")
-    command.add_argument("--envs", type=positive, help="environments searched in one batch (default: the preset's)")
-    command.add_argument("--simulations", type=positive, help="simulations per root step (default: the preset's)")
-    command.add_argument("--roots", type=two_or_more, help="root steps to time (default: the preset's)")
-    command.add_argument("--seed", type=natural, default=0, help="seed of both sides")
-    command.add_argument("--threads", type=positive, default=1, help="torch threads")
-    command.add_argument("--device", default="cpu", help="torch device of the model and both caches")
-    command.add_argument("--page-size", type=positive, default=2, help="token slots per page")
-    command.add_argument("--at", default="read", choices=("read", "write"), help="when learned positions are re-based")
-    command.add_argument("--keys", default="node", choices=("node", "latent"), help="how search contexts are found")
-    command.add_argument("--window", default="cached", choices=("cached", "exact"),
-                         help="what a context keeps: keys and values, or tokens that each step computes anew")
-    command.add_argument("--reference", action="store_true", help="use the reference world model, not LightZero")
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    what = command.add_argument_group("what to run")
+    what.add_argument("--preset", default="cartpole", choices=(*PRESET_NAMES, "all"), metavar="NAME",
+                      help=f"{', '.join(PRESET_NAMES)} or all (default: %(default)s)")
+    what.add_argument("--envs", type=positive, metavar="N",
+                      help="environments searched in one batch (default: the preset's)")
+    what.add_argument("--simulations", type=positive, metavar="N",
+                      help="simulations per root step (default: the preset's)")
+    what.add_argument("--roots", type=two_or_more, metavar="N", help="root steps to time (default: the preset's)")
+    what.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of both sides (default: %(default)s)")
+    what.add_argument("--reference", action="store_true", help="search this package's own world model, not LightZero's")
+    how = command.add_argument_group("how")
+    how.add_argument("--page-size", type=positive, default=2, metavar="N",
+                     help="token slots per page (default: %(default)s)")
+    how.add_argument("--at", choices=LIGHTZERO_CHOICES["at"],
+                     help="when learned positions are re-based (default: read; LightZero only)")
+    how.add_argument("--keys", choices=LIGHTZERO_CHOICES["keys"],
+                     help="how search contexts are found (default: node; LightZero only)")
+    how.add_argument("--window", choices=LIGHTZERO_CHOICES["window"],
+                     help="what a context keeps: keys and values, or tokens that each step computes anew "
+                          "(default: cached; LightZero only)")
+    how.add_argument("--device", default="cpu", metavar="NAME",
+                     help="torch device of the model and both caches (default: %(default)s)")
+    how.add_argument("--threads", type=threads, default=1, metavar="N", help="torch threads (default: %(default)s)")
+    output = command.add_argument_group("output")
+    output.add_argument("--json", type=file, metavar="FILE",
+                        help="also write the results to FILE; - prints them in place of the table")
     command.set_defaults(run=run)
 
 
@@ -47,45 +75,85 @@ def run(options: argparse.Namespace) -> int:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
     import torch
 
-    from ..errors import PagedKVError
     from ..profile import client
 
-    wrong = unusable_device(options.device, torch) or unusable_file(options.json)
-    if wrong:
-        return fail(wrong, status=2)
     if client.lightzero_version() is None and not options.reference:
         print("paged-kv: LightZero is not installed; running the reference world model instead.", file=sys.stderr)
         options.reference = True
+    wrong = _wrong(options, torch)
+    if wrong:
+        return fail(wrong, status=2)
+    results: list[dict[str, Any]] = []
+    status = 1
+    try:  # whatever ends it early, what was measured by then is shown and written
+        failure = _run_all(options, Console(stderr=True), results)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        failure, status = f"stopped after {len(results)} of {len(_names(options))} presets", 130
+    written = json.dumps(results if options.preset == "all" or not results else results[0], indent=2) + "\n"
+    if results and str(options.json) == "-":
+        print(written, end="")
+    elif results:
+        from ..profile.table import Screen, show
+
+        unwritten = save(options.json, written) if options.json else None  # first, since printing may fail, too
+        show(results, Screen())
+        failure = "; ".join(filter(None, (failure, unwritten)))
+    return fail(failure, status) if failure else 0
+
+
+def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
+    """What cannot be run or written, or None."""
+    from ..errors import PagedKVError
+    from .memory import memory, too_large
+
+    given = [f"--{name}" for name in LIGHTZERO_CHOICES if getattr(options, name) is not None]
+    if options.reference and given:
+        return f"the reference world model has no {' and no '.join(given)}: only the LightZero integration has"
+    wrong = unusable_device(options.device, torch)
+    wrong = wrong or (unusable_file(options.json) if str(options.json) != "-" else None)
+    if wrong:
+        return wrong
+    sizes = {"envs": options.envs, "simulations": options.simulations}
     try:
-        results = _run_all(options, Console(stderr=True))
+        found = (too_large(name, sizes, options.page_size, memory(options.device, torch)) for name in _names(options))
+        return next(filter(None, found), None)
     except PagedKVError as error:
-        return fail(str(error))
-    from ..profile.table import show
-
-    show(results, Console())
-    if options.json:
-        options.json.write_text(json.dumps(results[0] if len(results) == 1 else results, indent=2) + "\n")
-    return 0
+        return str(error)
 
 
-def _run_all(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+    return PRESET_NAMES if options.preset == "all" else (options.preset,)
+
+
+def _run_all(options: argparse.Namespace, console: Console, results: list[dict[str, Any]]) -> str | None:
+    """Run the presets one after the other and append their results; returns why it ended early, or None."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from ..errors import PagedKVError
     from ..profile import profile
+    from .memory import is_out_of_memory
 
-    names = PRESET_NAMES if options.preset == "all" else (options.preset,)
-    results = []
+    choices = {name: value for name in LIGHTZERO_CHOICES if (value := getattr(options, name)) is not None}
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for name in names:
+        for name in _names(options):
             task = progress.add_task(f"{name}: loading", total=None)
 
             def tick(stage: str, done: int, total: int, task: Any = task, name: str = name) -> None:
                 progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
 
-            results.append(profile(
-                name, envs=options.envs, simulations=options.simulations, roots=options.roots, seed=options.seed,
-                threads=options.threads, device=options.device, page_size=options.page_size, at=options.at,
-                keys=options.keys, window=options.window, reference=options.reference, on_tick=tick,
-            ))
-    return results
+            try:
+                results.append(profile(
+                    name, envs=options.envs, simulations=options.simulations, roots=options.roots, seed=options.seed,
+                    threads=options.threads, device=options.device, page_size=options.page_size,
+                    reference=options.reference, on_tick=tick, **choices,
+                ))
+            except PagedKVError as error:
+                return str(error)
+            except (MemoryError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    return f"{name}: memory ran out: give fewer --envs or --simulations (see paged-kv estimate)"
+                raise
+    return None

@@ -46,7 +46,7 @@ PRESETS: dict[str, Preset] = {
                observation="image", warmup=4, roots=8, metered=3, counted=1,
                about="Atari size, random weights and random frames"),
         Preset("atari-8l", layers=8, embed=768, heads=8, context=8, rotary=False, actions=6, simulations=50,
-               observation="image", warmup=4, roots=4, metered=2, counted=1,
+               observation="image", warmup=4, roots=6, metered=2, counted=1,
                about="Atari size with 8 layers, random weights and random frames"),
         Preset("long", layers=2, embed=768, heads=8, context=64, rotary=False, actions=6, simulations=50,
                observation="image", warmup=32, roots=6, metered=2, counted=1,

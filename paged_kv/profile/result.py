@@ -102,6 +102,7 @@ def _cache(side: Measured) -> dict[str, Any]:
         "host_copies_per_simulation": round(side.host_copies, 3),
         "cache_us_per_simulation": round(typical(side.cache_us), 2),
         "search_us_per_simulation": round(typical(side.search_us), 2),
+        "cache_share_of_search": round(typical(side.cache_shares), 4),
         "lookups": side.lookups,
         "hits": side.hits,
         "misses": side.lookups - side.hits,

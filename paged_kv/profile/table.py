@@ -9,8 +9,17 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from ..units import count, micros, size
+from .workload import ENOUGH_ROOTS
 
 Cell = Callable[[float], str]
+
+
+class Screen(Console):
+    """Standard output. Where nobody reads it, that is left to the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program."""
+        raise BrokenPipeError
 
 
 def _title(workload: dict[str, Any]) -> str:
@@ -18,10 +27,11 @@ def _title(workload: dict[str, Any]) -> str:
             f"context {workload['context_length']}, {workload['envs']} envs, {workload['simulations']} simulations")
 
 
-def _rows(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _rows(old: dict[str, Any], new: dict[str, Any], roots: int) -> list[tuple[str, str, str, str]]:
     def row(label: str, key: str, show: Cell) -> tuple[str, str, str, str]:
         a, b = old[key], new[key]
-        return label, show(a), show(b), f"{a / b:.1f}x" if b and a else ""
+        comparable = a and b and (show is not micros or roots >= ENOUGH_ROOTS)
+        return label, show(a), show(b), f"{a / b:.1f}x" if comparable else ""
 
     def over_unique(side: dict[str, Any]) -> str:
         needed = side["unique_token_bytes_peak"]
@@ -31,8 +41,7 @@ def _rows(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str,
         return f"{count(side['hits'])} + {count(side['misses'])}"
 
     def share(side: dict[str, Any]) -> str:
-        whole = side["search_us_per_simulation"]
-        return f"{100 * side['cache_us_per_simulation'] / whole:.1f} %" if whole else ""
+        return f"{side['cache_share_of_search']:.1%}".replace("%", " %") if roots >= ENOUGH_ROOTS else ""
 
     return [
         row("K/V held, peak", "kv_bytes_peak", size),
@@ -60,7 +69,7 @@ def table(result: dict[str, Any]) -> Table:
     old = "LightZero's cache" if result["workload"]["client"] == "lightzero" else "dense cache"
     for heading in (old, "paged", "ratio"):
         made.add_column(heading, justify="right")
-    for cells in _rows(result["caches"]["lightzero"], result["caches"]["paged"]):
+    for cells in _rows(result["caches"]["lightzero"], result["caches"]["paged"], result["workload"]["roots"]):
         made.add_row(*cells)
     return made
 
@@ -80,17 +89,27 @@ def agreement(result: dict[str, Any]) -> str:
 
 def _notes(result: dict[str, Any]) -> str:
     workload, machine = result["workload"], result["machine"]
+    lightzero = workload["client"] == "lightzero"
+    choices = [f'{name}="{workload[name]}"' for name in ("at", "keys", "window") if lightzero]
+    said = [f"{workload['client']} {workload['client_version']}", f"{workload['weights']} weights",
+            workload["observations"], f"{workload['roots']} root steps", *choices, f"{workload['threads']} thread(s)",
+            machine["processor"]]
     fixed = workload["tie_breaking"] == "fixed"
-    ties = "" if fixed else " Tie-breaking could not be fixed here, so actions may differ."
-    return (f"{workload['client']} {workload['client_version']}, {workload['weights']} weights, "
-            f"{workload['observations']}, {workload['roots']} root steps, at=\"{workload['at']}\", "
-            f"window=\"{workload['window']}\", "
-            f"{workload['threads']} thread(s), {machine['processor']}.{ties}")
+    return ", ".join(said) + "." + ("" if fixed else " Tie-breaking could not be fixed here, so actions may differ.")
+
+
+def _too_few_roots(result: dict[str, Any]) -> list[str]:
+    """What to say of times where few root steps were timed; bytes and counts need no more."""
+    roots = result["workload"]["roots"]
+    if roots >= ENOUGH_ROOTS:
+        return []
+    return [f"Too few root steps to compare times: {roots}, of which every other one times the search and the rest the "
+            f"cache. Give --roots {ENOUGH_ROOTS} or more."]
 
 
 def show(results: list[dict[str, Any]], console: Console) -> None:
-    """Print a table and two lines of text for each result."""
+    """Print a table and a few lines of text for each result."""
     for result in results:
-        parts: list[RenderableType] = ["", table(result), agreement(result), _notes(result)]
+        parts: list[RenderableType] = ["", table(result), agreement(result), *_too_few_roots(result), _notes(result)]
         for part in parts:
             console.print(part, highlight=False)

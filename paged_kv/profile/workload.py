@@ -20,6 +20,7 @@ from .side import Held, Outcome, Setting, Side
 
 WARMUP_SIMULATIONS = 2
 KINDS = ("lightzero", "paged")
+ENOUGH_ROOTS = 6  # three to time the search and three for the cache: with fewer, a median follows a disturbed step
 MakeSide = Callable[[str], Side]
 Tick = Callable[[str], None]
 
@@ -30,6 +31,7 @@ class Measured:
 
     search_us: list[float] = field(default_factory=list)  # per simulation, one value per root step
     cache_us: list[float] = field(default_factory=list)
+    cache_shares: list[float] = field(default_factory=list)  # of the root steps of cache_us, by themselves
     layer_us: list[float] = field(default_factory=list)  # the part of cache_us inside the transformer
     kernels: float = 0.0  # per simulation, retrieval + assembly + update + commit
     layer_kernels: float = 0.0
@@ -144,13 +146,16 @@ def _time_search(side: Side, measured: Measured, simulations: int, seed: int, de
 
 def _time_cache(side: Side, measured: Measured, regions: Regions, simulations: int, seed: int,
                 overhead: float) -> Outcome:
+    start = time.perf_counter()
     with Probes(side.probes(), regions):
         outcome = side.step(simulations, seed)
+    whole = time.perf_counter() - start - overhead * sum(regions.calls.values())
     scale = 1e6 / simulations
     cache = regions.seconds[CACHE] - overhead * regions.calls[CACHE]
     layer = regions.seconds[LAYER] - overhead * regions.calls[LAYER]
     measured.cache_us.append((cache + layer) * scale)
     measured.layer_us.append(layer * scale)
+    measured.cache_shares.append((cache + layer) / whole)
     return outcome
 
 
