@@ -141,7 +141,8 @@ def test_window_exactness(tmp_path: Path) -> None:
     assert all(rows[mode, 0][part] < 1e-5 for mode, _ in rows for part in parts)  # rounding only, before any slide
     assert rows["rotary", 1]["K0"] == rows["rotary", 1]["V0"] == 0  # layer 0 has seen nothing but the token
     assert rows["learned, no norm", 1]["K0"] < 1e-5 < rows["learned, read", 1]["K0"]
-    assert all(rows[mode, 1]["K1"] > 1e-4 for mode, _ in rows)
+    assert all((rows[mode, 1]["K1"] > 1e-4) != mode.endswith("exact") for mode, _ in rows)
+    assert all(rows[mode, 1][part] < 1e-5 for mode, _ in rows if mode.endswith("exact") for part in parts)
     assert [row["mode"] for row in found["costs"]] == ["learned, read", "learned, write", "rotary"]
 
 
