@@ -12,10 +12,12 @@
 
 from paged_kv.cache import Gathered, PagedKVCache
 from paged_kv.errors import (
+    AlreadyRecording,
     BadCount,
     BadDevice,
     BadDtype,
     BadPriority,
+    BadRecording,
     BadShape,
     CapacityExceeded,
     ClosedBatch,
@@ -24,6 +26,7 @@ from paged_kv.errors import (
     DuplicateSequence,
     ForeignHandle,
     HandleInUse,
+    NothingToRecord,
     NotPinned,
     OutOfPages,
     PagedKVError,
@@ -46,10 +49,12 @@ from paged_kv.stats import CacheStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlreadyRecording",
     "BadCount",
     "BadDevice",
     "BadDtype",
     "BadPriority",
+    "BadRecording",
     "BadShape",
     "CacheIndex",
     "CacheStats",
@@ -66,6 +71,7 @@ __all__ = [
     "KVCacheManager",
     "LRU",
     "ManagerStats",
+    "NothingToRecord",
     "NotPinned",
     "OutOfPages",
     "PagedKVCache",

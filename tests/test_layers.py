@@ -25,6 +25,7 @@ LAYERS = [
     {"index"},
     {"manager"},
     {"__init__"},
+    {"recording"},
     {"reference"},
     {"integrations"},
     {"profile"},
