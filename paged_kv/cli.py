@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import profile
+from .commands import profile, record
 
-COMMANDS = (profile,)
+COMMANDS = (profile, record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +55,7 @@ def _lightzero(preset: Preset, setting: Setting, roots: int, tick: Callable[[str
 def _reference(preset: Preset, setting: Setting, roots: int, tick: Callable[[str], None]) -> dict[str, Any]:
     from .reference_client import ReferenceSide
 
-    # Its environments are random vectors: there is no CartPole without LightZero.
-    shaped = dataclasses.replace(preset, observation="vector", warmup=min(preset.warmup, preset.context // 2 + 1))
+    shaped = preset.without_lightzero()
 
     def make(kind: str) -> Side:
         return ReferenceSide(kind, shaped, setting)
