@@ -29,6 +29,7 @@ LAYERS = [
     {"reference"},
     {"integrations"},
     {"profile"},
+    {"html"},
     {"commands"},
     {"cli"},
 ]
@@ -102,7 +103,7 @@ def test_bookkeeping_needs_no_torch(layer: str) -> None:
 
 
 def test_import_stays_light() -> None:
-    heavy = ["transformers", "lzero", "ding", "zoo", "rich", "safetensors"]
+    heavy = ["transformers", "lzero", "ding", "zoo", "rich", "safetensors", "altair", "vl_convert"]
     code = f"import sys, paged_kv; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

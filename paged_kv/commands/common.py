@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def unusable_file(path: Path | None) -> str | None:
     if path is None or (path.parent.is_dir() and not path.is_dir()):
         return None
     return f"cannot write to {str(path)!r}: {'it is a directory' if path.is_dir() else 'no such directory'}"
+
+
+def missing_report() -> str | None:
+    """What to install for the page, or None where all is there."""
+    if all(importlib.util.find_spec(name) for name in ("altair", "jinja2", "vl_convert")):
+        return None
+    return "the page needs altair and vl-convert: pip install 'paged-kv[report]'"
 
 
 def fail(message: str, status: int = 1) -> int:
