@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import profile, record
+from .commands import diff, profile, record, report
 
-COMMANDS = (profile, record)
+COMMANDS = (profile, record, report, diff)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -220,3 +220,11 @@ class NothingToRecord(PagedKVError, ValueError):
             "world model, model or policy that runs on pages"
         )
         self.target = target
+
+
+class MissingPackage(PagedKVError, ImportError, RuntimeError):
+    """Something that an optional part needs is not installed."""
+
+    def __init__(self, what: str, needs: str, install: str) -> None:
+        super().__init__(f"{what} needs {needs}: pip install {install}")
+        self.what, self.needs = what, needs

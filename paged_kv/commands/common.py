@@ -54,7 +54,7 @@ def missing_report() -> str | None:
     """What to install for the page, or None where all is there."""
     if all(importlib.util.find_spec(name) for name in ("altair", "jinja2", "vl_convert")):
         return None
-    return "the page needs altair and vl-convert: pip install 'paged-kv[report]'"
+    return "--html needs altair and vl-convert: pip install 'paged-kv[report]'"
 
 
 def fail(message: str, status: int = 1) -> int:

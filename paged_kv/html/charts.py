@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
+from ..recording import summary
 from ..units import count, size
 from .figure import Figure, Line, choose, lines
 from .series import Axis, Row, Source, byte_unit, most_held, number
@@ -149,16 +149,10 @@ def cache_time(found: Sequence[Source], under: Axis) -> Figure | None:
 
 def verbs(source: Source) -> Figure | None:
     """Seconds by verb, from the events."""
-    spent: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    for event in source.recording.events:
-        if not event.get("mark") and number(event, "s"):
-            spent[str(event.get("name"))] += number(event, "s") or 0  # type: ignore[assignment]
-            calls[str(event.get("name"))] += int(number(event, "count") or 1)
-    if not spent:
+    found = [verb for verb in summary.verbs(source.recording) if verb.seconds]
+    if not found:
         return None
-    rows = [{"n": name, "y": 1000 * seconds, "c": calls[name], "e": 1e6 * seconds / calls[name]}
-            for name, seconds in spent.most_common()]
+    rows = [{"n": verb.name, "y": 1000 * verb.seconds, "c": verb.calls, "e": verb.us_per_call} for verb in found]
     chart = alt.Chart(alt.InlineData(values=rows)).mark_bar(color="var(--cache)", cornerRadiusEnd=2).encode(
         alt.Y("n:N", title=None, sort=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False)),
         alt.X("y:Q", title="time in all calls (ms)", axis=alt.Axis(tickCount=5)),
@@ -166,9 +160,10 @@ def verbs(source: Source) -> Figure | None:
                  alt.Tooltip("c:Q", title="calls", format=","),
                  alt.Tooltip("e:Q", title="a call (us)", format=",.3~g")],
     ).properties(height=max(80, 34 * len(rows)))
-    first, seconds = spent.most_common(1)[0]
-    title = f"{100 * seconds / spent.total():.3g} % of the time in the cache's verbs goes into {first}"
-    reading = "The verbs of the cache, the dearest first; a verb that runs within another one counts in both."
+    most = max(found, key=lambda verb: verb.seconds)
+    share = 100 * most.seconds / sum(verb.seconds for verb in found)
+    title = f"{share:.3g} % of the time in the cache's verbs goes into {most.name}"
+    reading = "The verbs of the cache, each with all its calls; a verb that runs within another one counts in both."
     return Figure(f"verbs-{source.key}", title, chart, reading)
 
 

@@ -20,7 +20,7 @@ class PageLives:
     >>> pages, counts = PageAllocator(4, max_pages=4), [0] * len(EDGES)
     >>> lives = PageLives(pages, counts)
     >>> table = tuple(pages.take(2))
-    >>> lives.born(table, 10.0)
+    >>> lives.born([table], 10.0)
     >>> pages.drop(table)
     2
     >>> lives.ended(table, 33.0)
@@ -32,15 +32,16 @@ class PageLives:
         self._pages, self._counts = pages, counts
         self._births = [BEFORE if count else FREE for count in pages.refs]
 
-    def born(self, table: tuple[int, ...], now: float) -> None:
-        """The fresh pages of a table were taken now: a verb puts them at its end."""
+    def born(self, tables: list[tuple[int, ...]], now: float) -> None:
+        """The fresh pages of these tables were taken now: a verb puts them at the end."""
         births = self._births
         if len(births) < len(self._pages.refs):
             births.extend([FREE] * (len(self._pages.refs) - len(births)))
-        for page in reversed(table):
-            if births[page] != FREE:
-                return
-            births[page] = now
+        for table in tables:
+            for page in reversed(table):
+                if births[page]:
+                    break
+                births[page] = now
 
     def ended(self, pages: Iterable[int], now: float) -> None:
         """Of these pages, those that are free now were freed now."""

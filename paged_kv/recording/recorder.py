@@ -32,7 +32,7 @@ _recorded: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
 @contextmanager
 def record(
     target: Any, path: str | os.PathLike[str], *, title: str | None = None, labels: Mapping[str, str] | None = None,
-    interval: float = 0.05, budget: float | None = 0.01, opener: Callable[[Path], IO[bytes]] | None = None,
+    interval: float = 0.05, budget: float | None = 0.005, opener: Callable[[Path], IO[bytes]] | None = None,
 ) -> Iterator[Recorder]:
     """Record what a cache does within the block to a file, which `read_recording` reads.
 

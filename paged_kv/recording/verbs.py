@@ -17,12 +17,12 @@ from paged_kv.recording.lives import PageLives
 Method = Callable[..., Any]
 Line = dict[str, Any]
 
-# Method -> name of the event. Block tables may end with fresh pages after those of GROWS, and pages may be free after
-# those of DROPS; ROWS has the rows of a result that is no list of sequences itself.
-ROWS: dict[str, Method] = {"open": lambda batch: batch.parents, "gather": lambda dense: dense.lengths}
-PLAIN = {"new": "new", "fork": "fork", "open": "open", "gather": "gather"}
-GROWS = {"_commit": "commit", "append": "append"}
-DROPS = {"append": "append", "release": "release", "slide": "slide", "truncate": "truncate"}
+# Method -> name of the event: verbs that read sequences, make them, change them in place or drop them. After those of
+# FRESH block tables may end with fresh pages.
+READS = {"open": "open", "gather": "gather"}
+MAKES = {"new": "new", "fork": "fork", "_commit": "commit"}
+CHANGES = {"append": "append", "release": "release", "slide": "slide", "truncate": "truncate"}
+FRESH = ("_commit", "append")
 
 
 class Tally:
@@ -81,11 +81,12 @@ class Verbs:
     def begin(self) -> None:
         """Put the hooks on."""
         self._on = True
-        for name in {**PLAIN, **GROWS, **DROPS}:
-            before, method = vars(self.cache).get(name), getattr(self.cache, name)
-            hook = self._dropping(name, method) if name in DROPS else self._plain(name, method)
-            setattr(self.cache, name, hook)
-            self._hooks[name] = hook, before
+        for names, make in ((READS, self._reading), (MAKES, self._making), (CHANGES, self._changing)):
+            for name, verb in names.items():
+                before, method = vars(self.cache).get(name), getattr(self.cache, name)
+                hook = make(verb, method, name in FRESH)
+                setattr(self.cache, name, hook)
+                self._hooks[name] = hook, before
 
     def end(self) -> None:
         """Take the hooks off; one that somebody has wrapped since stays, and does nothing any more."""
@@ -102,54 +103,68 @@ class Verbs:
         """Peaks begin again at what there is now."""
         self.pages_peak, self.sequences_peak = self._pages.used_count, len(self._live)
 
-    def _plain(self, name: str, method: Method) -> Method:
-        """The hook of a verb that makes sequences or reads them."""
-        verb, fresh = {**PLAIN, **GROWS}[name], name in GROWS
-        rows_of = ROWS.get(name)
-        pages, live, lives = self._pages, self._live, self.lives
+    def _reading(self, verb: str, method: Method, fresh: bool) -> Method:
+        """The hook of a verb that neither takes pages nor makes sequences."""
+        tally = self._tallies[verb]
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return method(*args, **kwargs)
-            used, outer = pages.used_count, not self._inside
+            outer, self._inside = not self._inside, True
             start = perf_counter()
             try:
-                self._inside = True
                 result = method(*args, **kwargs)
             finally:
                 end = self._leave(start, outer)
-            if fresh:
-                for child in result:
-                    lives.born(live[child][0], end)
-            rows = result if rows_of is None else rows_of(result)
-            self._done(verb, start, end, len(rows), used, outer)
+            tally.add(start, end, len(result.lengths), 0)
+            if outer:
+                self._after(end)
             return result
 
         return watched
 
-    def _dropping(self, name: str, method: Method) -> Method:
+    def _making(self, verb: str, method: Method, fresh: bool) -> Method:
+        """The hook of a verb that returns new sequences."""
+        pages, live, born = self._pages, self._live, self.lives.born
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if not self._on:
+                return method(*args, **kwargs)
+            used = pages.used_count
+            outer, self._inside = not self._inside, True
+            start = perf_counter()
+            try:
+                result = method(*args, **kwargs)
+            finally:
+                end = self._leave(start, outer)
+            if fresh:
+                born([live[child][0] for child in result], end)
+            self._done(verb, start, end, len(result), used, outer)
+            return result
+
+        return watched
+
+    def _changing(self, verb: str, method: Method, fresh: bool) -> Method:
         """The hook of a verb that changes sequences in place or drops them."""
-        verb, fresh = DROPS[name], name in GROWS
         pages, live, lives = self._pages, self._live, self.lives
 
         def watched(seqs: Iterable[int], *args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return method(seqs, *args, **kwargs)
             seqs, outer = list(seqs), not self._inside
-            if name == "release" and outer:
+            if outer and verb == "release":
                 self._before_drop(len(seqs))
             tables = _tables(live, seqs)
-            used, free, start = pages.used_count, pages.free_count, perf_counter()
+            used, free, self._inside = pages.used_count, pages.free_count, True
+            start = perf_counter()
             try:
-                self._inside = True
                 result = method(seqs, *args, **kwargs)
             finally:
                 end = self._leave(start, outer)
             if fresh or pages.free_count > free:  # an append may free a page and take another
                 lives.ended(set(chain.from_iterable(tables)), end)
             if fresh:
-                for seq in seqs:
-                    lives.born(live[seq][0], end)
+                lives.born([live[seq][0] for seq in seqs], end)
             self._done(verb, start, end, len(seqs), used, outer)
             return result
 
