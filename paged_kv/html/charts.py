@@ -27,8 +27,11 @@ UNIQUE: Look = ("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
 
 def held(found: Sequence[Source], under: Axis) -> Figure | None:
     """Bytes held by every side, beside what dense copies would hold and what the unique tokens need."""
-    drawn = [Line(source.key, source.name, source.colour, source.dash,
-                  [(under.of(row), most_held(row)) for row in source.samples if most_held(row)]) for source in found]
+    drawn = [
+        Line(source.key, source.name, source.colour, source.dash,
+             [(under.of(row), most_held(row)) for row in source.samples if "bytes_in_use" in row])
+        for source in found
+    ]
     paged = next((source for source in found if source.paged), None)
     first = paged or (found[0] if found else None)
     if first is not None:

@@ -70,7 +70,7 @@ def lines(drawn: Sequence[Line], x_title: str, y_title: str, *, breaks: Sequence
     dots = alt.Chart(data).transform_filter(near).mark_point(size=40, strokeWidth=2.5).encode(
         x, y, alt.Color("k:N", legend=names, scale=colours))
     read = [alt.Tooltip("x:Q", title=x_title, format=",.4~g")]
-    read += [alt.Tooltip(f"{line.key}:Q", title=line.name, format=form) for line in drawn]
+    read += [alt.Tooltip(f"{line.key}:Q", title=plain(line.name), format=form) for line in drawn]
     rule = alt.Chart(data).transform_pivot("k", value="y", groupby=["x"]).mark_rule(
         color="var(--muted)", strokeWidth=1.5
     ).encode(x, tooltip=read, opacity=alt.condition(near, alt.value(0.6), alt.value(0))).add_params(near)
@@ -85,6 +85,15 @@ def lines(drawn: Sequence[Line], x_title: str, y_title: str, *, breaks: Sequence
 def pointed_at(field: str) -> alt.Parameter:
     """What is under the pointer, or was touched last: `pointed` in the expressions of a chart."""
     return alt.selection_point(name="pointed", fields=[field], on="pointerover, click", empty=False, clear="pointerout")
+
+
+def plain(name: str) -> str:
+    """A name of somebody else's as a tooltip can have it: Vega-Lite writes it into an expression, between quotes.
+
+    >>> plain('a "b"\\n c\\\\')
+    "a 'b' c/"
+    """
+    return " ".join(name.replace('"', "'").replace("\\", "/").split())
 
 
 def choose(names: dict[str, str]) -> str:

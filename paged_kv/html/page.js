@@ -24,5 +24,13 @@
       throw error;
     });
   });
+
+  // Vega shows tooltips where a pointer moves: let a finger that taps be one.
+  document.addEventListener("click", (event) => {
+    if (event.pointerType !== "touch") return;
+    const { clientX, clientY, target } = event;
+    if (!target.closest(".chart svg")) document.getElementById("vg-tooltip-element")?.classList.remove("visible");
+    else target.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
+  });
   Promise.all(drawn).then(() => { root.dataset.charts = "drawn"; });
 })();

@@ -122,7 +122,7 @@ def _lead(found: list[Source], result: dict[str, Any] | None) -> str:
     parts = []
     for source in found:
         sizes, recording = source.recording.cache, source.recording
-        of = f"{sizes['layers']} layers, pages of {sizes['page_size']} tokens, " if source.paged else ""
+        of = f"pages of {sizes['page_size']} tokens, " if source.paged else ""
         parts.append(f"{source.name}: {of}{len(recording.samples):,} samples in {recording.seconds:,.3g} seconds.")
     return " ".join(parts)
 
