@@ -128,7 +128,7 @@ def hits(found: Sequence[Source], under: Axis) -> Figure | None:
         title = "; ".join(f"{name}: {rate:.3g} % of lookups hit" for name, rate in last.items())
     lowest = min(y for line in drawn for _, y in line.points)
     low = 0 if lowest < 50 else 50 if lowest < 90 else 90
-    chart = lines(drawn, under.title, "hits / lookups so far (%)", breaks=under.breaks, low=low, high=100)
+    chart = lines(drawn, under.title, "hits / lookups so far", "%", breaks=under.breaks, low=low, high=100)
     reading = (f"A miss means that a context is computed anew. The axis begins at {low} %; a dashed line on top of "
                "another one is equal to it.")
     return Figure("hits", title, chart, reading)
@@ -144,7 +144,7 @@ def cache_time(found: Sequence[Source], under: Axis) -> Figure | None:
     if not drawn:
         return None
     spent = ", ".join(f"{line.name} {count(line.points[-1][1])} ms" for line in drawn)
-    chart = lines(drawn, under.title, "time in the cache so far (ms)", breaks=under.breaks)
+    chart = lines(drawn, under.title, "time in the cache so far", "ms", breaks=under.breaks)
     reading = ("The steeper a line, the more each step costs. Recording and timing cost some time themselves, so read "
                "this for its shape; the bars of a profile are the measurement.")
     return Figure("cache-time", f"Time in the cache, added up: {spent}", chart, reading)
@@ -189,7 +189,7 @@ def split(parts: Sequence[tuple[str, float, float]], unit: str, reading: str) ->
                  alt.Tooltip("y:Q", title=unit, format=",.4~g"), alt.Tooltip("s:Q", title="share", format=".1%")],
     ).properties(height=60 * len(parts))
     shares = ", ".join(f"{100 * cache / whole:.3g} % ({name})" for name, cache, whole in parts)
-    return Figure("split", f"The share of the time that goes into the cache: {shares}", chart, reading, wide=True)
+    return Figure("split", f"The share of the time that goes into the cache: {shares}", chart, reading)
 
 
 def _line(source: Source, look: Look, under: Axis, scale: float = 1.0) -> Line:
@@ -203,7 +203,7 @@ def _bytes(drawn: Sequence[Line], under: Axis) -> alt.LayerChart:
     unit, scale = byte_unit(max(y for line in full for _, y in line.points))
     scaled = [Line(line.key, line.name, line.colour, line.dash, [(x, round(y / scale, 4)) for x, y in line.points])
               for line in full]
-    return lines(scaled, under.title, f"key/value bytes ({unit})", breaks=under.breaks, form=",.3~f")
+    return lines(scaled, under.title, "key/value bytes", unit, breaks=under.breaks, form=",.3~f")
 
 
 def _with_breaks(reading: str, under: Axis) -> str:

@@ -41,8 +41,8 @@ class Line:
     points: list[tuple[float, float]]
 
 
-def lines(drawn: Sequence[Line], x_title: str, y_title: str, *, breaks: Sequence[float] = (), form: str = ",.4~g",
-          low: float = 0.0, high: float | None = None) -> alt.LayerChart:
+def lines(drawn: Sequence[Line], x_title: str, y_title: str, unit: str, *, breaks: Sequence[float] = (),
+          form: str = ",.4~g", low: float = 0.0, high: float | None = None) -> alt.LayerChart:
     """Lines over a common axis, with a rule that reads all of them off under the pointer.
 
     A click on the legend singles a line out. `breaks` are marked by dotted rules.
@@ -54,7 +54,7 @@ def lines(drawn: Sequence[Line], x_title: str, y_title: str, *, breaks: Sequence
     span = [min(x for x, _ in points), max(x for x, _ in points)]
     x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=span, nice=False), axis=alt.Axis(grid=False, tickCount=8))
     top = max(y for _, y in points) if high is None else high
-    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(domain=[low, top or 1], nice=high is None),
+    y = alt.Y("y:Q", title=f"{y_title} ({unit})", scale=alt.Scale(domain=[low, top or 1], nice=high is None),
               axis=alt.Axis(tickCount=6))
     names = alt.Legend(title=None, labelExpr=choose({line.key: line.name for line in drawn}), symbolType="stroke",
                        symbolSize=300, symbolStrokeWidth=2.5)
@@ -70,7 +70,7 @@ def lines(drawn: Sequence[Line], x_title: str, y_title: str, *, breaks: Sequence
     dots = alt.Chart(data).transform_filter(near).mark_point(size=40, strokeWidth=2.5).encode(
         x, y, alt.Color("k:N", legend=names, scale=colours))
     read = [alt.Tooltip("x:Q", title=x_title, format=",.4~g")]
-    read += [alt.Tooltip(f"{line.key}:Q", title=plain(line.name), format=form) for line in drawn]
+    read += [alt.Tooltip(f"{line.key}:Q", title=f"{plain(line.name)} ({unit})", format=form) for line in drawn]
     rule = alt.Chart(data).transform_pivot("k", value="y", groupby=["x"]).mark_rule(
         color="var(--muted)", strokeWidth=1.5
     ).encode(x, tooltip=read, opacity=alt.condition(near, alt.value(0.6), alt.value(0))).add_params(near)

@@ -97,9 +97,10 @@ def scaled(bars: list[Bar]) -> list[Bar]:
 def agreement(found: dict[str, Any], workload: dict[str, Any]) -> Card:
     """Whether both sides decided alike."""
     same = found["actions_equal"] == found["actions_compared"] and found["visit_counts_equal"]
+    apart = found["max_abs_value_difference"]
     visits = "equal" if found["visit_counts_equal"] else "not equal"
     note = (f"Actions: {found['actions_equal']:,} of {found['actions_compared']:,} equal. Visit counts: {visits}. "
-            f"Values: at most {found['max_abs_value_difference']:.2g} apart.")
+            f"Values: {f'at most {apart:.2g} apart' if apart else 'equal'}.")
     if workload["tie_breaking"] != "fixed":
         note += " Tie-breaking could not be fixed here, so actions may differ."
     return Card("Decisions of the agent", "the same" if same else "they differ", note, mood="good" if same else "bad")

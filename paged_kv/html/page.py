@@ -86,7 +86,7 @@ def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Se
     pools = [part(source, under) for source in paged for part in (charts.inside, charts.references)]
     yield _section("Memory over the search", charts.held(found, under), *pools)
     yield _section("Time and lookups", charts.split(*_times(found, result)), charts.cache_time(found, under),
-                   charts.hits(found, under), *(charts.verbs(source) for source in paged))
+                   *(charts.verbs(source) for source in paged), charts.hits(found, under))
     for source in paged:
         name = f" of {source.name}" if len(paged) > 1 else ""
         yield _section(f"The tree of one search{name}", tree(source))

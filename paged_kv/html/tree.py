@@ -121,7 +121,7 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
               axis=alt.Axis(tickMinStep=1, format="d", grid=False))
     edges = alt.Chart().mark_rule(color="var(--line)", strokeWidth=1.2).encode(x, y, x2="px:Q", y2="up:Q")
     edges = edges.transform_filter("datum.d > 0").transform_calculate(up="datum.d - 1")
-    dots = alt.Chart().mark_circle(opacity=1, size=130).encode(
+    dots = alt.Chart().mark_circle(opacity=1, size=150).encode(
         x, y,
         alt.Color("b:O", scale=alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS),
                   legend=alt.Legend(title="contexts that share the node's page", columns=6)),
