@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -123,11 +124,24 @@ class RecordedMachine(CacheMachine):
         self.file = Memory()
         self.recording = record(self.cache, "run.jsonl", opener=lambda path: self.file, **EVERYTHING)  # type: ignore[arg-type,return-value]
         self.recorder = self.recording.__enter__()
+        self.plant(data)
+
+    def plant(self, data: st.DataObject) -> None:
+        """Begin with contexts that share pages: by itself a short run seldom gets that far."""
+        for count in data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)):
+            seqs = self.cache.new(1, start=data.draw(st.integers(0, self.page_size - 1)))
+            self.names.update(zip(seqs, self.oracle.new(1), strict=True))
+            keys, values = self.tokens(1, count)
+            with contextlib.suppress(OutOfPages):
+                self.cache.append(seqs, keys, values)
+                self.oracle.append(self.theirs(seqs), keys, values)
+            length = self.cache.lengths(seqs)[0]
+            at = data.draw(st.lists(st.integers(0, length), max_size=3))
+            children = self.cache.fork(seqs * len(at), at=at)
+            self.names.update(zip(children, self.oracle.fork(self.theirs(seqs) * len(at), at=at), strict=True))
 
     @invariant()
     def samples_are_right(self) -> None:
-        if not hasattr(self, "recorder"):
-            return
         self.cache.new(0)  # a verb that failed left no sample
         sample = self.file.lines("sample")[-1]
         wanted = recount(self.cache)
@@ -144,8 +158,6 @@ class RecordedMachine(CacheMachine):
 
     @invariant()
     def snapshots_are_right(self) -> None:
-        if not hasattr(self, "recorder"):
-            return
         self.recorder.snapshot("now")
         live, size = self.cache._tables.live(), self.cache.page_size
         tree, pages = self.file.lines("tree")[-1], self.file.lines("pages")[-1]
@@ -175,7 +187,7 @@ class RecordedMachine(CacheMachine):
 
 
 def test_every_sample_agrees_with_a_recount() -> None:
-    run_state_machine_as_test(RecordedMachine, settings=settings(max_examples=40, stateful_step_count=15))
+    run_state_machine_as_test(RecordedMachine, settings=settings(max_examples=60, stateful_step_count=12))
 
 
 # -- what is recorded ----------------------------------------------------------------------------------------
@@ -291,6 +303,32 @@ def test_pages_in_use_before_the_recording_have_no_known_life(tmp_path: Path) ->
     found = read_recording(tmp_path / "run.jsonl")
     assert sum(found.lives[-1]["counts"]) == 3
     assert (found.samples[-1]["forks"], found.samples[-1]["appends"]) == (0, 1)  # since the recording began
+
+
+def test_lives_end_in_the_bin_of_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("paged_kv.recording.verbs.perf_counter", lambda: now[0])
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl"):
+        (root,) = cache.new()
+        cache.append([root], *tokens(1, 4))
+        now[0] += 600
+        (child,) = cache.fork([root])
+        cache.append([child], *tokens(1, 2))
+        now[0] += 70
+        cache.release([root, child])
+    lives = read_recording(tmp_path / "run.jsonl").lives[-1]
+    assert {low: count for low, count in zip(lives["edges"], lives["counts"]) if count} == {50.0: 1, 500.0: 2}
+
+
+def test_a_page_that_an_append_frees(tmp_path: Path) -> None:
+    cache = made(page_size=4)
+    with record(cache, tmp_path / "run.jsonl") as recorder:
+        (long,) = cache.new()
+        cache.append([long], *tokens(1, 3))
+        (short,) = cache.fork([long], at=1)
+        cache.append([long, short], *tokens(2, 1))  # each leaves the page that both read: it is freed
+        assert cache.stats.freed_pages == 1 == sum(recorder._lives)
 
 
 def test_an_empty_recording(tmp_path: Path) -> None:
