@@ -449,8 +449,9 @@ def test_a_cache_is_recorded_once_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"interval": -1}, "interval is -1"), ({"interval": True}, "interval is True"), ({"budget": 0}, "budget is 0"),
-     ({"budget": 1.5}, "budget is 1.5, allowed is None or a share")],
+    [({"interval": -1}, "interval is -1"), ({"interval": True}, "interval is True"),
+     ({"interval": "1"}, "interval is '1'"), ({"interval": float("nan")}, "interval is nan"),
+     ({"budget": 0}, "budget is 0"), ({"budget": 1.5}, "budget is 1.5, allowed is None or a share")],
 )
 def test_wrong_numbers_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadCount, match=message), record(made(), tmp_path / "run.jsonl", **options):
