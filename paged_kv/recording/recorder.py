@@ -21,7 +21,7 @@ from paged_kv.recording.target import Target, find
 from paged_kv.recording.verbs import Tally, Verbs
 
 SNAPSHOT_INTERVAL = 1.0
-# Beyond 100 s of the default interval samples become rarer, beyond 4 s snapshots: an hour has 9,000 of the one and 40
+# Beyond 100 s of the default interval samples become rarer, beyond 4 s snapshots: an hour has 9,000 of the one and 35
 # of the other.
 SAMPLES_THIN, SNAPSHOTS_THIN = 1 / 2000, 1 / 4
 COUNTERS = ("copied_pages", "forks", "appends", "freed_pages")
@@ -39,7 +39,8 @@ def record(
     `target`: a PagedKVCache, a KVCacheManager, or a world model, model or policy that runs on pages, even if it has yet
     to make its cache. `title` is the file's name by default; `labels` are free text. Samples are at least `interval`
     seconds apart, and so rare that samples and snapshots take at most the share `budget` of the time (None: no bound).
-    The hooks on the verbs cost some microseconds a call beside. An existing file is overwritten.
+    The hooks on the verbs cost some microseconds a call beside. An existing file is overwritten; `opener` makes another
+    kind of file from the path.
     Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made; then nothing changed.
     An OSError later ends the recording with a RuntimeWarning, not the run.
 
@@ -71,8 +72,10 @@ class Recorder:
         self, target: Target, path: Path, title: str | None, labels: Mapping[str, str] | None, interval: float,
         budget: float | None, opener: Callable[[Path], IO[bytes]] | None,
     ) -> None:
-        _check("interval", interval, interval >= 0, "a number of seconds >= 0")
-        _check("budget", budget, budget is None or 0 < budget <= 1, "None or a share of the time, above 0 up to 1")
+        if not _is_number(interval) or not interval >= 0:
+            raise BadCount("interval", interval, "a number of seconds >= 0")
+        if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
+            raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
         cache, name = target.cache, path.stem if title is None else title
         for held in (cache, target.state):
             if held is not None and held in _recorded:
@@ -263,6 +266,5 @@ class Counters:
         self._before = dict(counts)
 
 
-def _check(name: str, value: Any, fits: bool, allowed: str) -> None:
-    if not fits or isinstance(value, bool):
-        raise BadCount(name, value, allowed)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -105,7 +105,7 @@ class Verbs:
 
     def _reading(self, verb: str, method: Method, fresh: bool) -> Method:
         """The hook of a verb that neither takes pages nor makes sequences."""
-        tally = self._tallies[verb]
+        tally, dense = self._tallies[verb], verb == "gather"
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
@@ -116,7 +116,7 @@ class Verbs:
                 result = method(*args, **kwargs)
             finally:
                 end = self._leave(start, outer)
-            tally.add(start, end, len(result.lengths), 0)
+            tally.add(start, end, len(result.lengths if dense else result.parents), 0)
             if outer:
                 self._after(end)
             return result
