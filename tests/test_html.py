@@ -179,7 +179,7 @@ def test_a_result_without_recordings_is_shown(profiled: tuple[dict[str, Any], li
 def test_one_recording_stands_against_dense_copies(tmp_path: Path) -> None:
     recording, _ = small_search(tmp_path / "one.jsonl")
     made = page([recording])
-    dense, held = max(row["bytes_dense"] for row in recording.samples), max(r["bytes_peak"] for r in recording.samples)
+    dense, held = (max(row[name] for row in recording.samples) for name in ("bytes_dense", "bytes_in_use"))
     assert f"{dense / held:.3g}x less" in made
     assert "seconds since the recording began" in json.dumps(charts_of(made)["held"])
 
@@ -217,7 +217,7 @@ def test_the_lines_are_those_of_the_recordings(pair: list[Recording]) -> None:
     assert spec is not None
     made = spec.spec()
     unit = {"B": 1, "KiB": 1 << 10}[re.search(r"\((\w+)\)", json.dumps(made))[1]]  # type: ignore[index]
-    assert points(made, "r0") == [round(row["bytes_in_use"] / unit, 4) for row in pair[0].samples]
+    assert points(made, "r0_bytes_in_use") == [round(row["bytes_in_use"] / unit, 4) for row in pair[0].samples]
     assert points(made, "r1_bytes_unique") == [round(row["bytes_unique"] / unit, 4) for row in pair[1].samples]
     assert spec.title.startswith("another cache peaks at")
 

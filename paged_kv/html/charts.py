@@ -10,7 +10,7 @@ import altair as alt
 from ..recording import summary
 from ..units import count, size
 from .figure import Figure, Line, choose, lines
-from .series import Axis, Row, Source, byte_unit, most_held, number
+from .series import Axis, Row, Source, byte_unit, number
 from .style import BIN_COLOURS, BIN_LABELS, DOTS, HEIGHT, LONG, SHORT, SOLID
 
 Look = tuple[str, str, str, list[int]]  # field of a sample, name, colour, dash
@@ -27,11 +27,7 @@ UNIQUE: Look = ("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
 
 def held(found: Sequence[Source], under: Axis) -> Figure | None:
     """Bytes held by every side, beside what dense copies would hold and what the unique tokens need."""
-    drawn = [
-        Line(source.key, source.name, source.colour, source.dash,
-             [(under.of(row), most_held(row)) for row in source.samples if "bytes_in_use" in row])
-        for source in found
-    ]
+    drawn = [_line(source, ("bytes_in_use", source.name, source.colour, source.dash), under) for source in found]
     paged = next((source for source in found if source.paged), None)
     first = paged or (found[0] if found else None)
     if first is not None:
@@ -45,11 +41,11 @@ def held(found: Sequence[Source], under: Axis) -> Figure | None:
 
 def _held_title(found: Sequence[Source], paged: Source | None) -> str:
     other = next((source for source in found if not source.paged), None)
-    ours = 0 if paged is None else paged.most_held
+    ours = 0 if paged is None else paged.peak("bytes_in_use")
     if paged is None or not ours:
         return "Key/value bytes held"
-    if other is not None and other.most_held:
-        theirs = other.most_held
+    theirs = 0 if other is None else other.peak("bytes_in_use")
+    if other is not None and theirs:
         return f"{other.name} peaks at {size(theirs)}, pages at {size(ours)}: {_times(theirs / ours)}"
     dense = paged.peak("bytes_dense")
     if not dense:

@@ -132,11 +132,22 @@ def recorded_cards(source: Source) -> list[Card]:
     return made
 
 
-COUNTS = (("sequences", "Sequences, peak", count), ("bytes_in_use", "Bytes in use, peak", size),
-          ("bytes_reserved", "Bytes reserved, peak", size), ("bytes_unique", "Bytes of unique tokens, peak", size),
-          ("bytes_dense", "Bytes of dense copies, peak", size), ("queries", "Lookups", count), ("hits", "Hits", count),
-          ("forks", "Forks", count), ("appends", "Appends", count), ("copied_pages", "Pages copied", count),
-          ("freed_pages", "Pages freed", count), ("evictions", "Evictions", count))
+# Fields of a sample, the largest of which stands in the table; counters only grow.
+COUNTS = (
+    ("sequences", "Sequences", count),
+    ("bytes_in_use", "Bytes in use", size),
+    ("bytes_peak", "  and between samples", size),
+    ("bytes_reserved", "Bytes reserved", size),
+    ("bytes_unique", "Bytes of unique tokens", size),
+    ("bytes_dense", "Bytes of dense copies", size),
+    ("queries", "Lookups", count),
+    ("hits", "Hits", count),
+    ("forks", "Forks", count),
+    ("appends", "Appends", count),
+    ("copied_pages", "Pages copied", count),
+    ("freed_pages", "Pages freed", count),
+    ("evictions", "Evictions", count),
+)
 
 
 def recorded(found: Sequence[Source]) -> Table:
@@ -146,7 +157,7 @@ def recorded(found: Sequence[Source]) -> Table:
         cells = [show(source.peak(name)) if values(source.samples, name) else "" for source in found]
         if any(cells):
             lines.append([label, *cells])
-    return Table("Peaks and totals", ["", *(source.name for source in found)], lines)
+    return Table("Peaks of the samples, and totals", ["", *(source.name for source in found)], lines)
 
 
 def _last(source: Source, name: str) -> float:

@@ -32,11 +32,6 @@ class Source:
         """Whether it is a recording of pages."""
         return bool(self.recording.cache.get("page_size"))
 
-    @property
-    def most_held(self) -> float:
-        """The most bytes that were held."""
-        return max(map(most_held, self.samples), default=0)
-
     def peak(self, name: str) -> float:
         """The largest value of a field; 0 where it was never recorded."""
         return max(values(self.samples, name), default=0)
@@ -72,11 +67,6 @@ def values(rows: Iterable[Row], name: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def most_held(row: Row) -> float:
-    """Bytes held at a sample, or at the peak since the one before where that is known."""
-    return max(number(row, "bytes_peak") or 0, number(row, "bytes_in_use") or 0)
-
-
 def thinned(samples: list[Row], limit: int = MAX_SAMPLES) -> list[Row]:
     """At most `limit` samples: of each group of neighbours the one that held the most, so that peaks stay.
 
@@ -87,7 +77,7 @@ def thinned(samples: list[Row], limit: int = MAX_SAMPLES) -> list[Row]:
         return samples
     edges = [len(samples) * i // limit for i in range(limit + 1)]
     groups = (samples[start:end] for start, end in pairwise(edges))
-    return [max(group, key=most_held) for group in groups]
+    return [max(group, key=lambda row: number(row, "bytes_in_use") or 0) for group in groups]
 
 
 @dataclass(frozen=True)
