@@ -404,6 +404,12 @@ def test_a_page_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: 
     assert capsys.readouterr().err.endswith("report.html': no such directory\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*SHORT, "--html", "/dev/full"]) == 1
+    assert capsys.readouterr().err == "paged-kv: [Errno 28] No space left on device\n"
+
+
 def test_report_writes_the_page_of_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_search(tmp_path / "run.jsonl")
     assert cli.main(["report", str(tmp_path / "run.jsonl"), "--html", str(tmp_path / "page.html")]) == 0

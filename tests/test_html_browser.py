@@ -197,6 +197,14 @@ def test_the_tree_shows_sizes_and_whom_a_page_serves(wide: Visit) -> None:
     wide.check()
 
 
+def test_charts_follow_the_width_of_the_window(browser: Any, file: Path) -> None:
+    with Visit(browser, file, WIDE) as visit:
+        visit.tab.set_viewport_size(PHONE)
+        visit.tab.wait_for_function("document.querySelector('#held svg').getBoundingClientRect().width < 390")
+        assert visit.tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        visit.check()
+
+
 def test_the_page_map_names_owner_and_filling(browser: Any, file: Path) -> None:
     with Visit(browser, file, PHONE) as visit:
         cell = visit.tab.locator("#map-r1 .mark-rect.role-mark path[aria-label*='owner']").first

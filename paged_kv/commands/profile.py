@@ -68,10 +68,13 @@ def run(options: argparse.Namespace) -> int:
 
     results = [result for result, _ in runs]
     show(results, Console())
-    if options.json:
-        options.json.write_text(json.dumps(results[0] if len(results) == 1 else results, indent=2) + "\n")
-    for result, recordings in runs if options.html else ():
-        _write_page(page_file(options, result), recordings, result)
+    try:
+        if options.json:
+            options.json.write_text(json.dumps(results[0] if len(results) == 1 else results, indent=2) + "\n")
+        for result, recordings in runs if options.html else ():
+            _write_page(page_file(options, result), recordings, result)
+    except OSError as error:  # a full disk, a file that may not be written
+        return fail(str(error))
     return 0
 
 

@@ -27,7 +27,7 @@ class Figure:
         """The chart as Vega-Lite, checked against its schema, as wide as the box it is put in."""
         chart = self.chart.properties(width="container", autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         spec: dict[str, Any] = chart.to_dict()
-        return {**spec, "config": CONFIG}
+        return {**spec, "config": CONFIG, "description": self.title}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import jinja2
 import vl_convert
 from markupsafe import Markup
@@ -25,7 +26,6 @@ from .pagemap import page_map
 from .series import Source, axis, sources
 from .tree import tree
 
-HERE = Path(__file__).parent
 NOTHING = "Nothing was recorded: there is no sample to draw."
 
 
@@ -53,9 +53,13 @@ def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) 
         cards=glance.cards(result) if result else glance.recorded_cards(paged[0]) if len(paged) == 1 else [],
         table=glance.both(result) if result else glance.recorded(found) if found else None,
         sections=parts, facts=list(_facts(found, result)), version=__version__,
-        style=Markup((HERE / "page.css").read_text()), charts=Markup(embedded(specs)), script=Markup(code),
+        style=Markup(_file("page.css")), charts=Markup(embedded(specs)), script=Markup(code),
         script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'",
     )
+
+
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def embedded(data: Any) -> str:
@@ -71,13 +75,14 @@ def embedded(data: Any) -> str:
 @cache
 def script() -> str:
     """page.js with Vega, Vega-Lite and Vega-Embed, which vl-convert brings along. Cost: about a second, once."""
-    bundle = vl_convert.javascript_bundle((HERE / "page.js").read_text())
+    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])  # the one that the charts are written for
+    bundle = vl_convert.javascript_bundle(_file("page.js"), vl_version=version)
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((HERE / "page.html").read_text())
+    return environment.from_string(_file("page.html"))
 
 
 def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Section]:
