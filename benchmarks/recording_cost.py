@@ -65,7 +65,9 @@ class Side:
     def _recording(self) -> Iterator[None]:
         verbs = self._recorder._verbs
         verbs.lives = PageLives(verbs.cache._pages, self._recorder._lives)  # pages came and went unseen
-        self._recorder._start += time.perf_counter() - self._stopped
+        paused = time.perf_counter() - self._stopped
+        self._recorder._start += paused
+        verbs.due += paused
         verbs.begin()
         yield
         verbs.end()
