@@ -331,6 +331,22 @@ def test_a_page_that_an_append_frees(tmp_path: Path) -> None:
         assert cache.stats.freed_pages == 1 == sum(recorder._lives)
 
 
+def test_a_pool_that_grew_for_a_verb_that_failed(tmp_path: Path) -> None:
+    cache = made(num_pages=2)
+    with record(cache, tmp_path / "run.jsonl") as recorder:
+        (root,) = cache.new()
+        cache._storage.scatter = cache._storage.write_run = None  # type: ignore[assignment,method-assign]
+        with pytest.raises(TypeError):
+            cache.append([root], *tokens(1, 9))
+        del cache._storage.scatter, cache._storage.write_run
+        assert cache.pages_reserved == 8
+        children = cache.fork([root] * 5)
+        batch = cache.open(children, 2)
+        batch.update(0, *(part[0] for part in tokens(5, 2)))
+        cache.release(batch.commit())
+        assert sum(recorder._lives) == cache.stats.freed_pages == 5
+
+
 def test_an_empty_recording(tmp_path: Path) -> None:
     cache = made()
     with record(cache, tmp_path / "run.jsonl"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,24 +33,38 @@ class PageLives:
 
     def born(self, tables: list[tuple[int, ...]], now: float) -> None:
         """The fresh pages of these tables were taken now: a verb puts them at the end."""
-        births = self._births
-        if len(births) < len(self._pages.refs):
-            births.extend([FREE] * (len(self._pages.refs) - len(births)))
+        births = self._fitting()
         for table in tables:
             for page in reversed(table):
                 if births[page]:
                     break
                 births[page] = now
 
+    def taken(self, pages: list[int], now: float) -> None:
+        """These pages were taken now."""
+        births = self._fitting()
+        for page in pages:
+            births[page] = now
+
+    def _fitting(self) -> list[float]:
+        """The births, one a page of the pool as it is now."""
+        births, pages = self._births, len(self._pages.refs)
+        if len(births) < pages:
+            births.extend([FREE] * (pages - len(births)))
+        return births
+
     def ended(self, pages: Iterable[int], now: float) -> None:
         """Of these pages, those that are free now were freed now."""
         births, refs = self._births, self._pages.refs
-        freed = [page for page in pages if not refs[page]]
-        for birth, count in Counter([births[page] for page in freed]).items():
+        before, place = None, 0
+        for page in pages:
+            if refs[page]:
+                continue
+            birth, births[page] = births[page], FREE
             if birth > FREE:
-                self._counts[bisect_right(EDGES, now - birth) - 1] += count
-        for page in freed:
-            births[page] = FREE
+                if birth != before:  # most pages of a batch were born together
+                    before, place = birth, bisect_right(EDGES, now - birth) - 1
+                self._counts[place] += 1
 
 
 def histogram(counts: list[int]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class Recorder:
     def _begin(self, cache: PagedKVCache) -> None:
         _recorded[cache] = self._path
         self._counters.begin(self._counts(cache))
-        self._verbs = Verbs(cache, self._tallies, self._lives, self._after, self._before_drop)
+        self._verbs = Verbs(cache, self._tallies, self._lives, self._look, self._before_drop)
         self._sample(self._verbs, self._now())
         self._verbs.begin()
 
@@ -170,22 +170,22 @@ class Recorder:
     def _now(self) -> float:
         return perf_counter() - self._start
 
-    def _after(self, end: float) -> None:
-        """A verb is done: look at the cache if it is time."""
-        now, verbs = end - self._start, self._verbs
-        if now < self._samples.due or verbs is None or not verbs.cache._lock.acquire(blocking=False):
+    def _look(self, end: float) -> None:
+        """It is time for a sample, after a verb that ended now."""
+        verbs = self._verbs
+        if verbs is None or not verbs.cache._lock.acquire(blocking=False):
             return  # another thread works on the cache, which cannot be looked at now
         try:
-            self._sample(verbs, now)
+            self._sample(verbs, end - self._start)
         finally:
             verbs.cache._lock.release()
 
-    def _before_drop(self, count: int) -> None:
-        """Sequences are about to be released. Half of them at once is how a search ends, at its peak."""
+    def _before_drop(self) -> None:
+        """Half of the sequences at least are about to be released. So a search ends, at its peak."""
         verbs, now = self._verbs, self._now()
         live = 0 if verbs is None else verbs.cache.live_sequences
         late = now >= self._snapshots.due and 2 * live >= self._largest
-        if verbs is None or 2 * count < live or live < 2 or not (late or 2 * live > 3 * self._largest):
+        if verbs is None or not (late or 2 * live > 3 * self._largest):
             return
         if not verbs.cache._lock.acquire(blocking=False):
             return
@@ -214,6 +214,7 @@ class Recorder:
         verbs.begin_peaks()
         self._writer.write_all(lines)
         self._samples.looked(now, self._now() - now)
+        verbs.due = self._start + self._samples.due
         if self._writer.failed is not None:  # nothing more can be written: let the run go on undisturbed
             verbs.end()
 

@@ -10,6 +10,7 @@ from itertools import chain
 from time import perf_counter
 from typing import Any
 
+from paged_kv.allocator import MANY
 from paged_kv.block_table import Record
 from paged_kv.cache import PagedKVCache
 from paged_kv.recording.lives import PageLives
@@ -17,12 +18,13 @@ from paged_kv.recording.lives import PageLives
 Method = Callable[..., Any]
 Line = dict[str, Any]
 
-# Method -> name of the event: verbs that read sequences, make them, change them in place or drop them. After those of
-# FRESH block tables may end with fresh pages.
+# Method -> name of the event: verbs that read sequences, make them, change them in place or drop them. Those of
+# TAKES take pages.
 READS = {"open": "open", "gather": "gather"}
 MAKES = {"new": "new", "fork": "fork", "_commit": "commit"}
 CHANGES = {"append": "append", "release": "release", "slide": "slide", "truncate": "truncate"}
-FRESH = ("_commit", "append")
+TAKES = ("commit", "append")
+FEW = MANY  # pages that are told from others by their place on the free stack
 
 
 class Tally:
@@ -61,18 +63,19 @@ class Tally:
 class Verbs:
     """Watches one cache from `begin` to `end`; `tallies` and `lives` (see `PageLives`) take what it sees.
 
-    `seconds` counts time in the outermost verbs, failed ones included. `after` is called with the time once an
-    outermost verb is done; `before_drop` with the number of sequences that are about to be released.
+    `seconds` counts time in the outermost verbs, failed ones included. `look` is called with the time once an
+    outermost verb is done and it is later than `due`; `before_drop` when at least half of the sequences are about to be
+    released. The hooks run between two steps of a model: they are written for speed, and touch no more than they must.
     """
 
     def __init__(
-        self, cache: PagedKVCache, tallies: dict[str, Tally], lives: list[int], after: Callable[[float], None],
-        before_drop: Callable[[int], None],
+        self, cache: PagedKVCache, tallies: dict[str, Tally], lives: list[int], look: Callable[[float], None],
+        before_drop: Callable[[], None],
     ) -> None:
         self.cache, self.lives = cache, PageLives(cache._pages, lives)
-        self.seconds = 0.0
+        self.seconds, self.due = 0.0, 0.0
         self._pages, self._live = cache._pages, cache._tables._live
-        self._tallies, self._after, self._before_drop = tallies, after, before_drop
+        self._tallies, self._look, self._before_drop = tallies, look, before_drop
         self._on = self._inside = False
         self._capacity = cache.pages_reserved
         self._hooks: dict[str, tuple[Method, Method | None]] = {}  # what is there now, what was there before
@@ -84,7 +87,7 @@ class Verbs:
         for names, make in ((READS, self._reading), (MAKES, self._making), (CHANGES, self._changing)):
             for name, verb in names.items():
                 before, method = vars(self.cache).get(name), getattr(self.cache, name)
-                hook = make(verb, method, name in FRESH)
+                hook = make(verb, method)
                 setattr(self.cache, name, hook)
                 self._hooks[name] = hook, before
 
@@ -103,7 +106,7 @@ class Verbs:
         """Peaks begin again at what there is now."""
         self.pages_peak, self.sequences_peak = self._pages.used_count, len(self._live)
 
-    def _reading(self, verb: str, method: Method, fresh: bool) -> Method:
+    def _reading(self, verb: str, method: Method) -> Method:
         """The hook of a verb that neither takes pages nor makes sequences."""
         tally, dense = self._tallies[verb], verb == "gather"
 
@@ -117,55 +120,68 @@ class Verbs:
             finally:
                 end = self._leave(start, outer)
             tally.add(start, end, len(result.lengths if dense else result.parents), 0)
-            if outer:
-                self._after(end)
+            if outer and end >= self.due:
+                self._look(end)
             return result
 
         return watched
 
-    def _making(self, verb: str, method: Method, fresh: bool) -> Method:
+    def _making(self, verb: str, method: Method) -> Method:
         """The hook of a verb that returns new sequences."""
-        pages, live, born = self._pages, self._live, self.lives.born
+        tally, takes = self._tallies[verb], verb in TAKES
+        cache, pages, free, live, lives = self.cache, self._pages, self._pages.free, self._live, self.lives
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return method(*args, **kwargs)
-            used = pages.used_count
+            used, freed, top = pages.used_count, cache.stats.freed_pages, free[-FEW:]
             outer, self._inside = not self._inside, True
             start = perf_counter()
             try:
                 result = method(*args, **kwargs)
             finally:
                 end = self._leave(start, outer)
-            if fresh:
-                born([live[child][0] for child in result], end)
-            self._done(verb, start, end, len(result), used, outer)
+            taken = pages.used_count - used
+            if takes:
+                # Pages come from the top of the free stack, unless room was made for them first.
+                if taken <= len(top) and freed == cache.stats.freed_pages and pages.capacity == self._capacity:
+                    lives.taken(top[len(top) - taken :], end)
+                else:
+                    lives.born([live[child][0] for child in result], end)
+            tally.add(start, end, len(result), taken)
+            self._done(end, outer)
             return result
 
         return watched
 
-    def _changing(self, verb: str, method: Method, fresh: bool) -> Method:
+    def _changing(self, verb: str, method: Method) -> Method:
         """The hook of a verb that changes sequences in place or drops them."""
-        pages, live, lives = self._pages, self._live, self.lives
+        tally, takes, releases = self._tallies[verb], verb in TAKES, verb == "release"
+        pages, free, live, lives = self._pages, self._pages.free, self._live, self.lives
 
         def watched(seqs: Iterable[int], *args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return method(seqs, *args, **kwargs)
             seqs, outer = list(seqs), not self._inside
-            if outer and verb == "release":
-                self._before_drop(len(seqs))
+            if releases and outer and 2 * len(seqs) >= len(live) > 1:
+                self._before_drop()
             tables = _tables(live, seqs)
-            used, free, self._inside = pages.used_count, pages.free_count, True
+            used, self._inside = pages.used_count, True
             start = perf_counter()
             try:
                 result = method(seqs, *args, **kwargs)
             finally:
                 end = self._leave(start, outer)
-            if fresh or pages.free_count > free:  # an append may free a page and take another
+            change = pages.used_count - used
+            if takes:  # which may free pages, too, whatever the change in sum
                 lives.ended(set(chain.from_iterable(tables)), end)
-            if fresh:
                 lives.born([live[seq][0] for seq in seqs], end)
-            self._done(verb, start, end, len(seqs), used, outer)
+            elif -FEW < change < 0:
+                lives.ended(free[change:], end)  # on top of the free stack, which is sorted only after many
+            elif change:
+                lives.ended(set(chain.from_iterable(tables)), end)
+            tally.add(start, end, len(seqs), change)
+            self._done(end, outer)
             return result
 
         return watched
@@ -178,18 +194,17 @@ class Verbs:
             self.seconds += end - start
         return end
 
-    def _done(self, verb: str, start: float, end: float, sequences: int, before: int, outer: bool) -> None:
-        used, live = self._pages.used_count, len(self._live)
-        self._tallies[verb].add(start, end, sequences, used - before)
+    def _done(self, end: float, outer: bool) -> None:
+        used, live, capacity = self._pages.used_count, len(self._live), self._pages.capacity
         if used > self.pages_peak:
             self.pages_peak = used
         if live > self.sequences_peak:
             self.sequences_peak = live
-        if self._pages.capacity != self._capacity:
-            self._tallies["grow"].add(end, end, 0, self._pages.capacity - self._capacity)
-            self._capacity = self._pages.capacity
-        if outer:
-            self._after(end)
+        if capacity != self._capacity:
+            self._tallies["grow"].add(end, end, 0, capacity - self._capacity)
+            self._capacity = capacity
+        if outer and end >= self.due:
+            self._look(end)
 
 
 def _tables(live: dict[int, Record], seqs: list[int]) -> list[tuple[int, ...]]:
