@@ -5,6 +5,7 @@ Without a browser these tests are skipped and say so; under CI=true they fail.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,26 +24,37 @@ WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TIMEOUT = 20_000  # milliseconds
 
 
-def without_a_browser(why: str) -> None:
+PATH = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def missing() -> str | None:
+    """What is missing for these tests."""
+    if PATH is None:
+        return f"none of {', '.join(BROWSERS)} is installed"
+    return None if importlib.util.find_spec("playwright") else "playwright is not installed"
+
+
+def without_a_browser(why: str, *, whole_module: bool = False) -> None:
     """Skip, or fail where a skipped test would go unnoticed."""
     message = f"the page was NOT tested in a browser: {why}"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
-    pytest.skip(message)
+    pytest.skip(message, allow_module_level=whole_module)
+
+
+if missing() and os.environ.get("CI") != "true":
+    without_a_browser(str(missing()), whole_module=True)  # one line for all of them
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        without_a_browser(f"none of {', '.join(BROWSERS)} is installed")
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        without_a_browser("playwright is not installed")
+    if missing():
+        without_a_browser(str(missing()))
+    from playwright.sync_api import Error, sync_playwright
+
     with sync_playwright() as playwright:
         try:
-            launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            launched = playwright.chromium.launch(executable_path=PATH, args=["--no-sandbox"])
         except Error as error:
             without_a_browser(str(error).splitlines()[0])
         yield launched
