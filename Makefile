@@ -1,4 +1,4 @@
-# make demo   everything the command needs, LightZero included, then `paged-kv profile`
+# make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
 # make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
 # make docs   the documentation as a site, in build/site
 # make clean  removes both environments and all caches
@@ -13,15 +13,16 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 CORE := .venv-core/bin
+INSTALL_BROWSER := apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium
 INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
 
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs test-all test-core environments clean
+.PHONY: demo test lint docs test-all test-core environments browser clean
 
 demo: .venv/.lightzero .venv/.package
-	$(BIN)/paged-kv profile $(PROFILE_ARGS)
+	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
 
 test:
 	@$(MAKE) --no-print-directory -j2 environments
@@ -30,7 +31,13 @@ test:
 	@$(MAKE) --no-print-directory test-all
 	@$(MAKE) --no-print-directory test-core
 
-environments: .venv/.dev .venv-core/.dev
+environments: .venv/.dev .venv-core/.dev browser
+
+# The page is tested in a real browser. Where there is none and none can be installed, that test is skipped and says so.
+browser:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && { $(INSTALL_BROWSER); } > /dev/null 2>&1; } || \
+	  echo "no chromium here: the page will not be tested in a browser"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -60,11 +67,11 @@ test-core: .venv-core/.dev
 	@touch $@
 
 .venv/.package: .venv/.lightzero pyproject.toml
-	$(BIN)/python $(INSTALL) -e ".[cli]"
+	$(BIN)/python $(INSTALL) -e ".[cli,report]"
 	@touch $@
 
 .venv/.dev: .venv/.lightzero pyproject.toml
-	$(BIN)/python $(INSTALL) -e ".[cli,dev,docs]"
+	$(BIN)/python $(INSTALL) -e ".[cli,report,dev,docs]"
 	@touch $@ .venv/.package
 
 .venv-core/.dev: constraints.txt

@@ -17,11 +17,13 @@ TYPE_CHECKING = False  # type checkers know the name; importing `typing` would b
 if TYPE_CHECKING:
     from paged_kv.cache import Gathered, PagedKVCache
     from paged_kv.errors import (
+        AlreadyRecording,
         BadConfig,
         BadCount,
         BadDevice,
         BadDtype,
         BadPriority,
+        BadRecording,
         BadShape,
         CapacityExceeded,
         ClosedBatch,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
         DuplicateSequence,
         ForeignHandle,
         HandleInUse,
+        MissingPackage,
+        NothingToRecord,
         NotPinned,
         OutOfPages,
         PagedKVError,
@@ -52,11 +56,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlreadyRecording",
     "BadConfig",
     "BadCount",
     "BadDevice",
     "BadDtype",
     "BadPriority",
+    "BadRecording",
     "BadShape",
     "CacheIndex",
     "CacheStats",
@@ -73,6 +79,8 @@ __all__ = [
     "KVCacheManager",
     "LRU",
     "ManagerStats",
+    "MissingPackage",
+    "NothingToRecord",
     "NotPinned",
     "OutOfPages",
     "PagedKVCache",

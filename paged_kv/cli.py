@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .commands import estimate, profile
+from .commands import diff, estimate, profile, record, report
 from .commands.common import fail
 from .commands.parser import Parser
 
-COMMANDS = (profile, estimate)
+COMMANDS = (profile, estimate, record, report, diff)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -202,3 +202,38 @@ class UnannouncedNode(PagedKVError, RuntimeError):
             'search of UniZeroMCTSCtree and SampledUniZeroMCTSCtree, attach(..., keys="latent") with any caller'
         )
         self.rows, self.announced = rows, announced
+
+
+class BadRecording(PagedKVError, ValueError):
+    """A file that is no recording, or cannot be read."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{str(path)!r} is not a recording that can be read: {why}")
+        self.path, self.why = path, why
+
+
+class AlreadyRecording(PagedKVError, RuntimeError):
+    """A second recording of a cache that is being recorded."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"this cache is already being recorded, to {str(path)!r}: end that recording first")
+        self.path = path
+
+
+class NothingToRecord(PagedKVError, ValueError):
+    """A target that has no paged cache."""
+
+    def __init__(self, target: object) -> None:
+        super().__init__(
+            f"{type(target).__name__} has no paged cache to record, allowed is a PagedKVCache, a KVCacheManager, or a "
+            "world model, model or policy that runs on pages"
+        )
+        self.target = target
+
+
+class MissingPackage(PagedKVError, ImportError, RuntimeError):
+    """Something that an optional part needs is not installed."""
+
+    def __init__(self, what: str, needs: str, install: str) -> None:
+        super().__init__(f"{what} needs {needs}: pip install {install}")
+        self.what, self.needs = what, needs

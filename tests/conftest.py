@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 # LightZero is a failure: a skipped parity test would look like a passed one.
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 if CORE_ONLY:
-    collect_ignore_glob = ["*lightzero*", "*cli*", "*profile*"]
+    collect_ignore_glob = ["*lightzero*", "*cli*", "*profile*", "*html*"]
 
 settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -155,3 +155,14 @@ def test_train_both(tmp_path: Path) -> None:
     assert all(side["env_steps"] >= 150 for side in found["sides"])
     assert found["same_actions_and_returns"]["to_the_end_of_the_shorter"]
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+@pytest.mark.lightzero
+def test_recording_cost(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    text = run("recording_cost.py", "--roots", "3", "--json", str(out)).stdout
+    found = json.loads(out.read_text())["results"]
+    for clock in ("wall", "cpu"):
+        assert set(found[clock]["ratio"]) == {"control", "recorded"}
+        assert f"recorded / plain {found[clock]['ratio']['recorded']:.4f}" in text
+    assert found["recording"]["samples"] >= 2

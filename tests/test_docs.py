@@ -21,7 +21,7 @@ PACKAGE = Path(paged_kv.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 NEEDS_MAIN = ("main_policy.py", "main_world_model.py")  # LightZero's main, that is
-BEYOND_CORE = ("integrations", "profile", "commands", "cli.py", "__main__.py")
+BEYOND_CORE = ("integrations", "profile", "html", "commands", "cli.py", "__main__.py")
 
 
 def modules() -> list[str]:
@@ -29,7 +29,7 @@ def modules() -> list[str]:
     paths = (path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py")))
     kept = [path for path in paths if path.name not in NEEDS_MAIN]
     if CORE_ONLY:
-        kept = [path for path in kept if path.parts[0] not in BEYOND_CORE]
+        kept = [path for path in kept if path.parts[0] not in BEYOND_CORE and path.name != "prometheus.py"]
     return [".".join(["paged_kv", *path.with_suffix("").parts]).removesuffix(".__init__") for path in kept]
 
 
@@ -56,7 +56,7 @@ def run(page: Path) -> dict[str, Any]:
     """
     names: dict[str, Any] = {}
     for line, code, output in blocks(page):
-        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero", code):
+        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero|prometheus|paged_kv\.html", code):
             continue
         # Blank lines in front make the line numbers of a traceback those of the page.
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -105,6 +106,13 @@ def save(path: Path, text: str) -> str | None:
     except OSError:
         return complaint
     return f"{complaint}; what was to be written is in {other.name}"
+
+
+def missing_report() -> str | None:
+    """What to install for the page, or None where all is there."""
+    if all(importlib.util.find_spec(name) for name in ("altair", "jinja2", "vl_convert")):
+        return None
+    return "--html needs altair and vl-convert: pip install 'paged-kv[report]'"
 
 
 def fail(message: str, status: int = 1) -> int:

@@ -5,13 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profile.presets import PRESETS
-from .common import fail, file, positive, save, seed, threads, two_or_more, unusable_device, unusable_file
+from .common import (
+    fail,
+    file,
+    missing_report,
+    positive,
+    save,
+    seed,
+    threads,
+    two_or_more,
+    unusable_device,
+    unusable_file,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..recording import Recording
+
+    Run = tuple[dict[str, Any], list[Recording]]  # a result, and a recording of each side
 
 PRESET_NAMES = tuple(PRESETS)
 # How the LightZero integration works, each with its default first; the reference world model has no such choices.
@@ -64,6 +80,8 @@ def add(commands: Any) -> None:
     output = command.add_argument_group("output")
     output.add_argument("--json", type=file, metavar="FILE",
                         help="also write the results to FILE; - prints them in place of the table")
+    output.add_argument("--html", type=file, metavar="FILE",
+                        help="also write a page that shows both caches to FILE; of several presets, a page each")
     command.set_defaults(run=run)
 
 
@@ -83,24 +101,49 @@ def run(options: argparse.Namespace) -> int:
     wrong = _wrong(options, torch)
     if wrong:
         return fail(wrong, status=2)
-    results: list[dict[str, Any]] = []
+    runs: list[Run] = []
     status = 1
     try:  # whatever ends it early, what was measured by then is shown and written
-        failure = _run_all(options, Console(stderr=True), results)
+        failure = _run_all(options, Console(stderr=True), runs)
     except KeyboardInterrupt:
-        if not results:
+        if not runs:
             raise
-        failure, status = f"stopped after {len(results)} of {len(_names(options))} presets", 130
-    written = json.dumps(results if options.preset == "all" or not results else results[0], indent=2) + "\n"
-    if results and str(options.json) == "-":
-        print(written, end="")
-    elif results:
-        from ..profile.table import Screen, show
-
-        unwritten = save(options.json, written) if options.json else None  # first, since printing may fail, too
-        show(results, Screen())
-        failure = "; ".join(filter(None, (failure, unwritten)))
+        failure, status = f"stopped after {len(runs)} of {len(_names(options))} presets", 130
+    complaints = [failure, *(_tell(options, runs) if runs else ())]
+    failure = "; ".join(filter(None, complaints))
     return fail(failure, status) if failure else 0
+
+
+def _tell(options: argparse.Namespace, runs: list[Run]) -> list[str | None]:
+    """Write the files, then print, which may fail, too. Returns what could not be written."""
+    from ..profile.table import Screen, show
+
+    results = [result for result, _ in runs]
+    numbers = json.dumps(results if options.preset == "all" else results[0], indent=2) + "\n"
+    on_screen = str(options.json) == "-"
+    complaints, pages = [], []
+    if options.json and not on_screen:
+        complaints.append(save(options.json, numbers))
+    if options.html:
+        from ..html import page
+
+        for result, recordings in runs:
+            path = page_file(options, result)
+            complaints.append(save(path, page(recordings, result)))
+            pages += [path] if complaints[-1] is None else []
+    if on_screen:
+        print(numbers, end="")
+    else:
+        show(results, Screen())
+    for path in pages:
+        print(f"Page: {path}", file=sys.stderr if on_screen else sys.stdout)
+    return complaints
+
+
+def page_file(options: argparse.Namespace, result: dict[str, Any]) -> Path:
+    """Where the page of a result goes: each of several presets gets one of its own, report-cartpole.html and so on."""
+    path: Path = options.html
+    return path if options.preset != "all" else path.with_stem(f"{path.stem}-{result['workload']['preset']}")
 
 
 def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
@@ -113,6 +156,7 @@ def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
         return f"the reference world model has no {' and no '.join(given)}: only the LightZero integration has"
     wrong = unusable_device(options.device, torch)
     wrong = wrong or (unusable_file(options.json) if str(options.json) != "-" else None)
+    wrong = wrong or unusable_file(options.html) or (missing_report() if options.html else None)
     if wrong:
         return wrong
     sizes = {"envs": options.envs, "simulations": options.simulations}
@@ -127,8 +171,8 @@ def _names(options: argparse.Namespace) -> tuple[str, ...]:
     return PRESET_NAMES if options.preset == "all" else (options.preset,)
 
 
-def _run_all(options: argparse.Namespace, console: Console, results: list[dict[str, Any]]) -> str | None:
-    """Run the presets one after the other and append their results; returns why it ended early, or None."""
+def _run_all(options: argparse.Namespace, console: Console, runs: list[Run]) -> str | None:
+    """Run the presets one after the other and append what they gave; returns why it ended early, or None."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..errors import PagedKVError
@@ -144,16 +188,19 @@ def _run_all(options: argparse.Namespace, console: Console, results: list[dict[s
             def tick(stage: str, done: int, total: int, task: Any = task, name: str = name) -> None:
                 progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
 
+            recordings: list[Recording] = []
             try:
-                results.append(profile(
+                result = profile(
                     name, envs=options.envs, simulations=options.simulations, roots=options.roots, seed=options.seed,
                     threads=options.threads, device=options.device, page_size=options.page_size,
-                    reference=options.reference, on_tick=tick, **choices,
-                ))
+                    reference=options.reference, on_tick=tick,
+                    on_recording=recordings.append if options.html else None, **choices,
+                )
             except PagedKVError as error:
                 return str(error)
             except (MemoryError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     return f"{name}: memory ran out: give fewer --envs or --simulations (see paged-kv estimate)"
                 raise
+            runs.append((result, recordings))
     return None

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..cache import PagedKVCache
 from .counters import CACHE, LAYER, MODEL, storage_bytes
 from .presets import Preset
-from .side import Held, Outcome, Setting
+from .side import TITLES, Held, Outcome, Setting
 from .worlds import IMAGE_SHAPE, VECTOR_SHAPE, make_world
 
 TEMPERATURE = 0.25  # what LightZero's collector passes with its default configuration
@@ -128,7 +129,7 @@ class LightZeroSide:
     """One LightZero policy with one kind of cache, and its own environments."""
 
     def __init__(self, kind: str, preset: Preset, setting: Setting) -> None:
-        self.kind = kind
+        self.kind, self.title = kind, TITLES["lightzero"][kind]
         self.on_simulation: Callable[[], None] | None = None
         self._policy = build_policy(preset, setting)
         with quiet():
@@ -216,6 +217,10 @@ class LightZeroSide:
         """Lookups and hits since the side was made."""
         wm = self.wm
         return wm.root_total_query_cnt + wm.total_query_count, wm.root_hit_cnt + wm.hit_count
+
+    def pages(self) -> PagedKVCache | None:
+        """The paged cache, where this side has one."""
+        return self.wm.paged.cache if self.kind == "paged" else None
 
     def totals(self) -> dict[str, int]:
         """Pages copied and entries evicted, for the paged cache."""

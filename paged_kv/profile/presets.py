@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Preset:
     def max_tokens(self) -> int:
         """Rows of the position table: LightZero's 20, or the context where that is longer."""
         return max(20, self.context + self.context % 2)
+
+    def without_lightzero(self) -> Preset:
+        """The same for the reference world model, whose environments are random vectors: CartPole needs LightZero."""
+        return replace(self, observation="vector", warmup=min(self.warmup, self.context // 2 + 1))
 
 
 PRESETS: dict[str, Preset] = {

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..cache import PagedKVCache
 from ..reference.contexts import ROOT, DenseBatch, DenseContexts, PagedContexts
 from ..reference.search import Node, search
 from ..reference.world_model import ReferenceWorldModel
 from ..staging import StagingBatch
 from .counters import CACHE, LAYER, storage_bytes
 from .presets import Preset
-from .side import Held, Outcome, Setting
+from .side import TITLES, Held, Outcome, Setting
 from .worlds import VECTOR_SHAPE, make_world
 
 
@@ -22,7 +23,7 @@ class ReferenceSide:
     """The reference world model with one kind of contexts, and its own environments."""
 
     def __init__(self, kind: str, preset: Preset, setting: Setting) -> None:
-        self.kind, self.envs = kind, setting.envs
+        self.kind, self.title, self.envs = kind, TITLES["reference"][kind], setting.envs
         self.on_simulation: Callable[[], None] | None = None
         self.token_bytes = preset.layers * 2 * preset.embed * 4
         self._model = ReferenceWorldModel(
@@ -71,6 +72,10 @@ class ReferenceSide:
     def lookups(self) -> tuple[int, int]:
         """Lookups and hits since the side was made."""
         return self.contexts.lookups, self.contexts.hits
+
+    def pages(self) -> PagedKVCache | None:
+        """The paged cache, where this side has one."""
+        return None if isinstance(self.contexts, DenseContexts) else self.contexts.cache
 
     def totals(self) -> dict[str, int]:
         """Pages copied and entries evicted, for the paged contexts."""

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from ..cache import PagedKVCache
+
+
+# What the caches are called, by client and kind.
+TITLES = {
+    "lightzero": {"lightzero": "LightZero's cache", "paged": "paged"},
+    "reference": {"lightzero": "dense cache", "paged": "paged"},
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Side(Protocol):
     """One model with one cache, playing its own copy of the environments."""
 
     kind: str
+    title: str  # as readers know its cache
     token_bytes: int
     envs: int
     on_simulation: Callable[[], None] | None
@@ -51,8 +62,19 @@ class Side(Protocol):
     def lookups(self) -> tuple[int, int]:
         """Lookups and hits since the side was made."""
 
+    def pages(self) -> PagedKVCache | None:
+        """The paged cache of this side, or None where it has another one."""
+
     def totals(self) -> dict[str, int]:
         """Counters that only some caches have."""
+
+
+def unique_bytes(side: Side, roots: int, simulations: int) -> int:
+    """Bytes that the unique tokens take, so many simulations after roots of so many tokens.
+
+    Every simulation expands one node per environment, and a node adds an action and an observation.
+    """
+    return (roots + 2 * simulations * side.envs) * side.token_bytes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Plays one preset with both caches, root step by root step in turn, and measures.
 
-Two passes over freshly made sides. The timed pass alternates: one root step measures the whole search with nothing
-wrapped, the next the time inside the cache with its methods wrapped. The metered pass samples what is held after
-every simulation, and runs its last root steps under the kernel and host copy counters, which are slow.
+Two passes over freshly made sides, and a third one where the run is to be recorded. The timed pass alternates: one root
+step measures the whole search with nothing wrapped, the next the time inside the cache with its methods wrapped. The
+metered pass samples what is held after every simulation, and runs its last root steps under the kernel and host copy
+counters, which are slow.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..recording import Recording
 from .counters import CACHE, LAYER, HostCopyCounter, KernelCounter, Probes, Regions, wrap_overhead
 from .presets import Preset
-from .side import Held, Outcome, Setting, Side
+from .side import Held, Outcome, Setting, Side, unique_bytes
+from .watch import watched
 
 WARMUP_SIMULATIONS = 2
 KINDS = ("lightzero", "paged")
 ENOUGH_ROOTS = 6  # three to time the search and three for the cache: with fewer, a median follows a disturbed step
+WATCHED = 6  # root steps at most
 MakeSide = Callable[[str], Side]
 Tick = Callable[[str], None]
+Watch = Callable[[Recording], None]
 
 
 @dataclass
@@ -74,20 +79,33 @@ class Run:
     seconds: float
 
 
-def count_ticks(preset: Preset, roots: int, sides: int = 2) -> int:
+def count_ticks(preset: Preset, roots: int, sides: int = 2, watch: bool = False) -> int:
     """How many times `run` calls its tick."""
-    return sides * (2 * preset.warmup + roots + _metered(preset, roots))
+    watched = preset.warmup + _watched(preset, roots) if watch else 0
+    return sides * (2 * preset.warmup + roots + _metered(preset, roots) + watched)
 
 
 def run(preset: Preset, setting: Setting, roots: int, make: MakeSide, tick: Tick,
-        kinds: tuple[str, ...] = KINDS) -> Run:
-    """Run both passes; `tick` is called after every root step of every side."""
+        kinds: tuple[str, ...] = KINDS, watch: Watch | None = None) -> Run:
+    """Run both passes; `tick` is called after every root step of every side.
+
+    With `watch` there is a third pass, which calls it with a recording of each side.
+    """
     started = time.perf_counter()
     measured = {kind: Measured() for kind in kinds}
     fidelity = Fidelity()
     _timed_pass({k: make(k) for k in kinds}, measured, fidelity, _steps(preset, setting, roots), setting, tick)
     _metered_pass({k: make(k) for k in kinds}, measured, preset, setting, _metered(preset, roots), tick)
-    return Run(measured, fidelity, roots, _metered(preset, roots), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    if watch is not None:
+        for kind in kinds:
+            steps = _steps(preset, setting, _watched(preset, roots))
+            watch(watched(make(kind), steps, lambda: tick("recording")))
+    return Run(measured, fidelity, roots, _metered(preset, roots), seconds)
+
+
+def _watched(preset: Preset, roots: int) -> int:
+    return min(WATCHED, _metered(preset, roots))
 
 
 def _metered(preset: Preset, roots: int) -> int:
@@ -196,8 +214,7 @@ def _sampler(side: Side, measured: Measured, unique: list[int] | None) -> Callab
                              max(held.reserved, peak.reserved), max(held.sharing, peak.sharing))
         if unique is not None:
             window = window or side.root_tokens()
-            # Every simulation expands one node per environment, and a node adds an action and an observation.
-            unique.append((window + 2 * done * side.envs) * side.token_bytes)
+            unique.append(unique_bytes(side, window, done))
 
     return sample
 

@@ -91,6 +91,11 @@ class PagedState:
         return self._cache
 
     @property
+    def started(self) -> bool:
+        """Whether the cache was made."""
+        return self._cache is not None
+
+    @property
     def manager(self) -> KVCacheManager:
         """The pools: one root context an environment, and the nodes of the search."""
         self.cache  # noqa: B018  (makes both)

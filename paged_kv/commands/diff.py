@@ -1,0 +1,50 @@
+"""`paged-kv diff`: two recordings side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import fail
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `paged-kv`."""
+    command = commands.add_parser("diff", help="compare two recordings")
+    command.add_argument("a", type=Path, metavar="A", help="a recording")
+    command.add_argument("b", type=Path, metavar="B", help="another one")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        return fail("this command needs rich: pip install 'paged-kv[cli]'")
+    from ..errors import BadRecording
+    from ..recording import read_recording
+    from ..recording.summary import ratios, times
+
+    try:
+        first, second = read_recording(options.a), read_recording(options.b)
+    except BadRecording as error:
+        return fail(str(error))
+    table = Table(caption=f"A: {escape(str(options.a))}, B: {escape(str(options.b))}", caption_justify="left")
+    table.add_column("")
+    table.add_column("figure")
+    for letter, recording in (("A", first), ("B", second)):
+        table.add_column(f"{letter}: {escape(recording.title)}", justify="right")
+    table.add_column("A / B", justify="right")
+    group = ""
+    for one, two, ratio in ratios(first, second):
+        figure = one or two
+        assert figure is not None
+        table.add_row(figure.group if figure.group != group else "", figure.name, "" if one is None else str(one),
+                      "" if two is None else str(two), "" if ratio is None else times(ratio))
+        group = figure.group
+    Console().print(table)
+    return 0

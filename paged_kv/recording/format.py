@@ -1,0 +1,194 @@
+"""The file of a recording: JSON Lines, so that what was written before a run was killed can be read.
+
+The first line is the header, every other line an object with its `kind` and `t`, the seconds since the recording began.
+docs/recording.md has every field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from paged_kv import __version__
+from paged_kv.errors import BadRecording
+
+FORMAT, VERSION = "paged_kv recording", 1
+Line = dict[str, Any]
+
+# Which list of a `Recording` takes the lines of a kind; a reader leaves out kinds that it does not know.
+LISTS = {"sample": "samples", "event": "events", "tree": "trees", "pages": "pages", "lives": "lives",
+         "cache": "caches", "end": "ends"}
+# What the header must have beside its format and version.
+FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("title", (str,), "text"), ("labels", (dict,), "an object"), ("started", (int, float), "a number"),
+    ("cache", (dict, type(None)), "an object or null"),
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a file holds: its header and its lines by kind, each list in the order of time.
+
+    `torn` counts lines that could not be read: the last one, where the run was killed while it was written.
+    """
+
+    header: Line
+    samples: list[Line] = field(default_factory=list)
+    events: list[Line] = field(default_factory=list)
+    trees: list[Line] = field(default_factory=list)
+    pages: list[Line] = field(default_factory=list)
+    lives: list[Line] = field(default_factory=list)
+    caches: list[Line] = field(default_factory=list)
+    ends: list[Line] = field(default_factory=list)
+    torn: int = 0
+
+    @property
+    def title(self) -> str:
+        """What the recording is called."""
+        return str(self.header["title"])
+
+    @property
+    def cache(self) -> Line:
+        """Sizes of the cache that was recorded, of the first where there were several; empty where there was none."""
+        sizes = self.header["cache"] or (self.caches[0]["cache"] if self.caches else {})
+        return dict(sizes)
+
+    @property
+    def seconds(self) -> float:
+        """From the beginning to the last line."""
+        lines = (self.samples, self.events, self.trees, self.pages, self.lives, self.caches, self.ends)
+        return float(max((line["t"] for kind in lines for line in kind[-1:]), default=0.0))
+
+    @property
+    def reason(self) -> str | None:
+        """Why the recording ended: "done" or the name of an exception; None where it was cut off."""
+        return str(self.ends[-1]["reason"]) if self.ends else None
+
+
+def header(title: str, cache: Mapping[str, Any] | None, labels: Mapping[str, str] | None = None) -> Line:
+    """The first line. `cache` has the sizes of the cache, or is None where it does not exist yet."""
+    return {"format": FORMAT, "version": VERSION, "started": time.time(), "package": __version__, "title": str(title),
+            "cache": None if cache is None else dict(cache),
+            "labels": {str(name): str(text) for name, text in (labels or {}).items()}}
+
+
+class RecordingWriter:
+    """Appends lines to a new file, whose first line is `first`; `write` hands every line to the system at once.
+
+    An existing file is overwritten. What goes wrong while the file is opened is raised (OSError). A later OSError, as
+    of a full disk, is no reason to stop the run that is recorded: it is said once as a RuntimeWarning, and nothing more
+    is written.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> with RecordingWriter(path, header("a run", None)) as writer:
+    ...     writer.write("event", 0.5, name="search", s=0.25)
+    >>> recording = read_recording(path)
+    >>> recording.title, recording.events[0]["name"], recording.reason
+    ('a run', 'search', 'done')
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], first: Line, opener: Callable[[Path], IO[bytes]] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.failed: OSError | None = None
+        # Without a buffer: a line is written in one call, and a killed process has lost none.
+        self._file = self.path.open("wb", buffering=0) if opener is None else opener(self.path)
+        self._closed, self._last = False, 0.0
+        self._put([first])
+
+    def __enter__(self) -> RecordingWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(reason="done" if kind is None else kind.__name__)
+
+    def write(self, kind: str, t: float, **fields: Any) -> None:
+        """Append one line. Cost: one system call."""
+        self.write_all([{"kind": kind, "t": round(t, 6), **fields}])
+
+    def write_all(self, lines: list[Line]) -> None:
+        """Append lines that have their `kind` and `t`. Cost: one system call for all of them."""
+        if lines and self.failed is None and not self._closed:
+            self._last = max(self._last, lines[-1]["t"])
+            self._put(lines)
+
+    def close(self, t: float | None = None, reason: str = "done") -> None:
+        """Write the last line, at the time of the one before by default, and close the file. Twice is fine."""
+        if self._closed:
+            return
+        self.write("end", self._last if t is None else t, reason=reason)
+        self._closed = True
+        try:
+            self._file.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _put(self, lines: list[Line]) -> None:
+        data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        try:
+            while data:  # a raw file may take a part only
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        if self.failed is None:
+            self.failed = error
+            warnings.warn(f"recording to {str(self.path)!r} stopped: {error}", RuntimeWarning, stacklevel=2)
+
+
+def read_recording(path: str | os.PathLike[str]) -> Recording:
+    """Read a file. Raises BadRecording where it cannot be read, is empty, or is no recording of this version."""
+    try:
+        first, _, rest = Path(path).read_bytes().partition(b"\n")
+    except OSError as error:
+        raise BadRecording(path, error.strerror or str(error)) from None
+    if not first:
+        raise BadRecording(path, "the file is empty")
+    lists: dict[str, list[Line]] = {name: [] for name in LISTS.values()}
+    torn = 0
+    for text in rest.split(b"\n"):
+        line = _parsed(text)
+        if line is None:
+            torn += bool(text)
+        elif line["kind"] in LISTS:
+            lists[LISTS[line["kind"]]].append(line)
+    return Recording(_header(path, first), torn=torn, **lists)
+
+
+def _parsed(text: bytes) -> Line | None:
+    """A line with its kind and time, or None where it has none."""
+    try:
+        line = json.loads(text, parse_constant=_refuse)
+    except ValueError:  # a UnicodeDecodeError is one, too
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    return line if isinstance(line.get("t"), (int, float)) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _header(path: str | os.PathLike[str], text: bytes) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or line.get("format") != FORMAT:
+        raise BadRecording(path, f"its first line is not the header of a {FORMAT}")
+    if line.get("version") != VERSION:
+        raise BadRecording(path, f"it has version {line.get('version')!r} of the format, allowed is {VERSION}")
+    for name, kinds, allowed in FIELDS:
+        if name not in line or not isinstance(line[name], kinds):
+            raise BadRecording(path, f"the header's {name!r} is {line.get(name)!r}, allowed is {allowed}")
+    return line

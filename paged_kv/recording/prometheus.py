@@ -1,0 +1,97 @@
+"""A cache as a collector of prometheus_client.
+
+    from prometheus_client import REGISTRY, start_http_server
+    from paged_kv.recording.prometheus import PagedKVCollector
+
+    REGISTRY.register(PagedKVCollector(cache))
+    start_http_server(8000)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paged_kv.cache import PagedKVCache
+from paged_kv.errors import MissingPackage
+from paged_kv.recording.target import find
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError:
+    raise MissingPackage("exporting to Prometheus", "prometheus_client", "prometheus_client") from None
+
+Metric = GaugeMetricFamily | CounterMetricFamily
+
+# Usage, queries and hits mean what vLLM's kv_cache_usage_perc, prefix_cache_queries and prefix_cache_hits mean, but
+# that a query is a lookup of a context here, and of a token there.
+USAGE = "paged_kv_cache_usage_perc", "Share of the pages in use, of the limit or of those reserved. 1 means all."
+LOOKUPS = {
+    "queries": ("paged_kv_cache_queries", "Lookups of contexts."),
+    "hits": ("paged_kv_cache_hits", "Lookups that found their context."),
+    "evictions": ("paged_kv_cache_evictions", "Contexts that went for lack of room."),
+}
+COUNTERS = {
+    "forks": ("paged_kv_forks", "Sequences made from a parent."),
+    "appends": ("paged_kv_appends", "Sequences that got new tokens."),
+    "allocated_pages": ("paged_kv_allocated_pages", "Pages that were taken."),
+    "copied_pages": ("paged_kv_copied_pages", "Shared pages that were copied to be written to."),
+    "freed_pages": ("paged_kv_freed_pages", "Pages that were given back."),
+    "growths": ("paged_kv_growths", "Times that the pool grew."),
+}
+
+
+class PagedKVCollector(Collector):
+    """Reads a cache whenever it is scraped; adds nothing to the cache's own work.
+
+    `target` is what `record` takes; what has yet to make its cache exports nothing until it has. `labels` are added to
+    every metric. Only numbers that the cache keeps anyway are read, so a scrape from another thread is safe, and costs
+    the same however large the cache is. A registry takes one collector. Raises NothingToRecord.
+
+    >>> from prometheus_client import CollectorRegistry
+    >>> cache, registry = PagedKVCache(layers=1, heads=1, head_size=2), CollectorRegistry()
+    >>> registry.register(PagedKVCollector(cache, {"model": "mine"}))
+    >>> sequences = cache.new(3)
+    >>> registry.get_sample_value("paged_kv_sequences", {"model": "mine"})
+    3
+    """
+
+    def __init__(self, target: Any, labels: Mapping[str, str] | None = None) -> None:
+        self._target = find(target)
+        self._names, self._values = list(labels or {}), list((labels or {}).values())
+
+    def describe(self) -> Iterator[Metric]:
+        """The names, which the registry keeps unique."""
+        yield from self._metrics(dict.fromkeys((*COUNTERS, *LOOKUPS), 0), {})
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        cache, lookups = self._target.cache, self._target.lookups()
+        if cache is None:
+            return
+        counts = {**vars(cache.stats), **({} if lookups is None else lookups._asdict())}
+        yield from self._metrics(counts, _gauges(cache))
+
+    def _metrics(self, counts: Mapping[str, int], gauges: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
+        for field, (name, about) in {**LOOKUPS, **COUNTERS}.items():
+            if field in counts:
+                counter = CounterMetricFamily(name, about, labels=self._names)
+                counter.add_metric(self._values, counts[field])
+                yield counter
+        for (name, about), value in gauges.items():
+            gauge = GaugeMetricFamily(name, about, labels=self._names)
+            gauge.add_metric(self._values, value)
+            yield gauge
+
+
+def _gauges(cache: PagedKVCache) -> dict[tuple[str, str], float]:
+    used, limit = cache.pages_in_use, cache._pages.max_pages or cache.pages_reserved
+    return {
+        USAGE: used / limit,
+        ("paged_kv_bytes_in_use", "Bytes of the pages in use."): used * cache.page_bytes,
+        ("paged_kv_bytes_reserved", "Bytes of all pages that there is memory for."): cache.bytes_reserved,
+        ("paged_kv_bytes_in_use_peak", "Most bytes in use so far."): cache.stats.peak_pages * cache.page_bytes,
+        ("paged_kv_working_bytes", "Bytes of the buffers that contexts are gathered into."): cache.working_bytes,
+        ("paged_kv_sequences", "Sequences that exist."): cache.live_sequences,
+    }

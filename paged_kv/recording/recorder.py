@@ -1,0 +1,271 @@
+"""Recording a run: hooks on the cache, samples at intervals, snapshots of trees and pages; and how little of it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import IO, Any
+from weakref import WeakKeyDictionary
+
+from paged_kv.cache import PagedKVCache
+from paged_kv.errors import AlreadyRecording, BadCount
+from paged_kv.recording.figures import page_map, sizes, state, tree
+from paged_kv.recording.format import Line, RecordingWriter, header
+from paged_kv.recording.lives import EDGES, histogram
+from paged_kv.recording.pace import Pace
+from paged_kv.recording.target import Target, find
+from paged_kv.recording.verbs import Tally, Verbs
+
+SNAPSHOT_INTERVAL = 1.0
+# Beyond 100 s of the default interval samples become rarer, beyond 4 s snapshots: an hour has 9,000 of the one and 35
+# of the other.
+SAMPLES_THIN, SNAPSHOTS_THIN = 1 / 2000, 1 / 4
+COUNTERS = ("copied_pages", "forks", "appends", "freed_pages")
+
+_recorded: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
+
+
+@contextmanager
+def record(
+    target: Any, path: str | os.PathLike[str], *, title: str | None = None, labels: Mapping[str, str] | None = None,
+    interval: float = 0.05, budget: float | None = 0.005, opener: Callable[[Path], IO[bytes]] | None = None,
+) -> Iterator[Recorder]:
+    """Record what a cache does within the block to a file, which `read_recording` reads.
+
+    `target`: a PagedKVCache, a KVCacheManager, or a world model, model or policy that runs on pages, even if it has yet
+    to make its cache. `title` is the file's name by default; `labels` are free text. Samples are at least `interval`
+    seconds apart, and so rare that samples and snapshots take at most the share `budget` of the time (None: no bound).
+    The hooks on the verbs cost some microseconds a call beside. An existing file is overwritten; `opener` makes another
+    kind of file from the path.
+    Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made; then nothing changed.
+    An OSError later ends the recording with a RuntimeWarning, not the run.
+
+    >>> import tempfile, pathlib, torch
+    >>> from paged_kv.recording import read_recording
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+    >>> with record(cache, path) as recorder:
+    ...     root, = cache.new()
+    ...     cache.append([root], torch.ones(1, 1, 1, 3, 2), torch.ones(1, 1, 1, 3, 2))
+    ...     recorder.snapshot("one root")
+    >>> recording = read_recording(path)
+    >>> [node["pages"] for node in recording.trees[0]["nodes"]], recording.samples[-1]["sequences"]
+    ([[1, 2]], 1)
+    """
+    recorder = Recorder(find(target), Path(path), title, labels, interval, budget, opener)
+    try:
+        yield recorder
+    except BaseException as error:
+        recorder.close(type(error).__name__)
+        raise
+    recorder.close()
+
+
+class Recorder:
+    """What `record` hands over: `mark` and `snapshot` for the caller, `close` for the end of the block."""
+
+    def __init__(
+        self, target: Target, path: Path, title: str | None, labels: Mapping[str, str] | None, interval: float,
+        budget: float | None, opener: Callable[[Path], IO[bytes]] | None,
+    ) -> None:
+        if not _is_number(interval) or not interval >= 0:
+            raise BadCount("interval", interval, "a number of seconds >= 0")
+        if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
+            raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
+        cache, name = target.cache, path.stem if title is None else title
+        for held in (cache, target.state):
+            if held is not None and held in _recorded:
+                raise AlreadyRecording(_recorded[held])
+        self._writer = RecordingWriter(path, header(name, None if cache is None else sizes(cache), labels), opener)
+        self._target, self._path, self._open = target, path, True
+        half = None if budget is None else budget / 2
+        self._samples = Pace(interval, half, 0.0 if budget is None else SAMPLES_THIN)
+        self._snapshots = Pace(SNAPSHOT_INTERVAL, half, SNAPSHOTS_THIN)
+        self._largest = 0  # sequences of a tree so far
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._marks: defaultdict[str, Tally] = defaultdict(Tally)
+        self._counters = Counters()
+        self._seconds, self._lives = 0.0, [0] * len(EDGES)
+        self._verbs: Verbs | None = None
+        self._start = perf_counter()
+        if target.state is not None:
+            self._follow(target.state)
+        if cache is not None:
+            self._begin(cache)
+
+    # -- for the caller ----------------------------------------------------------------------------------
+
+    def mark(self, name: str) -> None:
+        """Note this moment under a name; marks of one name within an interval become one event that counts them."""
+        now = perf_counter()
+        self._marks[name].add(now, now, 0, 0)
+
+    def snapshot(self, title: str) -> None:
+        """Write the tree and the pages as they are now. Cost: O(all block tables), whatever the budget."""
+        if self._verbs is not None and self._open:
+            with self._verbs.cache._lock:
+                self._writer.write_all(self._snapshot(self._verbs.cache, title, self._now()))
+
+    def close(self, reason: str = "done") -> None:
+        """Write what is left, and take the hooks off. Closing twice is fine."""
+        if not self._open:
+            return
+        self._open = False
+        state = self._target.state
+        try:
+            if self._verbs is not None:
+                self._end(self._verbs)
+            self._writer.write_all(self._events())
+        finally:
+            if state is not None:
+                _recorded.pop(state, None)
+                if vars(state).get("start") is self._hook:
+                    del state.start
+            self._writer.close(self._now(), reason)
+
+    # -- caches come and go ------------------------------------------------------------------------------
+
+    def _follow(self, state: Any) -> None:
+        """Go along when `state` begins with another cache."""
+        start = state.start
+
+        def begin(*args: Any, **kwargs: Any) -> Any:
+            before = self._target.cache
+            try:
+                return start(*args, **kwargs)
+            finally:
+                cache = self._target.cache
+                if self._open and cache is not None and cache is not before:
+                    if self._verbs is not None:
+                        self._end(self._verbs)
+                    self._writer.write("cache", self._now(), cache=sizes(cache))
+                    self._begin(cache)
+
+        _recorded[state], state.start, self._hook = self._path, begin, begin
+
+    def _begin(self, cache: PagedKVCache) -> None:
+        _recorded[cache] = self._path
+        self._counters.begin(self._counts(cache))
+        self._verbs = Verbs(cache, self._tallies, self._lives, self._look, self._before_drop)
+        self._sample(self._verbs, self._now())
+        self._verbs.begin()
+
+    def _end(self, verbs: Verbs) -> None:
+        """Take the hooks off a cache, and write how it stands."""
+        verbs.end()
+        _recorded.pop(verbs.cache, None)
+        now = self._now()
+        self._sample(verbs, now)
+        self._writer.write("pages", now, title="end", **page_map(verbs.cache))
+        self._writer.write("lives", now, **histogram(self._lives))
+        self._seconds += verbs.seconds
+        self._verbs = None
+
+    # -- what the hooks call -----------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return perf_counter() - self._start
+
+    def _look(self, end: float) -> None:
+        """It is time for a sample, after a verb that ended now."""
+        verbs = self._verbs
+        if verbs is None or not verbs.cache._lock.acquire(blocking=False):
+            return  # another thread works on the cache, which cannot be looked at now
+        try:
+            self._sample(verbs, end - self._start)
+        finally:
+            verbs.cache._lock.release()
+
+    def _before_drop(self) -> None:
+        """Half of the sequences at least are about to be released. So a search ends, at its peak."""
+        verbs, now = self._verbs, self._now()
+        live = 0 if verbs is None else verbs.cache.live_sequences
+        late = now >= self._snapshots.due and 2 * live >= self._largest
+        if verbs is None or not (late or 2 * live > 3 * self._largest):
+            return
+        if not verbs.cache._lock.acquire(blocking=False):
+            return
+        try:
+            self._writer.write_all(self._snapshot(verbs.cache, f"peak of {live} sequences", now))
+        finally:
+            verbs.cache._lock.release()
+        self._largest = max(self._largest, live)
+        self._snapshots.looked(now, self._now() - now)
+
+    # -- lines -------------------------------------------------------------------------------------------
+
+    def _sample(self, verbs: Verbs, now: float) -> None:
+        """Write what the verbs did since the last sample, and how the cache stands."""
+        cache, evicted = verbs.cache, self._counters.totals.get("evictions", 0)
+        self._counters.read(self._counts(cache))
+        if self._counters.totals.get("evictions", 0) > evicted:
+            at = now + self._start
+            self._tallies["evict"].add(at, at, self._counters.totals["evictions"] - evicted, 0)
+        lines = self._events()
+        lines.append({
+            "kind": "sample", "t": round(now, 6), **state(cache),
+            "bytes_peak": verbs.pages_peak * cache.page_bytes, "sequences_peak": verbs.sequences_peak,
+            **self._counters.totals, "cache_s": round(self._seconds + verbs.seconds, 6),
+        })
+        verbs.begin_peaks()
+        self._writer.write_all(lines)
+        self._samples.looked(now, self._now() - now)
+        verbs.due = self._start + self._samples.due
+        if self._writer.failed is not None:  # nothing more can be written: let the run go on undisturbed
+            verbs.end()
+
+    def _snapshot(self, cache: PagedKVCache, title: str, now: float) -> list[Line]:
+        t = round(now, 6)
+        return [{"kind": "tree", "t": t, "title": title, **tree(cache)},
+                {"kind": "pages", "t": t, "title": title, **page_map(cache)},
+                {"kind": "lives", "t": t, **histogram(self._lives)}]
+
+    def _events(self) -> list[Line]:
+        """The calls since the last lines about them, one line a verb, in the order in which they began."""
+        lines = [tally.line(name, self._start) for name, tally in self._tallies.items() if tally.count]
+        lines += [{**tally.line(name, self._start), "mark": True} for name, tally in self._marks.items()]
+        for tally in self._tallies.values():
+            tally.clear()
+        self._marks.clear()
+        return sorted(lines, key=lambda line: float(line["t"]))
+
+    def _counts(self, cache: PagedKVCache) -> dict[str, int]:
+        """What only grows while this cache is there."""
+        lookups = self._target.lookups()
+        counts = {name: getattr(cache.stats, name) for name in COUNTERS}
+        return counts if lookups is None else {**lookups._asdict(), **counts}
+
+
+class Counters:
+    """Counts since the recording began, over caches that begin again at 0.
+
+    >>> counters = Counters()
+    >>> counters.begin({"forks": 10})
+    >>> counters.read({"forks": 12})
+    >>> counters.begin({"forks": 0})      # another cache
+    >>> counters.read({"forks": 3})
+    >>> counters.totals
+    {'forks': 5}
+    """
+
+    def __init__(self) -> None:
+        self.totals: dict[str, int] = {}
+        self._before: dict[str, int] = {}
+
+    def begin(self, counts: Mapping[str, int]) -> None:
+        """Go on from these counts, which do not count themselves."""
+        self._before = dict(counts)
+
+    def read(self, counts: Mapping[str, int]) -> None:
+        """Add what was counted since the last time."""
+        for name, count in counts.items():
+            self.totals[name] = self.totals.get(name, 0) + count - self._before.get(name, 0)
+        self._before = dict(counts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,69 @@
+"""Where the cache is: in the cache, its manager, or a world model, a model or a policy that runs on pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from paged_kv.cache import PagedKVCache
+from paged_kv.errors import NothingToRecord
+from paged_kv.stats import IndexStats
+
+# Where policies keep their models, and models their world model. Nothing of any framework is imported here.
+_HOLDERS = ("_model", "_learn_model", "_collect_model", "_eval_model")
+
+
+class Lookups(NamedTuple):
+    """Counts that only grow."""
+
+    queries: int
+    hits: int
+    evictions: int
+
+
+class Target:
+    """What is recorded. `state` makes the cache at its first use and may make another later; a cache has none."""
+
+    def __init__(self, cache: PagedKVCache | None, state: Any = None, world_model: Any = None) -> None:
+        self._cache, self.state, self._world_model = cache, state, world_model
+
+    @property
+    def cache(self) -> PagedKVCache | None:
+        """The cache as it is now, or None where it was not made yet. Makes none."""
+        if self.state is None:
+            return self._cache
+        return self.state.cache if self.state.started else None
+
+    def lookups(self) -> Lookups | None:
+        """Lookups since the index or the model was made; None where nobody counts them."""
+        cache = self.cache
+        stats = getattr(None if cache is None else cache._reclaimer, "stats", None)
+        combined = getattr(stats, "combined", stats)
+        if not isinstance(combined, IndexStats):
+            return None
+        queries, hits = combined.queries, combined.hits
+        model = self._world_model
+        if hasattr(model, "total_query_count") and hasattr(model, "hit_count"):
+            # A model finds most of its nodes without asking an index, and counts for itself.
+            queries = model.total_query_count + getattr(model, "root_total_query_cnt", 0)
+            hits = model.hit_count + getattr(model, "root_hit_cnt", 0)
+        return Lookups(int(queries), int(hits), combined.evictions)
+
+
+def find(target: Any) -> Target:
+    """The cache of a target. Raises NothingToRecord."""
+    if isinstance(target, PagedKVCache):
+        return Target(target)
+    for holder in _holders(target):
+        state = getattr(holder, "paged", holder)
+        if hasattr(type(state), "started"):
+            return Target(None, state, None if holder is state else holder)
+    if isinstance(getattr(target, "cache", None), PagedKVCache):
+        return Target(target.cache)
+    raise NothingToRecord(target)
+
+
+def _holders(target: Any) -> Iterator[Any]:
+    """Everything that may be, or may hold, the contexts of a world model."""
+    for holder in (target, *(getattr(target, name, None) for name in _HOLDERS)):
+        yield from (holder, getattr(holder, "world_model", None))
