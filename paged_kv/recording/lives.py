@@ -55,11 +55,13 @@ class PageLives:
 
     def ended(self, pages: Iterable[int], now: float) -> None:
         """Of these pages, those that are free now were freed now."""
-        births, refs = self._births, self._pages.refs
-        before, place = None, 0
+        refs = self._pages.refs
+        self.freed([page for page in pages if not refs[page]], now)
+
+    def freed(self, pages: list[int], now: float) -> None:
+        """These pages were freed now."""
+        births, before, place = self._births, None, 0
         for page in pages:
-            if refs[page]:
-                continue
             birth, births[page] = births[page], FREE
             if birth > FREE:
                 if birth != before:  # most pages of a batch were born together

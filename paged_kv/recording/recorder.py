@@ -108,7 +108,7 @@ class Recorder:
         """Write the tree and the pages as they are now. Cost: O(all block tables), whatever the budget."""
         if self._verbs is not None and self._open:
             with self._verbs.cache._lock:
-                self._writer.write_all(self._snapshot(self._verbs.cache, title, self._now()))
+                self._writer.write_all(self._snapshot(self._verbs, title, self._now()))
 
     def close(self, reason: str = "done") -> None:
         """Write what is left, and take the hooks off. Closing twice is fine."""
@@ -190,7 +190,7 @@ class Recorder:
         if not verbs.cache._lock.acquire(blocking=False):
             return
         try:
-            self._writer.write_all(self._snapshot(verbs.cache, f"peak of {live} sequences", now))
+            self._writer.write_all(self._snapshot(verbs, f"peak of {live} sequences", now))
         finally:
             verbs.cache._lock.release()
         self._largest = max(self._largest, live)
@@ -200,6 +200,7 @@ class Recorder:
 
     def _sample(self, verbs: Verbs, now: float) -> None:
         """Write what the verbs did since the last sample, and how the cache stands."""
+        verbs.settle()
         cache, evicted = verbs.cache, self._counters.totals.get("evictions", 0)
         self._counters.read(self._counts(cache))
         if self._counters.totals.get("evictions", 0) > evicted:
@@ -218,10 +219,11 @@ class Recorder:
         if self._writer.failed is not None:  # nothing more can be written: let the run go on undisturbed
             verbs.end()
 
-    def _snapshot(self, cache: PagedKVCache, title: str, now: float) -> list[Line]:
+    def _snapshot(self, verbs: Verbs, title: str, now: float) -> list[Line]:
+        verbs.settle()
         t = round(now, 6)
-        return [{"kind": "tree", "t": t, "title": title, **tree(cache)},
-                {"kind": "pages", "t": t, "title": title, **page_map(cache)},
+        return [{"kind": "tree", "t": t, "title": title, **tree(verbs.cache)},
+                {"kind": "pages", "t": t, "title": title, **page_map(verbs.cache)},
                 {"kind": "lives", "t": t, **histogram(self._lives)}]
 
     def _events(self) -> list[Line]:

@@ -24,6 +24,7 @@ READS = {"open": "open", "gather": "gather"}
 MAKES = {"new": "new", "fork": "fork", "_commit": "commit"}
 CHANGES = {"append": "append", "release": "release", "slide": "slide", "truncate": "truncate"}
 TAKES = ("commit", "append")
+MOST = 4096  # notes that are not settled
 FEW = MANY  # pages that are told from others by their place on the free stack
 
 
@@ -60,12 +61,17 @@ class Tally:
                 "sequences": self.sequences, "pages": self.pages}
 
 
+# Verb, start, end, sequences, change of the pages in use, pages and sequences after it, pages that it took or freed.
+Note = tuple[Tally, float, float, int, int, int, int, list[int] | None]
+
+
 class Verbs:
     """Watches one cache from `begin` to `end`; `tallies` and `lives` (see `PageLives`) take what it sees.
 
     `seconds` counts time in the outermost verbs, failed ones included. `look` is called with the time once an
     outermost verb is done and it is later than `due`; `before_drop` when at least half of the sequences are about to be
-    released. The hooks run between two steps of a model: they are written for speed, and touch no more than they must.
+    released. The hooks run between two steps of a model, when the processor's caches are cold: they only note what
+    happened, and `settle` makes sense of it later, of all notes at once.
     """
 
     def __init__(
@@ -78,6 +84,7 @@ class Verbs:
         self._tallies, self._look, self._before_drop = tallies, look, before_drop
         self._on = self._inside = False
         self._capacity = cache.pages_reserved
+        self._noted: list[Note] = []
         self._hooks: dict[str, tuple[Method, Method | None]] = {}  # what is there now, what was there before
         self.begin_peaks()
 
@@ -106,9 +113,22 @@ class Verbs:
         """Peaks begin again at what there is now."""
         self.pages_peak, self.sequences_peak = self._pages.used_count, len(self._live)
 
+    def settle(self) -> None:
+        """Take into account what the hooks noted: tallies, peaks and lives are complete after this."""
+        lives = self.lives
+        for tally, start, end, sequences, change, used, live, pages in self._noted:
+            tally.add(start, end, sequences, change)
+            if used > self.pages_peak:
+                self.pages_peak = used
+            if live > self.sequences_peak:
+                self.sequences_peak = live
+            if pages:
+                (lives.taken if change > 0 else lives.freed)(pages, end)
+        self._noted.clear()
+
     def _reading(self, verb: str, method: Method) -> Method:
         """The hook of a verb that neither takes pages nor makes sequences."""
-        tally, dense = self._tallies[verb], verb == "gather"
+        tally, dense, noted = self._tallies[verb], verb == "gather", self._noted
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
@@ -118,46 +138,50 @@ class Verbs:
             try:
                 result = method(*args, **kwargs)
             finally:
-                end = self._leave(start, outer)
-            tally.add(start, end, len(result.lengths if dense else result.parents), 0)
-            if outer and end >= self.due:
-                self._look(end)
+                end = perf_counter()
+                self._left(start, end, outer)
+            noted.append((tally, start, end, len(result.lengths if dense else result.parents), 0, 0, 0, None))
+            if outer:
+                self._done(end)
             return result
 
         return watched
 
     def _making(self, verb: str, method: Method) -> Method:
         """The hook of a verb that returns new sequences."""
-        tally, takes = self._tallies[verb], verb in TAKES
-        cache, pages, free, live, lives = self.cache, self._pages, self._pages.free, self._live, self.lives
+        tally, takes, noted = self._tallies[verb], verb in TAKES, self._noted
+        cache, pages, free, live = self.cache, self._pages, self._pages.free, self._live
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._on:
                 return method(*args, **kwargs)
-            used, freed, top = pages.used_count, cache.stats.freed_pages, free[-FEW:]
+            before, freed, top = pages.used_count, cache.stats.freed_pages, free[-FEW:]
             outer, self._inside = not self._inside, True
             start = perf_counter()
             try:
                 result = method(*args, **kwargs)
             finally:
-                end = self._leave(start, outer)
-            taken = pages.used_count - used
-            if takes:
+                end = perf_counter()
+                self._left(start, end, outer)
+            used, fresh = pages.used_count, None
+            if takes and used != before:
                 # Pages come from the top of the free stack, unless room was made for them first.
-                if taken <= len(top) and freed == cache.stats.freed_pages and pages.capacity == self._capacity:
-                    lives.taken(top[len(top) - taken :], end)
+                if used - before <= len(top) and freed == cache.stats.freed_pages and pages.capacity == self._capacity:
+                    fresh = top[before - used :]
                 else:
-                    lives.born([live[child][0] for child in result], end)
-            tally.add(start, end, len(result), taken)
-            self._done(end, outer)
+                    self.settle()
+                    self.lives.born([live[child][0] for child in result], end)
+            noted.append((tally, start, end, len(result), used - before, used, len(live), fresh))
+            if outer:
+                self._done(end)
             return result
 
         return watched
 
     def _changing(self, verb: str, method: Method) -> Method:
         """The hook of a verb that changes sequences in place or drops them."""
-        tally, takes, releases = self._tallies[verb], verb in TAKES, verb == "release"
-        pages, free, live, lives = self._pages, self._pages.free, self._live, self.lives
+        tally, takes, releases, noted = self._tallies[verb], verb in TAKES, verb == "release", self._noted
+        pages, free, live = self._pages, self._pages.free, self._live
 
         def watched(seqs: Iterable[int], *args: Any, **kwargs: Any) -> Any:
             if not self._on:
@@ -166,44 +190,42 @@ class Verbs:
             if releases and outer and 2 * len(seqs) >= len(live) > 1:
                 self._before_drop()
             tables = _tables(live, seqs)
-            used, self._inside = pages.used_count, True
+            before, self._inside = pages.used_count, True
             start = perf_counter()
             try:
                 result = method(seqs, *args, **kwargs)
             finally:
-                end = self._leave(start, outer)
-            change = pages.used_count - used
-            if takes:  # which may free pages, too, whatever the change in sum
-                lives.ended(set(chain.from_iterable(tables)), end)
-                lives.born([live[seq][0] for seq in seqs], end)
-            elif -FEW < change < 0:
-                lives.ended(free[change:], end)  # on top of the free stack, which is sorted only after many
-            elif change:
-                lives.ended(set(chain.from_iterable(tables)), end)
-            tally.add(start, end, len(seqs), change)
-            self._done(end, outer)
+                end = perf_counter()
+                self._left(start, end, outer)
+            used, gone = pages.used_count, None
+            if not takes and -FEW < used - before < 0:
+                gone = free[used - before :]  # on top of the free stack, which is sorted only after many
+            elif takes or used != before:
+                self.settle()
+                self.lives.ended(set(chain.from_iterable(tables)), end)
+                if takes:
+                    self.lives.born([live[seq][0] for seq in seqs], end)
+            noted.append((tally, start, end, len(seqs), used - before, used, len(live), gone))
+            if outer:
+                self._done(end)
             return result
 
         return watched
 
-    def _leave(self, start: float, outer: bool) -> float:
+    def _left(self, start: float, end: float, outer: bool) -> None:
         """A verb is over; those that ran within it, such as the release of what it evicts, were before."""
-        end = perf_counter()
         if outer:
             self._inside = False
             self.seconds += end - start
-        return end
 
-    def _done(self, end: float, outer: bool) -> None:
-        used, live, capacity = self._pages.used_count, len(self._live), self._pages.capacity
-        if used > self.pages_peak:
-            self.pages_peak = used
-        if live > self.sequences_peak:
-            self.sequences_peak = live
-        if capacity != self._capacity:
-            self._tallies["grow"].add(end, end, 0, capacity - self._capacity)
-            self._capacity = capacity
-        if outer and end >= self.due:
+    def _done(self, end: float) -> None:
+        """An outermost verb is done."""
+        if self._pages.capacity != self._capacity:
+            self._tallies["grow"].add(end, end, 0, self._pages.capacity - self._capacity)
+            self._capacity = self._pages.capacity
+        if len(self._noted) >= MOST:
+            self.settle()
+        if end >= self.due:
             self._look(end)
 
 
