@@ -13,6 +13,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
+from recording_tools import State
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paged_kv import KVCacheManager, MissingPackage, NothingToRecord, PagedKVCache, cli
@@ -245,8 +246,6 @@ def test_a_server_scrapes_while_the_cache_works() -> None:
 
 
 def test_what_has_no_cache_yet_exports_nothing() -> None:
-    from test_recording import State
-
     state, registry = State(), CollectorRegistry()
     registry.register(PagedKVCollector(state))
     assert generate_latest(registry) == b""

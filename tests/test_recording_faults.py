@@ -1,0 +1,163 @@
+"""What goes wrong while a run is recorded stays outside the run: full disks, interrupts, errors of the cache."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from recording_tools import EVERYTHING, Memory, made, search, tokens, unhooked
+
+from paged_kv import ConcurrentCall, OutOfPages, StaleHandle
+from paged_kv.recording import read_recording, record
+
+
+def test_errors_of_the_cache_stay_what_they_are(tmp_path: Path) -> None:
+    cache = made(num_pages=2, grow=False)
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
+        (root,) = cache.new()
+        with pytest.raises(OutOfPages):
+            cache.append([root], *tokens(1, 9))
+        cache.release(seqs=iter([root]))
+        for gone in ([root], [[root]], [None]):
+            with pytest.raises(ValueError, match=r"released|not a sequence"):
+                cache.release(gone)  # type: ignore[arg-type]
+        with pytest.raises(StaleHandle):
+            cache.fork([root])
+    found = read_recording(tmp_path / "run.jsonl")
+    assert [event["name"] for event in found.events] == ["new", "release"]
+
+
+def test_a_second_thread_is_still_refused(tmp_path: Path) -> None:
+    cache = made()
+    (root,) = cache.new()
+    refused: list[type[BaseException]] = []
+
+    def fork() -> None:
+        try:
+            cache.fork([root])
+        except ConcurrentCall as error:
+            refused.append(type(error))
+
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
+        with cache._lock:
+            other = threading.Thread(target=fork)
+            other.start()
+            other.join()
+        assert refused == [ConcurrentCall]
+        cache.fork([root])
+    assert [event["name"] for event in read_recording(tmp_path / "run.jsonl").events] == ["fork"]
+
+
+def test_hooks_come_off_however_the_block_ends(tmp_path: Path) -> None:
+    cache = made()
+    for error in (ValueError, KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), record(cache, tmp_path / "run.jsonl"):
+            search(cache)
+            raise error
+        assert unhooked(cache)
+        found = read_recording(tmp_path / "run.jsonl")
+        assert (found.reason, found.samples[-1]["forks"]) == (error.__name__, 6)
+
+
+def test_hooks_that_others_wrapped_stay_and_do_nothing(tmp_path: Path) -> None:
+    cache, calls = made(), []
+    with record(cache, tmp_path / "run.jsonl"):
+        inner = cache.new
+        cache.new = lambda *a, **k: calls.append(a) or inner(*a, **k)  # type: ignore[method-assign,func-returns-value]
+    assert len(cache.new(2)) == 2
+    assert calls == [(2,)]
+    del cache.new
+    assert unhooked(cache)
+    assert read_recording(tmp_path / "run.jsonl").events == []
+
+
+def test_hooks_of_others_are_put_back(tmp_path: Path) -> None:
+    cache = made()
+    theirs = cache.new
+    cache.new = theirs  # type: ignore[method-assign]
+    with record(cache, tmp_path / "run.jsonl"):
+        cache.new(1)
+    assert vars(cache)["new"] is theirs
+
+
+@pytest.mark.parametrize("room", [0, 10, 400, 600, 2000, 5000])
+def test_a_full_disk_stops_the_recording_and_not_the_run(room: int, tmp_path: Path) -> None:
+    cache, file = made(), Memory(room)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with record(cache, "full.jsonl", opener=lambda path: file, **EVERYTHING) as recorder:  # type: ignore[arg-type,return-value]
+            for _ in range(5):
+                search(cache)
+            recorder.snapshot("unwritten")
+            assert unhooked(cache)
+    assert [str(warning.message) for warning in caught] == [
+        "recording to 'full.jsonl' stopped: [Errno 28] No space left on device"
+    ]
+    assert len(file.data) == room
+    assert cache.stats.forks == 30
+    assert cache.live_sequences == 0
+    (tmp_path / "kept.jsonl").write_bytes(file.data)
+    if b"\n" in file.data:
+        found = read_recording(tmp_path / "kept.jsonl")
+        assert found.torn <= 1
+        assert found.reason is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_device_that_is_full() -> None:
+    cache = made()
+    with pytest.warns(RuntimeWarning, match=r"recording to '/dev/full' stopped"), record(cache, "/dev/full"):
+        search(cache)
+    assert cache.stats.forks == 6
+    assert unhooked(cache)
+
+
+LONG_RUN = """
+    import signal, sys, torch
+    from paged_kv import PagedKVCache
+    from paged_kv.recording import record
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+    kv = torch.ones(1, 1, 1, 3, 2)
+    with record(cache, sys.argv[1], interval=0.0, budget=None):
+        while True:
+            root, = cache.new()
+            cache.append([root], kv, kv)
+            cache.release(cache.fork([root] * 3) + [root])
+"""
+
+
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGKILL, None)])
+def test_a_run_that_is_stopped_leaves_a_file(number: signal.Signals, reason: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run = subprocess.Popen([sys.executable, "-c", textwrap.dedent(LONG_RUN), str(path)], stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while (not path.exists() or path.stat().st_size < 20_000) and time.monotonic() < until:
+            time.sleep(0.02)
+        run.send_signal(number)
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+        run.wait()
+    found = read_recording(path)
+    assert found.reason == reason
+    assert found.torn <= (number == signal.SIGKILL)
+    assert len(found.samples) > 10
+    assert {event["name"] for event in found.events} == {"new", "append", "fork", "release"}
+
+
+def test_no_warning_while_all_is_well(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = made()
+        with record(cache, tmp_path / "run.jsonl"):
+            search(cache)
