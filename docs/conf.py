@@ -43,7 +43,7 @@ myst_heading_anchors = 4
 # Strict: a name in a signature that leads nowhere is an error, but for names of other packages.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|npt|collections|typing|threading|sortedcontainers)\b.*"),
+    (r"py:.*", r"(torch|numpy|np|npt|collections|typing|threading|os|pathlib|sortedcontainers|prometheus_client)\b.*"),
     (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
 ]
 default_role = "code"  # docstrings write `names` as Markdown does

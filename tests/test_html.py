@@ -28,6 +28,7 @@ from paged_kv.html.series import MAX_SAMPLES, axis, sources, thinned
 from paged_kv.html.style import BIN_LABELS
 from paged_kv.html.tree import MAX_TREES, grown, tree
 from paged_kv.profile import profile
+from paged_kv.profile.workload import ENOUGH_ROOTS
 from paged_kv.recording import Recording, header
 
 LIMIT = 5_000_000
@@ -321,12 +322,20 @@ def test_large_forests_are_cut_and_say_so(tmp_path: Path) -> None:
 
 def test_cards_say_when_something_got_worse(profiled: tuple[dict[str, Any], list[Recording]]) -> None:
     worse = json.loads(json.dumps(profiled[0]))
+    worse["workload"]["roots"] = ENOUGH_ROOTS
     old, new = worse["caches"]["lightzero"], worse["caches"]["paged"]
     old["search_us_per_simulation"], new["search_us_per_simulation"] = 100.0, 150.0
     worse["fidelity"]["actions_equal"] -= 1
     found = {card.label: card for card in cards(worse)}
     assert (found["Search time per simulation"].big, found["Search time per simulation"].mood) == ("1.5x slower", "bad")
     assert (found["Decisions of the agent"].big, found["Decisions of the agent"].mood) == ("they differ", "bad")
+
+
+def test_times_of_few_root_steps_are_not_compared(profiled: tuple[dict[str, Any], list[Recording]]) -> None:
+    assert profiled[0]["workload"]["roots"] < ENOUGH_ROOTS
+    found = {card.label: card for card in cards(profiled[0])}
+    assert found["Search time per simulation"].big == found["Cache time per simulation"].big == "not compared"
+    assert found["Cache kernels per simulation"].mood == "good"
 
 
 # -- where the data comes from -------------------------------------------------------------------------------
@@ -407,7 +416,11 @@ def test_a_page_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SHORT, "--html", "/dev/full"]) == 1
-    assert capsys.readouterr().err == "paged-kv: [Errno 28] No space left on device\n"
+    kept = re.fullmatch(r"paged-kv: cannot write to '/dev/full': No space left on device; "
+                        r"what was to be written is in (\S+)\n", capsys.readouterr().err)
+    assert kept is not None
+    assert "</html>" in Path(kept[1]).read_text(encoding="utf-8")
+    Path(kept[1]).unlink()
 
 
 def test_report_writes_the_page_of_a_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

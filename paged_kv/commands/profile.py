@@ -101,6 +101,9 @@ def run(options: argparse.Namespace) -> int:
     wrong = _wrong(options, torch)
     if wrong:
         return fail(wrong, status=2)
+    missing = missing_report() if options.html else None
+    if missing:
+        return fail(missing)
     runs: list[Run] = []
     status = 1
     try:  # whatever ends it early, what was measured by then is shown and written
@@ -156,7 +159,7 @@ def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
         return f"the reference world model has no {' and no '.join(given)}: only the LightZero integration has"
     wrong = unusable_device(options.device, torch)
     wrong = wrong or (unusable_file(options.json) if str(options.json) != "-" else None)
-    wrong = wrong or unusable_file(options.html) or (missing_report() if options.html else None)
+    wrong = wrong or unusable_file(options.html)
     if wrong:
         return wrong
     sizes = {"envs": options.envs, "simulations": options.simulations}
