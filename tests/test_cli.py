@@ -59,7 +59,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"paged-kv {paged_kv.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["profile", "estimate"])
+@pytest.mark.parametrize("command", ["profile", "estimate", "record", "report", "diff"])
 def test_help_of_a_command(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +71,7 @@ def test_help_of_a_command(
     assert "False" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert "\nexamples:\n  paged-kv " in text
-    assert re.search(r"^usage: .*?\n\n[A-Z].*\.\n\noptions:", text, re.DOTALL), "a description"
+    assert re.search(r"^usage: .*?\n\n[A-Z].*\.\n\n(options|positional arguments):", text, re.DOTALL), "a description"
     assert not re.search(r"--[\w-]+ (?!N\b|NAME\b|PATH\b|FILE)[A-Z]+\b", text), "names of variables"
 
 

@@ -43,11 +43,6 @@ def two_or_more(text: str) -> int:
     return _at_least(text, 2)  # one root step times the search, the next the cache
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    return _at_least(text, 0)
-
-
 def seed(text: str) -> int:
     """A seed that every random generator takes, for argparse."""
     return _at_least(text, 0, LARGEST_SEED)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .common import fail
+from .common import fail, file
+
+DESCRIPTION = """\
+Compare two recordings side by side: peaks, averages, totals and rates, and how
+many times the one is of the other."""
+EXAMPLES = """\
+examples:
+  paged-kv diff before.jsonl after.jsonl"""
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `paged-kv`."""
-    command = commands.add_parser("diff", help="compare two recordings")
-    command.add_argument("a", type=Path, metavar="A", help="a recording")
-    command.add_argument("b", type=Path, metavar="B", help="another one")
+    command = commands.add_parser(
+        "diff", help="compare two recordings", usage="%(prog)s A B", description=DESCRIPTION, epilog=EXAMPLES
+    )
+    command.add_argument("a", type=file, metavar="A", help="a recording")
+    command.add_argument("b", type=file, metavar="B", help="another one")
     command.set_defaults(run=run)
 
 

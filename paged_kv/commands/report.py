@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import fail, unusable_file
+from .common import fail, file, missing_report, unusable_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,13 +14,27 @@ if TYPE_CHECKING:
     from ..recording import Recording
 
 
+DESCRIPTION = """\
+Show what a recording says as tables, and write it as a page, as a trace or as
+scalars. Recordings come from `paged-kv record` or from a run of your own."""
+EXAMPLES = """\
+examples:
+  paged-kv report run.jsonl                          tables
+  paged-kv report run.jsonl --html run.html          a page, works offline
+  paged-kv report run.jsonl --trace run.json         for ui.perfetto.dev
+  paged-kv report run.jsonl --tensorboard logs       scalars"""
+
+
 def add(commands: Any) -> None:
     """Add the command to the subparsers of `paged-kv`."""
-    command = commands.add_parser("report", help="show what a recording says, and export it")
-    command.add_argument("file", type=Path, metavar="FILE", help="a recording")
-    command.add_argument("--html", type=Path, metavar="OUT", help="also write it as a page that works offline")
-    command.add_argument("--trace", type=Path, metavar="OUT", help="also write a trace for ui.perfetto.dev (JSON)")
-    command.add_argument("--tensorboard", type=Path, metavar="DIR", help="also write scalars for TensorBoard")
+    command = commands.add_parser(
+        "report", help="show what a recording says, and export it", usage="%(prog)s FILE [options]",
+        description=DESCRIPTION, epilog=EXAMPLES,
+    )
+    command.add_argument("file", type=file, metavar="FILE", help="a recording")
+    command.add_argument("--html", type=file, metavar="FILE", help="also write it as a page that works offline")
+    command.add_argument("--trace", type=file, metavar="FILE", help="also write a trace for ui.perfetto.dev (JSON)")
+    command.add_argument("--tensorboard", type=file, metavar="PATH", help="also write scalars for TensorBoard")
     command.set_defaults(run=run)
 
 
@@ -38,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
     wrong = unusable_file(options.html) or unusable_file(options.trace)
     if wrong:
         return fail(wrong, status=2)
+    missing = missing_report() if options.html else None
+    if missing:
+        return fail(missing)
     try:
         recording = read_recording(options.file)
     except BadRecording as error:
@@ -61,12 +76,8 @@ def _export(options: argparse.Namespace, recording: Recording) -> list[str]:
     """Write what was asked for; returns what to say of it."""
     said = []
     if options.html:
-        from ..errors import MissingPackage
+        from ..html import page
 
-        try:
-            page = import_module("paged_kv.html").page
-        except ModuleNotFoundError:
-            raise MissingPackage("--html", "the libraries of the page", "'paged-kv[report]'") from None
         options.html.write_text(page([recording], None), encoding="utf-8")
         said.append(f"page: {options.html}")
     if options.trace:

@@ -170,9 +170,51 @@ def _parsed(text: bytes) -> Line | None:
         line = json.loads(text, parse_constant=_refuse)
     except ValueError:  # a UnicodeDecodeError is one, too
         return None
-    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str) or not _is_number(line.get("t")):
         return None
-    return line if isinstance(line.get("t"), (int, float)) else None
+    return line if SOUND.get(line["kind"], lambda _: True)(line) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _numbers(value: Any, null: bool = False) -> bool:
+    """Whether this is a list of numbers, with null among them or not."""
+    return isinstance(value, list) and all(_is_number(one) or (null and one is None) for one in value)
+
+
+def _is_event(line: Line) -> bool:
+    return isinstance(line.get("name"), str) and all(_is_number(v) for k, v in line.items() if k not in ("kind", "name"))
+
+
+def _is_sample(line: Line) -> bool:
+    bins = line.get("pages_by_refs", {})
+    plain = (value for name, value in line.items() if name not in ("kind", "pages_by_refs"))
+    return isinstance(bins, dict) and all(map(_is_number, (*plain, *bins.values())))
+
+
+def _is_tree(line: Line) -> bool:
+    nodes = line.get("nodes")
+    return isinstance(nodes, list) and all(
+        isinstance(node, dict) and _is_number(node.get("id")) and _is_number(node.get("tokens"))
+        and (node.get("parent") is None or _is_number(node["parent"])) and _numbers(node.get("pages"))
+        for node in nodes
+    )
+
+
+def _is_map(line: Line) -> bool:
+    lists = [line.get(name) for name in ("refs", "filled", "owner")]
+    return all(_numbers(one, null=True) for one in lists) and len({len(one) for one in lists if one is not None}) == 1
+
+
+def _is_histogram(line: Line) -> bool:
+    edges, counts = line.get("edges"), line.get("counts")
+    return _numbers(edges) and _numbers(counts) and bool(edges) and bool(counts)
+
+
+# What a line must hold so that whoever reads it can rely on it, by kind.
+SOUND = {"event": _is_event, "sample": _is_sample, "tree": _is_tree, "pages": _is_map, "lives": _is_histogram}
 
 
 def _refuse(constant: str) -> None:
