@@ -337,3 +337,23 @@ def test_wrong_arguments_of_record(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             cli.main(["record", "file", "--interval", text])
         assert f"{text!r} is not a number of milliseconds of at least 0" in capsys.readouterr().err
+
+
+def test_an_interrupted_record_keeps_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    from paged_kv.profile.reference_client import ReferenceSide
+
+    steps: list[int] = []
+    whole_step = ReferenceSide.step
+
+    def step(side: ReferenceSide, simulations: int, seed: int) -> Any:
+        steps.append(simulations)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return whole_step(side, simulations, seed)
+
+    monkeypatch.setattr(ReferenceSide, "step", step)
+    path = tmp_path / "run.jsonl"
+    assert cli.main(["record", str(path), "--reference"]) == 130
+    assert capsys.readouterr().err == f"paged-kv: stopped, what was recorded by then is in {path}.\n"
+    assert read_recording(path).reason == "KeyboardInterrupt"

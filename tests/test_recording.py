@@ -261,6 +261,19 @@ def test_a_pool_that_grew_for_a_verb_that_failed(tmp_path: Path) -> None:
         assert sum(recorder._lives) == cache.stats.freed_pages == 5
 
 
+def test_a_step_that_grows_the_pool_takes_pages_freed_just_before(tmp_path: Path) -> None:
+    cache = made(num_pages=2)
+    with record(cache, tmp_path / "run.jsonl", interval=1000.0) as recorder:
+        (old,) = cache.new()
+        cache.append([old], *tokens(1, 4))
+        cache.release([old])
+        batch = cache.open(cache.new(5), 2)
+        batch.update(0, *(part[0] for part in tokens(5, 2)))
+        cache.release(batch.commit())
+        recorder.snapshot("now")
+        assert sum(recorder._lives) == cache.stats.freed_pages == 7
+
+
 def test_an_empty_recording(tmp_path: Path) -> None:
     cache = made()
     with record(cache, tmp_path / "run.jsonl"):

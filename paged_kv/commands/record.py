@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     except (PagedKVError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        print(f"paged-kv: stopped; what was recorded by then is in {options.file}", file=sys.stderr)
-        return 130
+        written = f"what was recorded by then is in {options.file}" if options.file.exists() else "nothing was written"
+        return fail(f"stopped, {written}.", status=130)
     print(f"recorded to {options.file}: paged-kv report {options.file}")
     return 0
 
