@@ -85,3 +85,29 @@ def test_foreign_files_are_named(content: bytes | None, why: str, tmp_path: Path
     assert str(path) in str(caught.value)
     with pytest.raises(ValueError, match="directory"):
         read_recording(tmp_path)
+
+
+# One value of each kind of line, by the place it stands at, replaced by something that no reader expects.
+SPOILT: list[tuple[str, tuple[str | int, ...], object]] = [
+    ("event", ("name",), None), ("event", ("s",), "long"), ("event", ("t",), []),
+    ("sample", ("bytes_in_use",), "many"), ("sample", ("pages_by_refs",), [1]), ("sample", ("pages_by_refs", "1"), None),
+    ("tree", ("nodes",), None), ("tree", ("nodes", 0), 5), ("tree", ("nodes", 0, "id"), "root"),
+    ("tree", ("nodes", 0, "pages"), 3), ("tree", ("nodes", 0, "parent"), "none"),
+    ("pages", ("refs",), None), ("pages", ("owner",), ["a"]), ("pages", ("filled",), []),
+    ("lives", ("edges",), 1), ("lives", ("counts",), ["a"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "value"), SPOILT, ids=str)
+def test_lines_that_cannot_be_relied_on_are_left_out(
+    kind: str, place: tuple[str | int, ...], value: object, whole: bytes, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in whole.splitlines()]
+    spoilt = next(line for line in lines if line.get("kind") == kind)
+    holder = spoilt
+    for step in place[:-1]:
+        holder = holder[step]
+    holder[place[-1]] = value
+    path = tmp_path / "spoilt.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_recording(path).torn == 1

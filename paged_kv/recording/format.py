@@ -185,7 +185,8 @@ def _numbers(value: Any, null: bool = False) -> bool:
 
 
 def _is_event(line: Line) -> bool:
-    return isinstance(line.get("name"), str) and all(_is_number(v) for k, v in line.items() if k not in ("kind", "name"))
+    rest = (value for name, value in line.items() if name not in ("kind", "name"))
+    return isinstance(line.get("name"), str) and all(map(_is_number, rest))
 
 
 def _is_sample(line: Line) -> bool:
@@ -210,7 +211,7 @@ def _is_map(line: Line) -> bool:
 
 def _is_histogram(line: Line) -> bool:
     edges, counts = line.get("edges"), line.get("counts")
-    return _numbers(edges) and _numbers(counts) and bool(edges) and bool(counts)
+    return _numbers(edges, null=True) and _numbers(counts)  # null: without end
 
 
 # What a line must hold so that whoever reads it can rely on it, by kind.
