@@ -90,7 +90,8 @@ def test_foreign_files_are_named(content: bytes | None, why: str, tmp_path: Path
 # One value of each kind of line, by the place it stands at, replaced by something that no reader expects.
 SPOILT: list[tuple[str, tuple[str | int, ...], object]] = [
     ("event", ("name",), None), ("event", ("s",), "long"), ("event", ("t",), []),
-    ("sample", ("bytes_in_use",), "many"), ("sample", ("pages_by_refs",), [1]), ("sample", ("pages_by_refs", "1"), None),
+    ("sample", ("bytes_in_use",), "many"), ("sample", ("pages_by_refs",), [1]),
+    ("sample", ("pages_by_refs", "1"), None),
     ("tree", ("nodes",), None), ("tree", ("nodes", 0), 5), ("tree", ("nodes", 0, "id"), "root"),
     ("tree", ("nodes", 0, "pages"), 3), ("tree", ("nodes", 0, "parent"), "none"),
     ("pages", ("refs",), None), ("pages", ("owner",), ["a"]), ("pages", ("filled",), []),
