@@ -37,7 +37,7 @@ class Workspace:
     def layout(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
         """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
 
-        `start` is the head offset of all windows, which are then gathered by pages, or None to gather them by tokens.
+        `start` is the head offset of the longest window, where all are gathered by pages, or None to gather by tokens.
         """
         found = self._layouts.get((batch, past, room, start))
         if found is None:
@@ -80,6 +80,7 @@ class Layout:
         self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._layers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._next: dict[int, Ints] = {}
+        self._blanks: dict[tuple[int, int, int], list[torch.Tensor]] = {}
 
     def columns(self, first: int, end: int) -> list[torch.Tensor]:
         """The planes from column `first` to `end`."""
@@ -95,6 +96,18 @@ class Layout:
             keys, values = self.keys_values(self.columns(first, end))
             found = self._layers[first, end] = list(zip(keys.unbind(0), values.unbind(0)))
         return found
+
+    def blank(self, windows: Sequence[tuple[int, int]]) -> None:
+        """Zero what whole pages brought along in front of windows (start, length) that end in column `past`."""
+        for row, (start, length) in enumerate(windows):
+            end = self.past - length
+            if start and end and length:
+                key = row, max(0, end - start), end
+                dead = self._blanks.get(key)
+                if dead is None:
+                    dead = self._blanks[key] = [plane[:, row, :, key[1] : end] for plane in self.planes]
+                for part in dead:
+                    part.zero_()
 
     def next_positions(self, new: int) -> Ints:
         """The positions [1, new] after the windows of a batch of equal ones."""
