@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from paged_kv.workspace import Ints, Layout
+from paged_kv.workspace import Ints, Layout, wide
 
 Tensors = Sequence[torch.Tensor]
 UNWRITTEN = 1024  # batches whose positions are written down at the latest
@@ -39,7 +39,7 @@ class Plane:
         self.rows = rows
         self.pages = rows.view(-1, self.parts, self.heads, self.page_size, self.head_size)
         self.targets = self.pages.transpose(0, 1)  # as a batch lies: [parts, pages, heads, page_size, head_size]
-        self.sources = rows, rows.view(-1, self.page_size * self.head_size)
+        self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
