@@ -57,7 +57,7 @@ def figure_of(rows: int, columns: int, height: float) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, columns, figsize=(6.2 * columns, height * rows + 0.4), squeeze=False)
-    figure.subplots_adjust(left=0.17 if columns > 1 else 0.12, right=0.97, top=0.94, bottom=0.1, wspace=0.5, hspace=0.3)
+    figure.subplots_adjust(left=0.17 if columns > 1 else 0.12, right=0.97, top=0.92, bottom=0.1, wspace=0.5, hspace=0.3)
     return figure, axes
 
 
@@ -78,21 +78,24 @@ def times(results: dict[str, Any]) -> Any:
 def scaling(results: dict[str, Any]) -> Any:
     """Fork + append beside live sequences."""
     figure, axes = figure_of(1, 2, 4.2)
-    figure.subplots_adjust(left=0.06, wspace=0.2, bottom=0.2, right=0.98)
+    figure.subplots_adjust(left=0.06, wspace=0.12, bottom=0.22, right=0.98)
+    middles = [entry[count][parents]["median"] for entry in results["scaling"].values()
+               for count in entry for parents in ("near", "any")]
     for panel, parents, title in ((axes[0][0], "near", "parents among the 400 newest"),
                                   (axes[0][1], "any", "parents among all")):
         for colour, (name, entry) in zip(COLOURS, results["scaling"].items()):
             counts = sorted(map(int, entry))
-            middles = [entry[str(count)][parents]["median"] for count in counts]
-            panel.plot(counts, middles, marker="o", markersize=4, color=colour, label=name,
+            line = [entry[str(count)][parents]["median"] for count in counts]
+            panel.plot(counts, line, marker="o", markersize=4, color=colour, label=name,
                        linewidth=2.2 if name == "paged_kv" else 1.2)
         panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set_ylim(0, max(middles) * 1.1)
         panel.set_title(f"fork + append of 8, {title}", fontsize=10, loc="left")
         panel.set_xlabel("live sequences", fontsize=9)
         panel.set_ylabel("microseconds", fontsize=9)
         panel.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), ncol=6, fontsize=8, loc="lower center",
+                  bbox_to_anchor=(0.5, 0.055), frameon=False)
     return figure
 
 
