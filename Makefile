@@ -1,25 +1,29 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
 # make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
 # make docs   the documentation as a site, in build/site
-# make clean  removes both environments and all caches
+# make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
+# make clean  removes the environments and all caches
 #
-# Both set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
+# They set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
 # the address of PyTorch's CPU builds:  make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PROFILE_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
+VLLM ?=
 
 BIN := .venv/bin
 CORE := .venv-core/bin
 INSTALL_BROWSER := apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium
+BENCH := .venv-bench/bin
 INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
 
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs test-all test-core environments browser clean
+.PHONY: demo test lint docs bench test-all test-core environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -30,6 +34,9 @@ test:
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory test-all
 	@$(MAKE) --no-print-directory test-core
+
+bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
+	PYTHONPATH=. $(BENCH)/python benchmarks/peers/run.py $(BENCH_ARGS)
 
 environments: .venv/.dev .venv-core/.dev browser
 
@@ -80,6 +87,18 @@ test-core: .venv-core/.dev
 	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis pytest
 	@touch $@
 
+.venv-bench/.peers: constraints.txt requirements-bench.txt requirements-lightzero.txt
+	$(PYTHON) -m venv --clear .venv-bench
+	@echo "installing torch, transformers, LightZero 0.2.0 and what they need (a few minutes)"
+	$(BENCH)/python $(INSTALL) torch==2.13.0 -r requirements-bench.txt
+	$(BENCH)/python $(INSTALL) --no-deps LightZero==0.2.0 DI-engine==0.5.3
+	@touch $@
+
+.venv-bench/.vllm: .venv-bench/.peers requirements-bench-vllm.txt
+	$(BENCH)/python $(INSTALL) -r requirements-bench-vllm.txt
+	$(BENCH)/python $(INSTALL) --no-deps vllm==0.33.0
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-core build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-core .venv-bench build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from paged_kv.errors import BadCount, CorruptCache, OutOfPages
 
-MANY = 32  # pages freed at once that are worth a sort
+MANY = 32  # freed pages that are worth a sort
 
 
 class PageAllocator:
@@ -25,7 +25,7 @@ class PageAllocator:
     (4, 0)
     """
 
-    __slots__ = ("capacity", "free", "max_pages", "refs")
+    __slots__ = ("capacity", "free", "max_pages", "refs", "unsorted")
 
     def __init__(self, num_pages: int, *, max_pages: int | None) -> None:
         if num_pages < 1:
@@ -36,6 +36,7 @@ class PageAllocator:
         self.max_pages = max_pages
         self.refs = [0] * (num_pages + 1)
         self.free = list(range(num_pages, 0, -1))  # a stack: the lowest page is taken first
+        self.unsorted = 0  # pages that came back since the stack was sorted
 
     @property
     def free_count(self) -> int:
@@ -76,12 +77,9 @@ class PageAllocator:
             refs[page] = 1
         return taken
 
-    def next_run(self, count: int) -> int:
-        """The first of the next `count` free pages, where they lie side by side in the order of `take`, else 0."""
-        pages = self.free[-count:]
-        if len(pages) == count and count and pages == list(range(pages[-1] + count - 1, pages[-1] - 1, -1)):
-            return pages[-1]
-        return 0
+    def peek(self, count: int) -> list[int]:
+        """The pages that `take` would give next, which stay free; none where they are too few."""
+        return self.free[: -count - 1 : -1] if count <= len(self.free) else []
 
     def hold(self, pages: Iterable[int]) -> None:
         """Add one reference to each page."""
@@ -92,7 +90,7 @@ class PageAllocator:
     def drop(self, pages: Iterable[int]) -> int:
         """Give back one reference of each page; pages that reach 0 become free. Returns their number.
 
-        They are taken again in the order they came in, and where they are many the whole stack is sorted: so pages
+        They are taken again in the order they came in, and once many came back the whole stack is sorted: so pages
         that are taken together mostly lie side by side.
         """
         refs, free = self.refs, self.free
@@ -104,8 +102,10 @@ class PageAllocator:
                 freed.append(page)
         freed.reverse()
         free += freed
-        if len(freed) >= MANY and len(freed) * 8 >= len(free):
+        self.unsorted += len(freed)
+        if self.unsorted >= MANY and self.unsorted * 8 >= len(free):
             free.sort(reverse=True)
+            self.unsorted = 0
         return len(freed)
 
     def check(self, holders: dict[int, int]) -> None:

@@ -151,8 +151,10 @@ class PagedKVCache(PagePool):
         """
         records, left = self._tables.records(list(seqs)), _is_left(pad)
         lengths = [record[2] for record in records]
-        layout, index = self._placed(self._dense, records, 0, left)
+        layout, index, uniform = self._placed(self._dense, records, 0, left)
         self._storage.gather(index, layout)
+        if layout.paged and not uniform:
+            layout.blank([(record[1], record[2]) for record in records])
         positions, kept = self._positions(records, left)
         device = self._storage.device
         keys, values = layout.all_layers()
@@ -186,25 +188,37 @@ class PagedKVCache(PagePool):
         parents, left = list(seqs), _is_left(pad)
         check_count("room", room, 0, None)
         records = self._tables.records(parents)
-        layout, index = self._placed(self._stage, records, room, left)
+        layout, index, uniform = self._placed(self._stage, records, room, left)
         if self._staged is not None:
             self._staged.close()
         self._storage.gather(index, layout)
-        batch = self._staged = StagingBatch(self, parents, records, left, layout)
+        if layout.paged and not uniform:
+            layout.blank([(record[1], record[2]) for record in records])
+        batch = self._staged = StagingBatch(self, parents, records, left, layout, uniform)
         if rebase is not None:
             rebase(batch)
         return batch
 
-    def _placed(self, workspace: Workspace, records: list[Record], room: int, left: bool) -> tuple[Layout, Ints]:
-        """The buffers for a batch of windows, and the pages or slots that they are filled from."""
-        planes, batch = self._storage.planes, len(records)
-        if records and [record[1:3] for record in records].count(records[0][1:3]) == batch:
-            pages, start, length, _ = records[0]
-            flat = chain.from_iterable([record[0] for record in records])
-            index = np.fromiter(flat, np.int64, batch * len(pages)).reshape(batch, -1 if pages else 0)
-            return workspace.layout(planes, batch, length, room, start), index
+    def _placed(
+        self, workspace: Workspace, records: list[Record], room: int, left: bool
+    ) -> tuple[Layout, Ints, bool]:
+        """The buffers for a batch of windows, the pages or slots that they are filled from, and whether all are alike.
+
+        Windows that end at one offset of their pages are gathered by pages, padded in front with the null page.
+        """
+        planes, batch, size = self._storage.planes, len(records), self.page_size
+        uniform = bool(records) and [record[1:3] for record in records].count(records[0][1:3]) == batch
+        if uniform or (left and len({(record[1] + record[2]) % size for record in records}) == 1):
+            past = max([record[2] for record in records])
+            start = (records[0][1] + records[0][2] - past) % size
+            width = -((start + past) // -size) if past else 0
+            tables = [record[0] for record in records]
+            if not uniform:
+                tables = [(0,) * (width - len(pages)) + pages for pages in tables]
+            index = np.fromiter(chain.from_iterable(tables), np.int64, batch * width).reshape(batch, width)
+            return workspace.layout(planes, batch, past, room, start), index, uniform
         slots = self._slots(records, left)
-        return workspace.layout(planes, batch, slots.shape[1], room, None), slots
+        return workspace.layout(planes, batch, slots.shape[1], room, None), slots, False
 
     def _slots(self, records: list[Record], left: bool) -> Ints:
         tables, starts, lengths = ([record[field] for record in records] for field in range(3))
@@ -237,11 +251,12 @@ class PagedKVCache(PagePool):
         if less is not None:
             check_less(less, sources)
         if positions is None:
-            positions = layout.next_positions(new) if layout.paged else following(batch.lengths, new)
-        if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= layout.past and not slide % size:
-            first = self._pages.next_run(len(batch.parents))
-            if first:  # what a search does at every step: one fresh page a child, side by side
-                self._storage.write_run((first, 0), sources, positions, less)
+            positions = layout.next_positions(new) if batch.uniform else following(batch.lengths, new)
+        shortest = layout.past if batch.uniform else min(batch.lengths, default=0)
+        if layout.on_edge and new == size and type(slide) is int and 0 <= slide <= shortest and not slide % size:
+            pages = self._pages.peek(len(batch.parents))
+            if pages:  # what a search does at every step: one fresh page a child
+                self._storage.write_pages(pages, 0, sources, positions, less)
                 children = self._tables.extend(batch.parents, batch.records, slide // size)
                 self._note(len(children))
                 return children

@@ -31,22 +31,19 @@ class Plan:
             for index in range(end, end + new)
         ]
 
-    def run(self) -> tuple[int, int] | None:
-        """First page and offset, where row r writes as many tokens at the same offset of page first + r; else None.
+    def row_pages(self) -> tuple[list[int], int] | None:
+        """The page that each row writes to and the offset in it, where all write as many tokens at one offset; or None.
 
-        So it is in a tree search, whose children take fresh pages that lie side by side. Such a batch is written as one
-        strided block, without an index.
+        So it is in a tree search, whose children take a fresh page each.
         """
         counts, ends, size = self.counts, self.ends, self.page_size
         if not counts:
             return None
         new, offset = counts[0], ends[0] % size
-        first = self.tables[0][-1] if self.tables[0] else 0
         if (
-            offset + new > size
+            not 0 < new <= size - offset
             or counts.count(new) != len(counts)
-            or [pages[-1:] for pages in self.tables] != [(page,) for page in range(first, first + len(counts))]
             or (ends.count(ends[0]) != len(ends) and any(end % size != offset for end in ends))
         ):
             return None
-        return first, offset
+        return [pages[-1] for pages in self.tables], offset

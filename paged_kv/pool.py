@@ -132,11 +132,11 @@ class PagePool:
             self._storage.copy_pages(plan.copies)
         if not any(plan.counts):
             return
-        run = plan.run() if sources[0].shape[1] == len(plan.seqs) else None  # else they come token by token
-        if run is None:
+        pages = plan.row_pages() if sources[0].shape[1] == len(plan.seqs) else None  # else they come token by token
+        if pages is None:
             self._storage.scatter(plan.slots, sources, positions, less)
         else:
-            self._storage.write_run(run, sources, positions, less)
+            self._storage.write_pages(*pages, sources, positions, less)
 
     def _apply(self, plan: Plan) -> list[int]:
         free, stats = self._pages.free_count, self.stats

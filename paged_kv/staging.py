@@ -74,13 +74,20 @@ class StagingBatch:
     stores the new tokens of all layers and returns the children. The buffers belong to the cache: a later `open`
     closes this batch.
 
-    Attributes: `parents`; `past`, `room`; `layers`; `planes`, the raw buffers [parts, B, heads, width, head_size].
+    Attributes: `parents`; `past`, `room`; `layers`; `planes`, the raw buffers [parts, B, heads, width, head_size];
+    `uniform`, whether all windows begin at one offset of their pages and have one length: then nothing is padding.
     """
 
     def __init__(
-        self, cache: PagedKVCache, parents: list[int], records: list[Record], left: bool, layout: Layout
+        self,
+        cache: PagedKVCache,
+        parents: list[int],
+        records: list[Record],
+        left: bool,
+        layout: Layout,
+        uniform: bool,
     ) -> None:
-        self._cache, self.closed = cache, False
+        self._cache, self.closed, self.uniform = cache, False, uniform
         self._positions: Ints | None = None
         self.parents, self.records, self.left, self.layout = parents, records, left, layout
         self.past, self.room = layout.past, layout.room
@@ -95,11 +102,6 @@ class StagingBatch:
     def size(self) -> int:
         """Columns filled so far in layer 0, padding included."""
         return self.layers[0].size
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all windows begin at one offset of their pages and have one length: then nothing is padding."""
-        return self.layout.paged
 
     @property
     def lengths(self) -> list[int]:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from paged_kv.workspace import Ints, Layout
+from paged_kv.workspace import Ints, Layout, wide
 
 Tensors = Sequence[torch.Tensor]
-UNWRITTEN = 1024  # runs whose positions are written down at the latest
+UNWRITTEN = 1024  # batches whose positions are written down at the latest
 
 
 class Plane:
@@ -39,7 +39,7 @@ class Plane:
         self.rows = rows
         self.pages = rows.view(-1, self.parts, self.heads, self.page_size, self.head_size)
         self.targets = self.pages.transpose(0, 1)  # as a batch lies: [parts, pages, heads, page_size, head_size]
-        self.sources = rows, rows.view(-1, self.page_size * self.head_size)
+        self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages beside the null page."""
@@ -70,21 +70,21 @@ class PageStorage:
         self.page_rows = self.planes[0].page_rows  # of every plane
         self.page_bytes = sum(plane.rows.numel() * plane.rows.element_size() for plane in self.planes)
         self._positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
-        self._unwritten: list[tuple[int, int, int, Ints]] = []
+        self._unwritten: list[tuple[slice | list[int], int, Ints]] = []  # pages, offset, positions
 
     @property
     def positions(self) -> Ints:
         """The position each token was written at [pages, page_size].
 
-        Few read them, so runs are noted and written down together: numpy is slow to wake up between two model steps.
+        Few read them, so batches are noted and written down together: numpy is slow to wake up between two model steps.
         """
         if self._unwritten:
             self._write_positions()
         return self._positions
 
     def _write_positions(self) -> None:
-        for page, rows, offset, positions in self._unwritten:
-            self._positions[page : page + rows, offset : offset + positions.shape[1]] = positions
+        for pages, offset, positions in self._unwritten:
+            self._positions[pages, offset : offset + positions.shape[1]] = positions
         self._unwritten.clear()
 
     def grow(self, pages: int) -> None:
@@ -118,24 +118,25 @@ class PageStorage:
             np.add(first, plane.offsets[paged], past)
             torch.index_select(plane.sources[paged], 0, rows if self._on_host else rows.to(self.device), out=flat)
 
-    def write_run(
-        self, run: tuple[int, int], sources: Tensors, positions: Ints, less: Tensors | None = None
+    def write_pages(
+        self, pages: list[int], offset: int, sources: Tensors, positions: Ints, less: Tensors | None = None
     ) -> None:
-        """Write tokens [parts, B, heads, n, head_size], one source a plane, to pages that lie side by side.
+        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B different pages from `offset` on.
 
-        `run` is the first page, and the offset in each of the B pages. `less` is subtracted. One kernel a plane.
+        `less` is subtracted. One kernel a plane; pages that lie side by side are one strided block, without an index.
         """
-        page, offset = run
-        _, rows, _, new, _ = sources[0].shape
+        new, first, rows = sources[0].shape[3], pages[0], len(pages)
+        place: slice | list[int] = slice(first, first + rows) if pages == list(range(first, first + rows)) else pages
         for number, (plane, source) in enumerate(zip(self.planes, sources)):
-            target = plane.targets[:, page : page + rows]
-            if new < self.page_size:
-                target = target[:, :, :, offset : offset + new]
-            if less is None:
-                target.copy_(source)
+            target = plane.targets if new == self.page_size else plane.targets[:, :, :, offset : offset + new]
+            if type(place) is list:
+                index = torch.tensor(place, device=self.device)
+                target.index_copy_(1, index, source if less is None else source - less[number])
+            elif less is None:
+                target[:, place].copy_(source)
             else:
-                torch.sub(source, less[number], out=target)
-        self._unwritten.append((page, rows, offset, positions))
+                torch.sub(source, less[number], out=target[:, place])
+        self._unwritten.append((place, offset, positions))
         if len(self._unwritten) >= UNWRITTEN:
             self._write_positions()
 

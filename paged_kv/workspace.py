@@ -37,7 +37,7 @@ class Workspace:
     def layout(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
         """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
 
-        `start` is the head offset of all windows, which are then gathered by pages, or None to gather them by tokens.
+        `start` is the head offset of the longest window, where all are gathered by pages, or None to gather by tokens.
         """
         found = self._layouts.get((batch, past, room, start))
         if found is None:
@@ -72,7 +72,7 @@ class Layout:
         self.paged, self.past, self.room = paged, past, room
         self.on_edge = paged and (first + past) % unit == 0  # the next token of every window begins a page
         self.planes = [plane[:, :, :, first : first + past + room] for plane in whole]
-        self.flat = [plane.view(-1, unit * plane.shape[-1]) for plane in whole]
+        self.flat = [wide(plane.view(-1, unit * plane.shape[-1])) for plane in whole]
         arrays = [np.zeros((*plane.shape[:3], plane.shape[3] // unit), dtype=np.int64) for plane in whole]
         self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
         filled = -(-(first + past) // unit) if past else 0
@@ -96,6 +96,22 @@ class Layout:
             found = self._layers[first, end] = list(zip(keys.unbind(0), values.unbind(0)))
         return found
 
+    def blank(self, windows: Sequence[tuple[int, int]]) -> None:
+        """Zero what whole pages brought along in front of windows (start, length) that end in column `past`.
+
+        One kernel a plane, and none where nothing was brought along.
+        """
+        dead = [
+            (row, column)
+            for row, (start, length) in enumerate(windows)
+            if length
+            for column in range(max(0, self.past - length - start), self.past - length)
+        ]
+        if dead:
+            rows, columns = (torch.tensor(part, device=self.planes[0].device) for part in zip(*dead))
+            for plane in self.planes:
+                plane.permute(1, 3, 0, 2, 4)[rows, columns] = 0
+
     def next_positions(self, new: int) -> Ints:
         """The positions [1, new] after the windows of a batch of equal ones."""
         found = self._next.get(new)
@@ -113,3 +129,8 @@ class Layout:
         if len(planes) == 1:
             return planes[0][0::2], planes[0][1::2]
         return planes[0], planes[1]
+
+
+def wide(rows: torch.Tensor) -> torch.Tensor:
+    """A view of contiguous rows as numbers of 8 bytes, where these fill a row: half as long to gather as bfloat16."""
+    return rows.view(torch.int64) if rows.shape[-1] * rows.element_size() % 8 == 0 else rows

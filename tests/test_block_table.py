@@ -307,27 +307,27 @@ def test_a_handle_is_never_used_twice() -> None:
     assert tables.siblings(second) == []
 
 
-def test_children_that_fill_fresh_pages_are_written_as_one_block() -> None:
-    """A run is a first page and an offset; whatever does not lie side by side has none."""
+def test_rows_that_write_to_a_page_each() -> None:
+    """A page a row and one offset; whatever needs more than that has none."""
     tables = made(2)
     roots = filled(tables, 2, 4)  # pages 1 and 2, 3
-    assert tables.plan(roots, 2, fork=True).run() == (4, 0)
-    assert tables.plan(roots, 1, fork=True).run() == (4, 0)
+    assert tables.plan(roots, 2, fork=True).row_pages() == ([4, 5], 0)
+    assert tables.plan(roots, 1, fork=True).row_pages() == ([4, 5], 0)
     children = tables.apply(tables.plan(roots, 1, fork=True))
-    assert tables.plan(children, 1).run() == (4, 1)
-    assert tables.plan(children[::-1], 1).run() is None, "from back to front"
-    assert tables.plan(roots, 3, fork=True).run() is None, "two pages a row"
-    assert tables.plan(roots, [1, 2], fork=True).run() is None, "different numbers"
-    assert tables.plan([roots[0], children[1]], 1, fork=True).run() is None, "different offsets"
-    assert tables.plan([], 1).run() is None
-    assert tables.plan(tables.new(2, start=1), 0).run() is None, "nothing to write"
+    assert tables.plan(children, 1).row_pages() == ([4, 5], 1)
+    assert tables.plan(children[::-1], 1).row_pages() == ([5, 4], 1)
+    assert tables.plan(roots, 3, fork=True).row_pages() is None, "two pages a row"
+    assert tables.plan(roots, [1, 2], fork=True).row_pages() is None, "different numbers"
+    assert tables.plan([roots[0], children[1]], 1, fork=True).row_pages() is None, "different offsets"
+    assert tables.plan([], 1).row_pages() is None
+    assert tables.plan(tables.new(2, start=1), 0).row_pages() is None, "nothing to write"
 
 
 def test_extend_is_plan_and_apply_of_a_search_step() -> None:
     for drop in (0, 1):
         short, long = made(2, 16), made(2, 16)
         roots = [filled(tables, 4, 6) for tables in (short, long)]
-        assert short.pages.next_run(2) == 6
+        assert short.pages.peek(2) == [6, 7]
         children = short.extend(roots[0], short.records(roots[0]), drop)
         others = long.apply(long.plan(roots[1], 2, fork=True, slide=2 * drop))
         assert short.windows(children) == long.windows(others)
@@ -336,18 +336,23 @@ def test_extend_is_plan_and_apply_of_a_search_step() -> None:
         short.check()
 
 
-def test_a_run_of_free_pages() -> None:
+def test_a_look_at_the_pages_that_are_next() -> None:
     pages = PageAllocator(8, max_pages=8)
-    assert [pages.next_run(count) for count in (0, 1, 8, 9)] == [0, 1, 1, 0]
+    assert [pages.peek(count) for count in (0, 1, 3, 9)] == [[], [1], [1, 2, 3], []]
     pages.take(4)
     pages.drop([2, 1])
-    assert [pages.next_run(count) for count in (1, 2, 3)] == [2, 0, 0]
+    for count in (1, 2, 3, 6):
+        assert pages.peek(count) == [2, 1, 5, 6, 7, 8][:count]
+    assert pages.take(3) == [2, 1, 5]
 
 
 def test_pages_freed_together_lie_side_by_side_again() -> None:
     pages = PageAllocator(64, max_pages=64)
     taken = pages.take(64)
     pages.drop(taken[::2] + taken[1::2])
+    assert pages.take(64) == taken
+    for first in range(0, 64, 8):  # a few at a time, too
+        pages.drop(taken[first + 7 : first : -2] + taken[first : first + 8 : 2])
     assert pages.take(64) == taken
 
 

@@ -94,6 +94,59 @@ def test_contexts_stand_side_by_side_with_zeros_between(device: str, pad: str) -
     assert cache.lengths(seqs) == [1, 3], "the parents stay as they are"
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_windows_that_end_alike_are_gathered_by_pages_and_padded_with_zeros(device: str, size: int) -> None:
+    """Whole pages bring dead slots along: here they hold NaN, which must not be seen."""
+    for end in range(size):
+        cache = made(device, page_size=size, value_head_size=3)
+        for plane in cache._storage.planes:
+            plane.rows.fill_(torch.nan)
+            plane.pages[0] = 0
+        wanted = []
+        seqs = []
+        for start in range(size):
+            (seq,) = cache.new(start=start)
+            for pages in range(3):
+                length = (end - start) % size + size * pages
+                keys, values = (torch.randn(2, 1, 1, length, width, device=device) for width in (2, 3))
+                seqs += cache.fork([seq])
+                cache.append([seqs[-1]], keys, values)
+                wanted.append((keys[:, 0], values[:, 0]))
+        batch = cache.open(seqs, 1)
+        assert not batch.uniform
+        assert batch.layout.paged
+        for layer in range(2):
+            for part in range(2):
+                got = batch.get(layer)[part]
+                for row, length in enumerate(batch.lengths):
+                    assert torch.equal(got[row, :, batch.past - length :], wanted[row][part][layer])
+                    assert not got[row, :, : batch.past - length].any()
+        advance(batch, cache)
+        children = batch.commit()
+        cache.check()
+        assert cache.lengths(children) == [length + 1 for length in batch.lengths]
+        assert batch.now.max(axis=1, initial=0).tolist() == [max(length - 1, 0) for length in batch.lengths]
+
+
+def test_children_of_windows_that_end_alike_take_a_page_each_wherever_it_lies(device: str) -> None:
+    cache = made(device)
+    seqs = [*filled(cache, 2), *filled(cache, 6), *filled(cache, 4)]
+    holes = filled(cache, *[2] * 6)
+    cache.release(holes[::2])  # the next free pages lie apart
+    before = cache.gather(seqs).keys.clone()
+    batch = cache.open(seqs, 2)
+    advance(batch, cache, 2, -3.0)
+    children = batch.commit(slide=2)
+    cache.check()
+    assert cache.lengths(children) == [2, 6, 4]
+    context = cache.gather(children)
+    for row, length in enumerate((2, 6, 4)):
+        assert torch.equal(context.keys[:, row, :, : length - 2], before[:, row, :, 2:length])
+        assert bool((context.keys[:, row, :, length - 2 : length] == -3).all())
+        assert context.positions[row, :length].tolist() == list(range(2, length + 2))
+    assert cache.stats.copied_pages == 0
+
+
 def test_what_the_batch_gives_are_views_of_one_buffer_at_a_fixed_address(device: str) -> None:
     cache = made(device)
     seqs = filled(cache, 3, 3)
