@@ -70,8 +70,10 @@ class Player:
         answer = self.model.initial_inference(self.observations, self.actions, now, [np.array(t) for t in times])
         for row, env in enumerate(self.envs):
             seen = Token(answer.latent_state[row, 0], 2 * times[row])
-            action = self._action(self.actions[row], 2 * times[row] - 1)
-            self.windows[env] = (seen,) if begins else (*self._kept(self.windows[env]), action, seen)
+            before: Window = ()
+            if not begins:
+                before = (*self._kept(self.windows[env]), self._action(self.actions[row], 2 * times[row] - 1))
+            self.windows[env] = (*before, seen)
         self.times, self.tree = times, [[(self.windows[env], 0) for env in self.envs]]
         self._note(answer, [window for window, _ in self.tree[0]])
         self.observations, self.actions = now, [int(a) for a in self.random.integers(2, size=len(now))]
