@@ -163,6 +163,5 @@ def test_recording_cost(tmp_path: Path) -> None:
     text = run("recording_cost.py", "--roots", "3", "--json", str(out)).stdout
     found = json.loads(out.read_text())["results"]
     for clock in ("wall", "cpu"):
-        assert set(found[clock]["ratio"]) == {"control", "recorded"}
-        assert f"recorded / plain {found[clock]['ratio']['recorded']:.4f}" in text
+        assert f"recorded / plain {found[clock]['ratio']:.4f}" in text
     assert found["recording"]["samples"] >= 2

@@ -71,6 +71,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def eventually(tab: Any, expression: str) -> None:
+    """Wait until an expression is true. Asked from here, since the page allows no script of ours to poll it."""
+    for _ in range(TIMEOUT // 50):
+        if tab.evaluate(expression):
+            return
+        tab.wait_for_timeout(50)
+    pytest.fail(f"never true: {expression}")
+
+
 class Visit:
     """One page in one window, with all that it asked for and complained about."""
 
@@ -185,7 +194,7 @@ def test_the_legend_singles_a_line_out(wide: Visit) -> None:
             "line => Number(line.getAttribute('opacity')) < 0.5).length"
     assert wide.tab.evaluate(faded) == 0
     wide.tab.locator("#held .role-legend-label text", has_text="paged").first.click()
-    wide.tab.wait_for_function(f"({faded})() === 3")
+    eventually(wide.tab, f"({faded})() === 3")
     wide.check()
 
 
@@ -200,11 +209,11 @@ def test_the_tree_shows_sizes_and_whom_a_page_serves(wide: Visit) -> None:
     said = wide.tooltip()
     assert "tokens of its context" in said
     assert " B" in said or "KiB" in said
-    wide.tab.wait_for_function(f"({ringed})() >= 1")
+    eventually(wide.tab, f"({ringed})() >= 1")
     assert wide.tab.evaluate(ringed) <= count
     wide.tab.select_option("#tree-r1 .vega-bind select", index=1)
     wide.tab.mouse.move(0, 0)
-    wide.tab.wait_for_function(f"({ringed})() === 0")
+    eventually(wide.tab, f"({ringed})() === 0")
     assert nodes.count() > 4
     wide.check()
 
@@ -212,7 +221,7 @@ def test_the_tree_shows_sizes_and_whom_a_page_serves(wide: Visit) -> None:
 def test_charts_follow_the_width_of_the_window(browser: Any, file: Path) -> None:
     with Visit(browser, file, WIDE) as visit:
         visit.tab.set_viewport_size(PHONE)
-        visit.tab.wait_for_function("document.querySelector('#held svg').getBoundingClientRect().width < 390")
+        eventually(visit.tab, "document.querySelector('#held svg').getBoundingClientRect().width < 390")
         assert visit.tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         visit.check()
 
