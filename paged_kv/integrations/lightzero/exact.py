@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lzero.model.unizero_world_models.transformer import apply_rotary_emb
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.state import ROOM, PagedState
@@ -125,8 +126,25 @@ class ExactBatch:
         if not model.config.rotary_emb:
             pads = 0 if self._pads is None else self._pads.to(token.device)[:, None]
             token = token + model.pos_emb((columns - pads).clamp(min=0))
-        out = model.transformer(token, self, valid_context_lengths=self._mask(columns, end), start_pos=first)
-        return out[:, -1:]  # type: ignore[no-any-return]
+        return self._last(model.transformer, token, self._mask(columns, end), first)
+
+    def _last(self, transformer: Any, x: torch.Tensor, mask: torch.Tensor | None, first: int) -> torch.Tensor:
+        """The transformer's pass over `x` from position `first` on, for the output of the last token.
+
+        Nobody asks the last layer about the tokens before it: that layer makes their keys and values only.
+        """
+        turns = None
+        if transformer.config.rotary_emb:
+            turns = transformer.freqs_cis[first : first + x.shape[1]].repeat(x.shape[0], 1, 1)
+        *lower, top = transformer.blocks
+        x = transformer.drop(x)
+        for layer, block in zip(self._layers, lower):
+            x = block(x, layer, mask, turns)
+        if x.shape[1] > 1:
+            before, x = x[:, :-1], x[:, -1:]
+            self._layers[-1].update(*_keys_and_values(top, before, None if turns is None else turns[:, :-1]))
+            mask, turns = None if mask is None else mask[:, :, -1:], None if turns is None else turns[:, -1:]
+        return transformer.ln_f(top(x, self._layers[-1], mask, turns))  # type: ignore[no-any-return]
 
     def _mask(self, columns: torch.Tensor, end: int) -> torch.Tensor | None:
         """Bool [B, 1, columns, end]: what each column may attend to; None where no window is padded.
@@ -139,6 +157,17 @@ class ExactBatch:
         pads = self._pads.to(columns.device)[:, None, None]
         allowed = (seen <= columns[:, None]) & (seen >= pads) | (seen == columns[:, None])
         return allowed[:, None]
+
+
+def _keys_and_values(block: Any, x: torch.Tensor, turns: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V [B, heads, n, head_size] that a block makes of its input."""
+    attention, x = block.attn, block.ln1(x)
+    keys, values = (
+        layer(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for layer in (attention.key, attention.value)
+    )
+    if turns is not None:
+        keys, _ = apply_rotary_emb(keys, keys, freqs_cis=turns)
+    return keys, values
 
 
 def token_shape(embed_dim: int) -> dict[str, int]:
