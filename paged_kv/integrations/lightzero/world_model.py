@@ -106,13 +106,15 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             self.keys_values_wm_size_list_current = batch.sizes
         return self.forward(tokens, past_keys_values=batch, is_init_infer=not own, start_pos=start_pos)
 
-    def forward(self, tokens: Any, past_keys_values: Any = None, *arguments: Any, **options: Any) -> Any:
+    def forward(
+        self, obs_embeddings_or_act_tokens: Any, past_keys_values: Any = None, *arguments: Any, **options: Any
+    ) -> Any:
         """LightZero's; windows that are computed anew place their tokens themselves."""
         if type(past_keys_values) is not ExactBatch:
-            return super().forward(tokens, past_keys_values, *arguments, **options)
+            return super().forward(obs_embeddings_or_act_tokens, past_keys_values, *arguments, **options)
         self.__dict__["_windows"] = past_keys_values
         try:
-            return super().forward(tokens, past_keys_values, *arguments, **options)
+            return super().forward(obs_embeddings_or_act_tokens, past_keys_values, *arguments, **options)
         finally:
             self.__dict__["_windows"] = None
 
