@@ -126,11 +126,11 @@ def held_bytes(cache: str, world_model: Any) -> dict[str, int]:
     return {"in_use": total, "reserved": total, "peak_in_use": total}  # the rings never give an entry back
 
 
-def train(cache: str, seed: int, until: Until) -> Row:
+def train(cache: str, seed: int, until: Until, window: str) -> Row:
     """One side: collect, learn and, every so often, evaluate, until it is over."""
     cfg = build_config(seed)
     set_pkg_seed(seed, use_cuda=False)
-    with installed(cache=cache):
+    with installed(cache=cache, window=window):
         policy, _ = build_policy(cfg)
     envs, episodes = build_envs(cfg, cfg.policy.collector_env_num, seed)
     collector = MuZeroCollector(env=envs, policy=policy.collect_mode, exp_name="exp", policy_config=cfg.policy)
@@ -289,10 +289,10 @@ def in_a_folder_of_its_own(work: Callable[[], list[Row]]) -> list[Row]:
             os.chdir(home)
 
 
-def run_all(caches: Sequence[str], seed: int, until: Until) -> list[Row]:
+def run_all(caches: Sequence[str], seed: int, until: Until, window: str) -> list[Row]:
     """The sides, one after the other."""
     with fixed_ties(mz_tree.__file__), contextlib.redirect_stdout(Nowhere()):
-        return [train(cache, seed, until) for cache in caches if not until.stopped]
+        return [train(cache, seed, until, window) for cache in caches if not until.stopped]
 
 
 def kept(file: Path | None, caches: Sequence[str]) -> list[Row]:
@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES,
                         help="the sides to run; others are kept as the --json file has them")
+    parser.add_argument("--window", choices=("cached", "exact"), default="cached", help="what contexts on pages keep")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
@@ -316,13 +317,13 @@ def main() -> None:
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
     signal.signal(signal.SIGINT, until.on_interrupt)
-    sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until))
+    sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until, options.window))
     sides = sorted([*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"]))
     print(report(sides))
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
                "torch": torch.__version__, "threads": torch.get_num_threads()}
     work = {"minutes": options.minutes, "steps": options.steps, "seed": options.seed, "stopped": until.stopped,
-            "caches": list(options.caches)}
+            "caches": list(options.caches), "window": options.window}
     found: Row = {"machine": machine, "workload": work, "sides": sides}
     if len(sides) == 2:
         found["same_actions_and_returns"] = same_until(*sides)
