@@ -14,6 +14,7 @@ from recording_tools import COUNTERS, EVERYTHING, Memory, made, recount, search,
 from test_cache import CacheMachine
 
 from paged_kv import KVCacheManager, OutOfPages
+from paged_kv.allocator import MANY
 from paged_kv.recording import read_recording, record
 from paged_kv.recording.pace import Pace
 
@@ -248,10 +249,10 @@ def test_a_pool_that_grew_for_a_verb_that_failed(tmp_path: Path) -> None:
     cache = made(num_pages=2)
     with record(cache, tmp_path / "run.jsonl") as recorder:
         (root,) = cache.new()
-        cache._storage.scatter = cache._storage.write_run = None  # type: ignore[assignment,method-assign]
+        cache._storage.scatter = cache._storage.write_pages = None  # type: ignore[assignment,method-assign]
         with pytest.raises(TypeError):
             cache.append([root], *tokens(1, 9))
-        del cache._storage.scatter, cache._storage.write_run
+        del cache._storage.scatter, cache._storage.write_pages
         assert cache.pages_reserved == 8
         children = cache.fork([root] * 5)
         batch = cache.open(children, 2)
@@ -272,6 +273,21 @@ def test_a_step_that_grows_the_pool_takes_pages_freed_just_before(tmp_path: Path
         cache.release(batch.commit())
         recorder.snapshot("now")
         assert sum(recorder._lives) == cache.stats.freed_pages == 7
+
+
+def test_small_releases_that_sort_the_free_pages(tmp_path: Path) -> None:
+    """The allocator sorts its free pages after many small releases, too: those on top are then not those freed last."""
+    cache = made(num_pages=3 * MANY)
+    with record(cache, tmp_path / "run.jsonl", interval=1000.0) as recorder:
+        seqs = cache.new(2 * MANY)
+        cache.append(seqs, *tokens(len(seqs), 1))
+        for first in range(MANY // 2, len(seqs), 2):
+            cache.release(seqs[first : first + 2])
+        verbs = recorder._verbs
+        assert verbs is not None
+        verbs.settle()
+        assert sum(recorder._lives) == cache.stats.freed_pages > MANY
+        assert [bool(birth) for birth in verbs.lives._births] == [bool(count) for count in cache._pages.refs]
 
 
 def test_an_empty_recording(tmp_path: Path) -> None:

@@ -198,8 +198,8 @@ class Verbs:
                 end = perf_counter()
                 self._left(start, end, outer)
             used, gone = pages.used_count, None
-            if not takes and -FEW < used - before < 0:
-                gone = free[used - before :]  # on top of the free stack, which is sorted only after many
+            if not takes and -FEW < used - before < 0 and pages.unsorted:
+                gone = free[used - before :]  # on top of the free stack, unless this sorted it
             elif takes or used != before:
                 self.settle()
                 self.lives.ended(set(chain.from_iterable(tables)), end)
