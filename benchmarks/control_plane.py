@@ -92,7 +92,7 @@ class Ours:
 
     def new(self, length: int) -> int:
         (seq,) = self.tables.new(1, start=START)
-        self.tables.apply(self.tables.plan([seq], length))
+        self.tables.carry_out(self.tables.plan([seq], length))
         return seq
 
     def step(self, parents: list[int]) -> list[int]:
@@ -100,14 +100,14 @@ class Ours:
         plan = tables.plan(parents, NEW_TOKENS, fork=True)
         if plan.fresh > tables.pages.free_count:
             raise MemoryError
-        return tables.apply(plan)
+        return tables.carry_out(plan)
 
     def verbs(self, parents: list[int]) -> list[int]:
         tables = self.tables
         plan = tables.plan(tables.fork(parents), NEW_TOKENS)
         if plan.fresh > tables.pages.free_count:
             raise MemoryError
-        return tables.apply(plan)
+        return tables.carry_out(plan)
 
     def drop(self, children: list[int]) -> None:
         self.tables.release(children)

@@ -2,13 +2,14 @@
 
     python benchmarks/recording_cost.py --json benchmarks/results/recording_cost.json
 
-Two sides play the same environments with the same seeds on pages. In every root step one of them is recorded: each in
-turn, going first and second equally often, so that neither what differs between two equal sides nor the order counts.
-A recording's clock stands still while its side is not recorded. The ratio is the geometric mean of two medians, of the
-root steps in which the one side was recorded and of those in which the other was; `apart` is how much slower the first
-side is than the second, which cancels out, and says how much such figures vary on this machine. CPU time of the process
-stands beside wall-clock time, since other work on the machine touches it less; on a busy machine it overstates the
-samples, which keep to a share of the time on the clock.
+Two sides play the same environments with the same seeds on pages. In every root step one of them is
+recorded: each in turn, going first and second equally often, so that neither what differs between
+two equal sides nor the order counts. A recording's clock stands still while its side is not
+recorded. The ratio is the geometric mean of two medians, of the root steps in which the one side
+was recorded and of those in which the other was; `apart` is how much slower the first side is than
+the second, which cancels out, and says how much such figures vary on this machine. CPU time of the
+process stands beside wall-clock time, since other work on the machine touches it less; on a busy
+machine it overstates the samples, which keep to a share of the time on the clock.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from paged_kv.profile.presets import PRESETS
 from paged_kv.profile.side import Setting
 from paged_kv.profile.ties import fixed_ties
 from paged_kv.recording import Recorder, read_recording, record
-from paged_kv.recording.lives import PageLives
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Step = dict[str, float]  # clock -> seconds
@@ -42,10 +42,13 @@ Step = dict[str, float]  # clock -> seconds
 class Side:
     """LightZero's policy on pages, with a recording that can be switched on for a root step."""
 
-    def __init__(self, preset: str, path: Path, interval: float, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, preset: str, path: Path, interval: float, stack: contextlib.ExitStack
+    ) -> None:
         chosen = PRESETS[preset]
         setting = Setting(chosen.envs, chosen.simulations, 0, torch.device("cpu"), 2, "read")
-        self._player, self.path = client.LightZeroSide("paged", chosen, setting), path
+        self._player = client.LightZeroSide("paged", chosen, setting)
+        self.path = path
         for step in range(chosen.warmup):
             self._player.step(chosen.simulations if step + 1 == chosen.warmup else 2, step)
         made = record(self._player.wm, path, title=f"{preset}, paged", interval=interval)
@@ -64,7 +67,6 @@ class Side:
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
         verbs = self._recorder._verbs
-        verbs.lives = PageLives(verbs.cache._pages, self._recorder._lives)  # pages came and went unseen
         paused = time.perf_counter() - self._stopped
         self._recorder._start += paused
         verbs.due += paused
@@ -82,47 +84,71 @@ def measure(preset: str, roots: int, interval: float, folder: Path) -> dict[str,
     with contextlib.ExitStack() as stack:
         sides = [Side(preset, folder / f"{number}.jsonl", interval, stack) for number in range(2)]
         for step in range(roots):
-            recorded, first = step % 2, step // 2 % 2
-            found = {side: sides[side].step(chosen.simulations, chosen.warmup + step, side == recorded)
-                     for side in (first, 1 - first)}
+            recorded = step % 2
+            first = step // 2 % 2
+            found = {
+                side: sides[side].step(chosen.simulations, chosen.warmup + step, side == recorded)
+                for side in (first, 1 - first)
+            }
             assert found[0][1] == found[1][1], "the sides searched different trees"
             for clock in CLOCKS:
-                with_it, without = found[recorded][0][clock], found[1 - recorded][0][clock]
+                with_it = found[recorded][0][clock]
+                without = found[1 - recorded][0][clock]
                 ratios[clock][recorded].append(with_it / without)
                 plain[clock].append(without / chosen.simulations * 1e6)
     recording = read_recording(sides[0].path)
     return {
-        "preset": preset, "roots": roots, "simulations": chosen.simulations, "interval_s": interval,
+        "preset": preset,
+        "roots": roots,
+        "simulations": chosen.simulations,
+        "interval_s": interval,
         **{clock: figures(*ratios[clock], plain[clock]) for clock in CLOCKS},
-        "recording": {"seconds": recording.seconds, "samples": len(recording.samples), "events": len(recording.events),
-                      "trees": len(recording.trees), "bytes": sides[0].path.stat().st_size},
+        "recording": {
+            "seconds": recording.seconds,
+            "samples": len(recording.samples),
+            "events": len(recording.events),
+            "trees": len(recording.trees),
+            "bytes": sides[0].path.stat().st_size,
+        },
     }
 
 
 def figures(first: list[float], second: list[float], plain: list[float]) -> dict[str, float]:
-    """The ratio recorded / plain, how far the sides are apart, and the plain time of a simulation."""
-    one, two = statistics.median(first), statistics.median(second)
-    return {"ratio": math.sqrt(one * two), "apart": math.sqrt(one / two),
-            "plain_us_per_simulation": statistics.median(plain)}
+    """Recorded / plain, how far the sides are apart, and the plain time of a simulation."""
+    one = statistics.median(first)
+    two = statistics.median(second)
+    return {
+        "ratio": math.sqrt(one * two),
+        "apart": math.sqrt(one / two),
+        "plain_us_per_simulation": statistics.median(plain),
+    }
 
 
 def show(found: dict[str, Any]) -> None:
     """The figures, for people."""
     about = found["recording"]
-    print(f"{found['preset']}: {found['roots']} root steps; one of two recordings: {about['seconds']:.1f} s, "
-          f"{about['samples']} samples, {about['events']} events, {about['trees']} trees, {about['bytes']:,} bytes")
+    written = ", ".join(
+        f"{about[name]:,} {name}" for name in ("samples", "events", "trees", "bytes")
+    )
+    print(f"{found['preset']}: {found['roots']} root steps")
+    print(f"one of two recordings: {about['seconds']:.1f} s, {written}")
     for clock in CLOCKS:
         row = found[clock]
-        print(f"{clock:>5}: recorded / plain {row['ratio']:.4f}; plain {row['plain_us_per_simulation']:,.0f} us a "
-              f"simulation; the sides {row['apart']:.4f} apart")
+        plain = f"{row['plain_us_per_simulation']:,.0f} us a simulation"
+        print(f"{clock:>5}: recorded / plain {row['ratio']:.4f}; plain {plain}", end="; ")
+        print(f"the sides {row['apart']:.4f} apart")
 
 
 def main() -> None:
     """Measure, print, and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=list(PRESETS), default="cartpole")
     parser.add_argument("--roots", type=int, default=400, help="root steps, a multiple of 4")
-    parser.add_argument("--interval", type=float, default=0.05, help="seconds between two samples at the least")
+    parser.add_argument(
+        "--interval", type=float, default=0.05, help="seconds between two samples at the least"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,9 +158,15 @@ def main() -> None:
         found = measure(options.preset, options.roots, options.interval, Path(folder))
     show(found)
     if options.json:
-        machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(),
-                   "torch": torch.__version__}
-        options.json.write_text(json.dumps({"schema": 1, "machine": machine, "results": found}, indent=1) + "\n")
+        machine = {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        options.json.write_text(
+            json.dumps({"schema": 1, "machine": machine, "results": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from paged_kv.cache import Gathered, PagedKVCache
     from paged_kv.errors import (
         AlreadyRecording,
+        BadArgument,
         BadConfig,
         BadCount,
         BadDevice,
         BadDtype,
+        BadKey,
         BadPriority,
         BadRecording,
         BadShape,
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
         ForeignHandle,
         HandleInUse,
         MissingPackage,
+        NestedCall,
+        NotCopyable,
         NothingToRecord,
         NotPinned,
         OutOfPages,
+        OwnedSequence,
         PagedKVError,
         ParentChanged,
         PinnedEntry,
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from paged_kv.index import CacheIndex
     from paged_kv.manager import KVCacheManager, ManagerStats
     from paged_kv.pool import Reclaimer
+    from paged_kv.scope import Scope
     from paged_kv.staging import StagingBatch
     from paged_kv.stats import CacheStats, IndexStats
 
@@ -57,10 +63,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyRecording",
+    "BadArgument",
     "BadConfig",
     "BadCount",
     "BadDevice",
     "BadDtype",
+    "BadKey",
     "BadPriority",
     "BadRecording",
     "BadShape",
@@ -80,9 +88,12 @@ __all__ = [
     "LRU",
     "ManagerStats",
     "MissingPackage",
+    "NestedCall",
+    "NotCopyable",
     "NothingToRecord",
     "NotPinned",
     "OutOfPages",
+    "OwnedSequence",
     "PagedKVCache",
     "PagedKVError",
     "ParentChanged",
@@ -90,6 +101,7 @@ __all__ = [
     "Policy",
     "Priority",
     "Reclaimer",
+    "Scope",
     "StagingBatch",
     "StaleHandle",
     "UnannouncedNode",
@@ -101,7 +113,7 @@ __all__ = [
 
 # Where the public names live, what needs no torch first. They are imported when they are first asked for, so that
 # `paged-kv --help` and `paged-kv estimate` do not wait for torch.
-_HOMES = ("errors", "stats", "eviction", "index", "manager", "staging", "pool", "cache")
+_HOMES = ("errors", "stats", "eviction", "index", "manager", "scope", "staging", "pool", "cache")
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
 

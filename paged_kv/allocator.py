@@ -1,6 +1,7 @@
 """Pages: who holds how many references, and which ones are free. Plain python, no tensors.
 
-Lists of small integers beat numpy rows at the batch sizes of a tree search (8 rows); see docs/design.md.
+Lists of small integers beat numpy rows at the batch sizes of a tree search (8 rows); see
+docs/design.md.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from paged_kv.errors import BadCount, CorruptCache, OutOfPages
+from paged_kv.checks import whole
+from paged_kv.errors import CorruptCache, OutOfPages
 
 MANY = 32  # freed pages that are worth a sort
 
@@ -25,15 +27,13 @@ class PageAllocator:
     (4, 0)
     """
 
-    __slots__ = ("capacity", "free", "max_pages", "refs", "unsorted")
+    __slots__ = ("capacity", "free", "growths", "max_pages", "peak", "refs", "unsorted")
 
     def __init__(self, num_pages: int, *, max_pages: int | None) -> None:
-        if num_pages < 1:
-            raise BadCount("num_pages", num_pages, ">= 1")
-        if max_pages is not None and max_pages < num_pages:
-            raise BadCount("max_pages", max_pages, f">= num_pages = {num_pages}")
-        self.capacity = num_pages
-        self.max_pages = max_pages
+        self.capacity = whole("num_pages", num_pages, 1)
+        self.max_pages = None if max_pages is None else whole("max_pages", max_pages, num_pages)
+        self.growths = 0
+        self.peak = 0  # pages that were in use at once
         self.refs = [0] * (num_pages + 1)
         self.free = list(range(num_pages, 0, -1))  # a stack: the lowest page is taken first
         self.unsorted = 0  # pages that came back since the stack was sorted
@@ -62,10 +62,31 @@ class PageAllocator:
         return size if self.max_pages is None else min(size, self.max_pages)
 
     def grow(self, capacity: int) -> None:
-        """Add the pages up to `capacity` below the free stack, so that old pages are reused first."""
+        """Add the pages up to `capacity` below the free stack, so that old pages are reused first.
+
+        Whoever is interrupted in here has `rebuild` called before the next verb.
+        """
         self.free[:0] = range(capacity, self.capacity, -1)
         self.refs.extend([0] * (capacity - self.capacity))
+        self.growths += 1
         self.capacity = capacity
+
+    def rebuild(self, tables: Iterable[tuple[int, ...]]) -> None:
+        """Count all references anew, from the tables that hold them; every other page is free. Cost: O(everything)."""
+        refs = [0] * (self.capacity + 1)
+        for table in tables:
+            for page in table:
+                refs[page] += 1
+        self.refs[:] = refs
+        self.free[:] = [page for page in range(self.capacity, 0, -1) if not refs[page]]
+        self.unsorted = 0
+        self.note_peak()
+
+    def note_peak(self) -> None:
+        """Remember how many pages are in use, where it is more than ever."""
+        used = self.capacity - len(self.free)
+        if used > self.peak:
+            self.peak = used
 
     def take(self, count: int) -> list[int]:
         """Take `count` pages with one reference each. Raises OutOfPages before anything changed."""
@@ -87,11 +108,11 @@ class PageAllocator:
         for page in pages:
             refs[page] += 1
 
-    def drop(self, pages: Iterable[int]) -> int:
-        """Give back one reference of each page; pages that reach 0 become free. Returns their number.
+    def drop(self, pages: Iterable[int]) -> list[int]:
+        """Give back one reference of each page; pages that reach 0 become free, and are returned.
 
-        They are taken again in the order they came in, and once many came back the whole stack is sorted: so pages
-        that are taken together mostly lie side by side.
+        They are taken again in the order they came in, and once many came back the whole stack is
+        sorted: so pages that are taken together mostly lie side by side.
         """
         refs, free = self.refs, self.free
         freed = []
@@ -106,7 +127,7 @@ class PageAllocator:
         if self.unsorted >= MANY and self.unsorted * 8 >= len(free):
             free.sort(reverse=True)
             self.unsorted = 0
-        return len(freed)
+        return freed
 
     def check(self, holders: dict[int, int]) -> None:
         """Raise CorruptCache unless references equal `holders` (page -> tables with it) and pages are conserved."""
@@ -117,8 +138,14 @@ class PageAllocator:
             raise CorruptCache("the null page is in use")
         for page in range(1, self.capacity + 1):
             if self.refs[page] != holders.get(page, 0):
-                raise CorruptCache(f"page {page}: {self.refs[page]} references, {holders.get(page, 0)} holders")
+                raise CorruptCache(
+                    f"page {page}: {self.refs[page]} references, {holders.get(page, 0)} holders"
+                )
             if (self.refs[page] == 0) != (page in free):
-                raise CorruptCache(f"page {page} with {self.refs[page]} references, on the free stack: {page in free}")
+                raise CorruptCache(
+                    f"page {page} with {self.refs[page]} references, on the free stack: {page in free}"
+                )
         if len(self.refs) != self.capacity + 1:
-            raise CorruptCache(f"{len(self.refs)} counters for {self.capacity} pages and the null page")
+            raise CorruptCache(
+                f"{len(self.refs)} counters for {self.capacity} pages and the null page"
+            )

@@ -5,11 +5,37 @@ Caller mistakes quote the value and what was allowed, and are raised before anyt
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 
 class PagedKVError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    They cross processes: what cannot be pickled of their data travels as text.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (
+            type(self),
+            str(self),
+            {name: _sendable(value) for name, value in vars(self).items()},
+        )
+
+
+def _restored(kind: type[PagedKVError], message: str, data: dict[str, Any]) -> PagedKVError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    vars(error).update(data)
+    return error
+
+
+def _sendable(value: Any) -> Any:
+    try:
+        pickle.dumps(value)
+    except Exception:  # whatever a caller's own object raises
+        return _told(value)
+    return value
 
 
 class OutOfPages(PagedKVError, RuntimeError):
@@ -23,7 +49,9 @@ class OutOfPages(PagedKVError, RuntimeError):
             f"{requested} pages requested, {free} free, {pinned} pinned: release sequences, unpin entries, "
             "or raise max_pages / max_bytes"
         )
-        self.requested, self.free, self.pinned = requested, free, pinned
+        self.requested = requested
+        self.free = free
+        self.pinned = pinned
 
 
 class StaleHandle(PagedKVError, ValueError):
@@ -38,7 +66,9 @@ class ForeignHandle(PagedKVError, ValueError):
     """A value that this cache never handed out as a sequence."""
 
     def __init__(self, handle: object) -> None:
-        super().__init__(f"{handle!r} is not a sequence of this cache: use the handles that new() and fork() return")
+        super().__init__(
+            f"{_quoted(handle)} is not a sequence of this cache: use the handles that new() and fork() return"
+        )
         self.handle = handle
 
 
@@ -46,16 +76,33 @@ class DuplicateSequence(PagedKVError, ValueError):
     """One sequence twice in a batch whose rows must differ."""
 
     def __init__(self, handle: int) -> None:
-        super().__init__(f"sequence {handle:#x} stands twice in one batch: fork it first, or name it once")
+        super().__init__(
+            f"sequence {handle:#x} stands twice in one batch: fork it first, or name it once"
+        )
         self.handle = handle
 
 
-class BadCount(PagedKVError, ValueError):
-    """A number out of its range."""
+class BadArgument(PagedKVError, ValueError):
+    """A value of another kind than the call takes."""
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
-        super().__init__(f"{name} is {value!r}, allowed is {allowed}")
-        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(f"{name} is {_quoted(value)}, allowed is {allowed}")
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+class BadCount(BadArgument):
+    """A number out of its range, or no number."""
+
+
+class BadKey(PagedKVError, ValueError):
+    """A key under which an entry would not be found again."""
+
+    def __init__(self, key: object, why: str) -> None:
+        super().__init__(f"{_quoted(key)} is no key: {why}")
+        self.key = key
+        self.why = why
 
 
 class BadShape(PagedKVError, ValueError):
@@ -63,23 +110,29 @@ class BadShape(PagedKVError, ValueError):
 
     def __init__(self, name: str, got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
         super().__init__(f"{name} has shape {tuple(got)}, expected {tuple(expected)}")
-        self.name, self.got, self.expected = name, tuple(got), tuple(expected)
+        self.name = name
+        self.got = tuple(got)
+        self.expected = tuple(expected)
 
 
 class BadDtype(PagedKVError, ValueError):
     """A tensor of another dtype than the cache holds."""
 
     def __init__(self, name: str, got: object, expected: object) -> None:
-        super().__init__(f"{name} has dtype {got}, expected {expected}")
-        self.name, self.got, self.expected = name, got, expected
+        super().__init__(f"{name} has dtype {_named(got)}, expected {expected}")
+        self.name = name
+        self.got = got
+        self.expected = expected
 
 
 class BadDevice(PagedKVError, ValueError):
     """A tensor on another device than the cache."""
 
     def __init__(self, name: str, got: object, expected: object) -> None:
-        super().__init__(f"{name} is on device {got}, expected {expected}")
-        self.name, self.got, self.expected = name, got, expected
+        super().__init__(f"{name} is on device {_named(got)}, expected {expected}")
+        self.name = name
+        self.got = got
+        self.expected = expected
 
 
 class ClosedBatch(PagedKVError, RuntimeError):
@@ -94,7 +147,9 @@ class ParentChanged(PagedKVError, RuntimeError):
 
     def __init__(self, parents: list[int]) -> None:
         names = ", ".join(f"{parent:#x}" for parent in parents)
-        super().__init__(f"commit() of a batch whose parents ({names}) changed since open(): open() again")
+        super().__init__(
+            f"commit() of a batch whose parents ({names}) changed since open(): open() again"
+        )
         self.parents = parents
 
 
@@ -102,7 +157,45 @@ class ConcurrentCall(PagedKVError, RuntimeError):
     """A call from a second thread while another one is running."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}() was called from a second thread while a call is running: use one thread, or a lock")
+        super().__init__(
+            f"{what}() was called from a second thread while a call is running: use one thread, or a lock"
+        )
+        self.what = what
+
+
+class NestedCall(PagedKVError, RuntimeError):
+    """A call from inside another one of the same cache: from a finalizer, a signal handler or a policy."""
+
+    def __init__(self, what: str, running: str) -> None:
+        super().__init__(
+            f"{what}() was called inside of {running}(), by a finalizer, a signal handler or a "
+            "callback: only release() may be, which is carried out afterwards"
+        )
+        self.what = what
+        self.running = running
+
+
+class NotCopyable(PagedKVError, TypeError):
+    """`copy`, `deepcopy` or `pickle` of an object that holds pages."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"a {kind} cannot be copied or pickled: its sequences would have two owners. Make another one, and append "
+            "what gather() returns"
+        )
+        self.kind = kind
+
+
+class OwnedSequence(PagedKVError, ValueError):
+    """A verb that would end or change a sequence which an index owns."""
+
+    def __init__(self, handle: int, key: object) -> None:
+        super().__init__(
+            f"sequence {handle:#x} belongs to an index, under key {_quoted(key)}: "
+            "fork() it to change it, remove() the key to end it"
+        )
+        self.handle = handle
+        self.key = key
 
 
 class CorruptCache(PagedKVError, RuntimeError):
@@ -113,23 +206,31 @@ class UnknownKey(PagedKVError, ValueError):
     """A key that the index does not hold."""
 
     def __init__(self, key: object, entries: int) -> None:
-        super().__init__(f"no entry with key {key!r} among {entries} entries: get() and `in` ask without raising")
-        self.key, self.entries = key, entries
+        super().__init__(
+            f"no entry with key {_quoted(key)} among {entries} entries: get() and `in` ask without raising"
+        )
+        self.key = key
+        self.entries = entries
 
 
 class HandleInUse(PagedKVError, ValueError):
     """A sequence stored under a second key: an index owns its sequences, and would release this one twice."""
 
     def __init__(self, handle: int, key: object) -> None:
-        super().__init__(f"sequence {handle:#x} is already stored under key {key!r}: fork it to store it twice")
-        self.handle, self.key = handle, key
+        super().__init__(
+            f"sequence {handle:#x} is already stored under key {_quoted(key)}: fork it to store it twice"
+        )
+        self.handle = handle
+        self.key = key
 
 
 class NotPinned(PagedKVError, ValueError):
     """`unpin` of an entry that nobody pinned, or more often than it was pinned."""
 
     def __init__(self, key: object) -> None:
-        super().__init__(f"the entry with key {key!r} is not pinned: unpin() undoes one pin()")
+        super().__init__(
+            f"the entry with key {_quoted(key)} is not pinned: unpin() undoes one pin()"
+        )
         self.key = key
 
 
@@ -137,8 +238,11 @@ class PinnedEntry(PagedKVError, ValueError):
     """`remove` of a pinned entry. `pins` counts the pins to undo."""
 
     def __init__(self, key: object, pins: int) -> None:
-        super().__init__(f"the entry with key {key!r} is pinned {pins} times: unpin() it, or clear() the index")
-        self.key, self.pins = key, pins
+        super().__init__(
+            f"the entry with key {_quoted(key)} is pinned {pins} times: unpin() it, or clear() the index"
+        )
+        self.key = key
+        self.pins = pins
 
 
 class CapacityExceeded(PagedKVError, RuntimeError):
@@ -149,22 +253,28 @@ class CapacityExceeded(PagedKVError, RuntimeError):
             f"the new entry and the {pinned} pinned ones need {needed} {unit}, allowed is {limit}: "
             f"unpin entries, or raise max_{unit}"
         )
-        self.unit, self.needed, self.limit, self.pinned = unit, needed, limit, pinned
+        self.unit = unit
+        self.needed = needed
+        self.limit = limit
+        self.pinned = pinned
 
 
 class UnknownPolicy(PagedKVError, ValueError):
     """An eviction policy that is neither a known name nor a fresh object with the four hooks."""
 
     def __init__(self, policy: object, allowed: str) -> None:
-        super().__init__(f"eviction policy {policy!r} is not usable, allowed is {allowed}")
-        self.policy, self.allowed = policy, allowed
+        super().__init__(f"eviction policy {_quoted(policy)} is not usable, allowed is {allowed}")
+        self.policy = policy
+        self.allowed = allowed
 
 
 class BadPriority(PagedKVError, ValueError):
     """A priority without a place in the order."""
 
     def __init__(self, priority: object) -> None:
-        super().__init__(f"priority is {priority!r}, allowed is any real number except NaN, or None")
+        super().__init__(
+            f"priority is {_quoted(priority)}, allowed is any real number except NaN, or None"
+        )
         self.priority = priority
 
 
@@ -172,16 +282,23 @@ class UnknownEnv(PagedKVError, ValueError):
     """An environment id out of range."""
 
     def __init__(self, env_id: object, count: int) -> None:
-        super().__init__(f"environment id is {env_id!r}, allowed is an integer from 0 to {count - 1}")
-        self.env_id, self.count = env_id, count
+        super().__init__(
+            f"environment id is {_quoted(env_id)}, allowed is an integer from 0 to {count - 1}"
+        )
+        self.env_id = env_id
+        self.count = count
 
 
 class UnsupportedVersion(PagedKVError, RuntimeError):
     """A package in a version whose internals an integration does not know."""
 
     def __init__(self, package: str, found: str, tested: tuple[str, ...]) -> None:
-        super().__init__(f"{package} {found} is installed; this integration was tested with {', '.join(tested)} only")
-        self.package, self.found, self.tested = package, found, tested
+        super().__init__(
+            f"{package} {found} is installed; this integration was tested with {', '.join(tested)} only"
+        )
+        self.package = package
+        self.found = found
+        self.tested = tested
 
 
 class BadConfig(PagedKVError, ValueError):
@@ -189,8 +306,11 @@ class BadConfig(PagedKVError, ValueError):
 
     def __init__(self, path: object, reason: str) -> None:
         line = " ".join(reason.split())  # what others raise may have many lines
-        super().__init__(f"cannot use {str(path)!r}: {line if len(line) <= 300 else line[:300] + '...'}")
-        self.path, self.reason = path, reason
+        super().__init__(
+            f"cannot use {str(path)!r}: {line if len(line) <= 300 else line[:300] + '...'}"
+        )
+        self.path = path
+        self.reason = reason
 
 
 class UnannouncedNode(PagedKVError, RuntimeError):
@@ -198,10 +318,11 @@ class UnannouncedNode(PagedKVError, RuntimeError):
 
     def __init__(self, rows: int, announced: int | None) -> None:
         super().__init__(
-            f"a step of {rows} search nodes, of which {announced or 0} were announced: keys=\"node\" works within the "
+            f'a step of {rows} search nodes, of which {announced or 0} were announced: keys="node" works within the '
             'search of UniZeroMCTSCtree and SampledUniZeroMCTSCtree, attach(..., keys="latent") with any caller'
         )
-        self.rows, self.announced = rows, announced
+        self.rows = rows
+        self.announced = announced
 
 
 class BadRecording(PagedKVError, ValueError):
@@ -209,14 +330,17 @@ class BadRecording(PagedKVError, ValueError):
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(f"{str(path)!r} is not a recording that can be read: {why}")
-        self.path, self.why = path, why
+        self.path = path
+        self.why = why
 
 
 class AlreadyRecording(PagedKVError, RuntimeError):
     """A second recording of a cache that is being recorded."""
 
     def __init__(self, path: object) -> None:
-        super().__init__(f"this cache is already being recorded, to {str(path)!r}: end that recording first")
+        super().__init__(
+            f"this cache is already being recorded, to {str(path)!r}: end that recording first"
+        )
         self.path = path
 
 
@@ -236,4 +360,49 @@ class MissingPackage(PagedKVError, ImportError, RuntimeError):
 
     def __init__(self, what: str, needs: str, install: str) -> None:
         super().__init__(f"{what} needs {needs}: pip install {install}")
-        self.what, self.needs = what, needs
+        self.what = what
+        self.needs = needs
+
+
+def _told(value: object) -> str:
+    """The value as text; its kind where it cannot say."""
+    try:
+        return repr(value)
+    except Exception:  # whatever a caller's own object raises
+        return f"a {type(value).__name__}"
+
+
+def _quoted(value: object) -> str:
+    """The value as text of bearable length."""
+    return _shortened(_told(value))
+
+
+def _named(value: object) -> str:
+    """A dtype or a device by its name; what is neither, as it says itself."""
+    try:
+        return _shortened(str(value) or "''")
+    except Exception:  # whatever a caller's own object raises
+        return _quoted(value)
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split()) if "\n" in text else text  # tensors have many lines
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+class _Unheard:
+    """Raises its error where nobody can catch it: Python hands that to `sys.unraisablehook`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error: BaseException | None = error
+
+    def __del__(self) -> None:
+        error = self.error
+        self.error = None
+        if error is not None:
+            raise error
+
+
+def unraisable(error: BaseException) -> None:
+    """Tell of an error that nobody can catch, as Python tells of one in a finalizer."""
+    _Unheard(error)

@@ -1,8 +1,9 @@
 """Eviction policies: each keeps the keys of one index in the order in which they should leave it.
 
-A policy knows keys and nothing else: not what an entry weighs, nor whether it is pinned. The index skips
-pinned entries while it walks `victims()`, so that a pin never changes an entry's place. One policy object
-serves one index.
+A policy knows keys and nothing else: not what an entry weighs, nor whether it is pinned. The index
+skips pinned entries while it walks `victims()`, so that a pin never changes an entry's place. An
+index makes its policy itself, and makes it anew where an interrupt or an error of a hook left it
+half told.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ HOOKS = ("on_add", "on_hit", "on_remove", "victims")
 class Policy(Protocol):
     """The four hooks of an eviction policy.
 
-    `on_add` is called for a key that the policy does not hold, the others only for keys that it holds. A
-    stored key that is put again is removed and added. `victims` runs over all keys, the first to evict first,
-    and changes nothing.
+    `on_add` is called for a key that the policy does not hold, the others only for keys that it
+    holds. A stored key that is put again is removed and added. `victims` runs over all keys, the
+    first to evict first, and changes nothing.
     """
 
     def on_add(self, key: Hashable, priority: float | None) -> None: ...
@@ -46,7 +47,8 @@ class FIFO:
     """
 
     def __init__(self) -> None:
-        # Not a plain dict: that one walks over the holes of removed keys to find its first, O(n) a victim.
+        # Not a plain dict: that one walks over the holes of removed keys to find its first, O(n) a
+        # victim.
         self._order: OrderedDict[Hashable, None] = OrderedDict()
 
     def on_add(self, key: Hashable, priority: float | None) -> None:
@@ -108,17 +110,32 @@ class Priority:
 POLICIES: dict[str, Callable[[], Policy]] = {"fifo": FIFO, "lru": LRU, "priority": Priority}
 
 
-def make_policy(policy: str | Policy) -> Policy:
-    """A policy by its name, or one that is given, if it is fresh. Raises UnknownPolicy."""
-    allowed = ", ".join(map(repr, POLICIES)) + " or a fresh object with " + ", ".join(HOOKS)
+ALLOWED = ", ".join(map(repr, POLICIES)) + ", or what makes a fresh object with " + ", ".join(HOOKS)
+
+
+def policy_maker(policy: str | Callable[[], Policy]) -> Callable[[], Policy]:
+    """What makes a policy, by its name or as it is. Raises UnknownPolicy."""
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise UnknownPolicy(policy, allowed)
-        return POLICIES[policy]()
-    if not all(callable(getattr(policy, hook, None)) for hook in HOOKS) or isinstance(policy, type):
-        raise UnknownPolicy(policy, allowed)
+            raise UnknownPolicy(policy, ALLOWED)
+        return POLICIES[policy]
+    if not callable(policy):
+        raise UnknownPolicy(policy, ALLOWED)
+    return policy
+
+
+def make_policy(maker: Callable[[], Policy]) -> Policy:
+    """A fresh policy. Raises UnknownPolicy."""
+    try:
+        policy = maker()
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # from inside of it
+        raise UnknownPolicy(maker, ALLOWED) from error  # it cannot be called without arguments
+    if isinstance(policy, type) or not all(callable(getattr(policy, hook, None)) for hook in HOOKS):
+        raise UnknownPolicy(maker, ALLOWED)
     if any(True for _ in policy.victims()):  # it already serves another index
-        raise UnknownPolicy(policy, allowed)
+        raise UnknownPolicy(maker, ALLOWED)
     return policy
 
 

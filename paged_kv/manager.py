@@ -5,16 +5,18 @@ The manager knows keys and sequences, and nothing of padding, positions, models 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from paged_kv.errors import BadCount, CorruptCache, UnknownEnv
+from paged_kv.change import Entry
+from paged_kv.checks import amount, flag, handle_set, limit, listed, whole
+from paged_kv.errors import BadCount, NotCopyable, UnknownEnv
 from paged_kv.eviction import Policy
-from paged_kv.index import CacheIndex, clear, pinned_pages, reclaim
+from paged_kv.index import CacheIndex, candidates, clear, look_up, pinned_pages, reclaim
 from paged_kv.stats import IndexStats
+from paged_kv.turns import reader, verb
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +30,8 @@ PolicyMaker = str | Callable[[], Policy]
 class ManagerStats:
     """Counts per pool, and of all of them together.
 
-    `init` sums the pools of `init_per_env`. In `combined` a lookup counts once, however many pools it asked:
-    it is a hit where one of them had the key.
+    `init` sums the pools of `init_per_env`. In `combined` a lookup counts once, however many pools
+    it asked: it is a hit where one of them had the key.
     """
 
     init_per_env: tuple[IndexStats, ...]
@@ -42,10 +44,11 @@ class ManagerStats:
 class KVCacheManager:
     """One init pool per environment, one recurrent and one world-model pool over one cache.
 
-    `init_entries` bounds each init pool, `recur_entries` and `wm_entries` the shared ones; None bounds
-    nothing. A policy is a name or something that makes a `Policy` when called without arguments. The manager
-    becomes the cache's reclaimer: when pages run out, search nodes go first, then world-model contexts, then
-    roots, of the environments in turn. Lookups and insertions are O(1).
+    `init_entries` bounds each init pool, `recur_entries` and `wm_entries` the shared ones; None
+    bounds nothing. A policy is a name or something that makes a `Policy` when called without
+    arguments. The manager becomes the cache's reclaimer: when pages run out, search nodes go first,
+    then world-model contexts, then roots, of the environments in turn. Lookups and insertions are
+    O(1).
 
     >>> from paged_kv import PagedKVCache
     >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, num_pages=4)
@@ -73,20 +76,23 @@ class KVCacheManager:
         recur_policy: PolicyMaker = "lru",
         wm_policy: PolicyMaker = "lru",
     ) -> None:
-        if not isinstance(env_count, int) or isinstance(env_count, bool) or env_count < 1:
-            raise BadCount("env_count", env_count, "an integer >= 1")
-        owners: dict[int, Hashable] = {}  # one sequence lies in one pool
-
-        def pool(policy: PolicyMaker, entries: int | None) -> CacheIndex:
-            return CacheIndex(cache, policy if isinstance(policy, str) else policy(), entries, owners=owners)
-
+        envs = range(amount("env_count", env_count, 1))
+        bounds = {
+            "init_entries": init_entries,
+            "recur_entries": recur_entries,
+            "wm_entries": wm_entries,
+        }
+        for name, entries in bounds.items():
+            limit(name, entries, 1, "None or an integer >= 1")
+        self.init_pools = tuple(CacheIndex(cache, init_policy, init_entries) for _ in envs)
+        self.recur_pool = CacheIndex(cache, recur_policy, recur_entries)
+        self.wm_pool = CacheIndex(cache, wm_policy, wm_entries)
         self.cache = cache
-        self.init_pools = tuple(pool(init_policy, init_entries) for _ in range(env_count))
-        self.recur_pool = pool(recur_policy, recur_entries)
-        self.wm_pool = pool(wm_policy, wm_entries)
-        self._owners = owners
-        self._second_lookups = 0
+        self.turns = cache.turns
         cache.set_reclaimer(self)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable(type(self).__name__)
 
     @property
     def env_count(self) -> int:
@@ -103,34 +109,37 @@ class KVCacheManager:
         """A snapshot of the counts, per pool and combined."""
         per_env = tuple(pool.stats for pool in self.init_pools)
         init = sum(per_env, IndexStats())
-        recur, wm = self.recur_pool.stats, self.wm_pool.stats
+        recur = self.recur_pool.stats
+        wm = self.wm_pool.stats
         combined = init + recur + wm
         # A lookup that went on from init to recurrent stands in both pools, as a miss in the first.
-        combined.queries -= self._second_lookups
-        combined.misses -= self._second_lookups
+        combined.queries -= self.recur_pool.second_lookups
+        combined.misses -= self.recur_pool.second_lookups
         return ManagerStats(per_env, init, recur, wm, combined)
 
-    # -- lookups and insertions --------------------------------------------------------------------------
+    # -- lookups and insertions
+    # --------------------------------------------------------------------------
 
+    @verb
     def retrieve_cache_hierarchical(
         self, env_id: SupportsIndex, cache_key: Hashable, check_recur: bool = True
     ) -> int | None:
         """The sequence of `cache_key` in the environment's init pool, else in the recurrent pool, else None.
 
-        `check_recur=False` asks the init pool alone. The handle stays the manager's own: fork it. Raises
-        UnknownEnv.
+        `check_recur=False` asks the init pool alone. The handle stays the manager's own: fork it.
+        Raises UnknownEnv.
         """
-        handle = self._init_pool(env_id).get(cache_key)
-        if handle is None and check_recur:
-            self._second_lookups += 1
-            handle = self.recur_pool.get(cache_key)
-        return handle
+        init = self._init_pool(env_id)
+        recur = flag("check_recur", check_recur)
+        return look_up((init, self.recur_pool) if recur else (init,), cache_key)
 
     def get_init_cache(self, env_id: SupportsIndex, key: Hashable) -> int | None:
         """The sequence of `key` in one environment's init pool, or None. Raises UnknownEnv."""
         return self._init_pool(env_id).get(key)
 
-    def set_init_cache(self, env_id: SupportsIndex, key: Hashable, seq: int, priority: float | None = None) -> None:
+    def set_init_cache(
+        self, env_id: SupportsIndex, key: Hashable, seq: int, priority: float | None = None
+    ) -> None:
         """Hand `seq` over to one environment's init pool. Raises UnknownEnv, and as `put` does."""
         self._init_pool(env_id).put(key, seq, priority)
 
@@ -154,38 +163,54 @@ class KVCacheManager:
         """Hand `seq` over to the world-model pool. Raises as `CacheIndex.put` does."""
         self.wm_pool.put(key, seq, priority)
 
-    def block_tables(self, handles: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def block_tables(
+        self, handles: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pages int32 [B, P], lengths int32 [B] and starts int32 [B] of retrieved sequences."""
         return self.cache.block_tables(handles)
 
-    # -- clearing ----------------------------------------------------------------------------------------
+    # -- clearing
+    # ----------------------------------------------------------------------------------------
 
+    @verb
     def clear_init_caches(self, env_ids: Iterable[SupportsIndex] | None = None) -> None:
         """Release the root contexts of some environments (None: of all) in one call. Raises UnknownEnv."""
-        pools = self.init_pools if env_ids is None else [self._init_pool(env_id) for env_id in env_ids]
-        clear(dict.fromkeys(pools))  # an environment named twice is cleared once
+        pools: Iterable[CacheIndex] = self.init_pools
+        if env_ids is not None:
+            ids = listed("env_ids", env_ids, "None or a list of environment ids", ordered=False)
+            pools = dict.fromkeys(map(self._init_pool, ids))  # cleared once, if named twice
+        clear(pools)
 
+    @verb
     def clear_recur_cache(self) -> None:
         """Release all search nodes in one call."""
         clear((self.recur_pool,))
 
+    @verb
     def clear_wm_cache(self) -> None:
         """Release all world-model contexts in one call."""
         clear((self.wm_pool,))
 
+    @verb
     def clear_all(self) -> None:
         """Release everything in one call, pinned entries too."""
         clear(self.pools)
 
-    # -- page pressure -----------------------------------------------------------------------------------
+    # -- page pressure
+    # -----------------------------------------------------------------------------------
 
+    @verb
     def reclaim(self, need: int, busy: Collection[int] = ()) -> bool:
         """Free at least `need` pages by evicting the fewest entries in order, or none and return False.
 
-        Entries that are pinned or in `busy` stay. The cache calls this before it gives up with OutOfPages.
+        Entries that are pinned or in `busy` stay. The cache calls this before it gives up with
+        OutOfPages.
         """
-        return reclaim(self.cache, need, self._victims(frozenset(busy)))
+        return reclaim(
+            self.turns.tables, whole("need", need, 0), self._candidates(handle_set(busy, "busy"))
+        )
 
+    @reader
     def pinned_pages(self) -> int:
         """Pages that pinned entries hold, each counted once. Cost: O(their pages)."""
         return pinned_pages(self.pools)
@@ -194,29 +219,21 @@ class KVCacheManager:
         """Raise CorruptCache unless every pool is whole and no sequence lies in two of them."""
         for pool in self.pools:
             pool.check()
-        entries = sum(map(len, self.pools))
-        if entries != len(self._owners):
-            raise CorruptCache(f"{entries} entries, but {len(self._owners)} owned sequences")
 
-    def _init_pool(self, env_id: SupportsIndex) -> CacheIndex:
+    def _init_pool(self, env_id: object) -> CacheIndex:
         try:
-            number = operator.index(env_id)
-        except TypeError:
-            number = -1
-        if not 0 <= number < len(self.init_pools):
-            raise UnknownEnv(env_id, len(self.init_pools))
-        return self.init_pools[number]
+            return self.init_pools[whole("env_id", env_id, 0, len(self.init_pools) - 1)]
+        except BadCount:
+            raise UnknownEnv(env_id, len(self.init_pools)) from None
 
-    def _victims(self, busy: Collection[int]) -> Iterator[tuple[CacheIndex, Hashable]]:
-        def of(pool: CacheIndex) -> Iterator[tuple[CacheIndex, Hashable]]:
-            return ((pool, key) for key in pool.victims(busy))
-
-        return chain(of(self.recur_pool), of(self.wm_pool), _in_turn([of(pool) for pool in self.init_pools]))
+    def _candidates(self, busy: Collection[int]) -> Iterator[tuple[CacheIndex, Entry]]:
+        roots = _in_turn([candidates(pool, busy) for pool in self.init_pools])
+        return chain(candidates(self.recur_pool, busy), candidates(self.wm_pool, busy), roots)
 
 
 def _in_turn(
-    streams: list[Iterator[tuple[CacheIndex, Hashable]]],
-) -> Iterator[tuple[CacheIndex, Hashable]]:
+    streams: list[Iterator[tuple[CacheIndex, Entry]]],
+) -> Iterator[tuple[CacheIndex, Entry]]:
     """The first of each stream, then the second of each, and so on."""
     while streams:
         going = []

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from paged_kv.change import Record
+
 
 class Plan:
-    """What `apply` will do: new tables of the sequences, where new tokens go, pages to copy first.
+    """What `carry_out` will do: the records that come to be, where new tokens go, pages to copy first.
 
-    Row r gets `counts[r]` new tokens from index `ends[r]` of `tables[r]` on. `copies` pairs (source page, fresh page);
-    `fresh` counts the pages taken from the free stack.
+    `becomes[r]` is the record of row r, of the child where the plan forks: with `counts[r]` new
+    tokens, from index `ends[r]` of its table on. `copies` pairs (source page, fresh page); `fresh`
+    counts the pages taken from the free stack; `lost` are pages that tables hold no longer, where
+    rows grow in place.
     """
 
-    __slots__ = ("copies", "counts", "ends", "fork", "fresh", "lengths", "page_size", "seqs", "starts", "tables")
+    __slots__ = (
+        "becomes",
+        "copies",
+        "counts",
+        "ends",
+        "fork",
+        "fresh",
+        "lost",
+        "page_size",
+        "seqs",
+    )
 
     def __init__(self, seqs: list[int], counts: list[int], page_size: int, fork: bool) -> None:
-        self.seqs, self.counts, self.page_size, self.fork = seqs, counts, page_size, fork
-        self.tables: list[tuple[int, ...]] = []
-        self.starts: list[int] = []
-        self.lengths: list[int] = []
+        self.seqs = seqs
+        self.counts = counts
+        self.page_size = page_size
+        self.fork = fork
+        self.lost: list[int] = []
+        self.becomes: list[Record] = []
         self.ends: list[int] = []
         self.copies: list[tuple[int, int]] = []
         self.fresh = 0
@@ -27,7 +43,7 @@ class Plan:
         size = self.page_size
         return [
             pages[index // size] * size + index % size
-            for pages, end, new in zip(self.tables, self.ends, self.counts)
+            for (pages, _, _, _), end, new in zip(self.becomes, self.ends, self.counts)
             for index in range(end, end + new)
         ]
 
@@ -36,14 +52,17 @@ class Plan:
 
         So it is in a tree search, whose children take a fresh page each.
         """
-        counts, ends, size = self.counts, self.ends, self.page_size
+        counts = self.counts
+        ends = self.ends
+        size = self.page_size
         if not counts:
             return None
-        new, offset = counts[0], ends[0] % size
+        new = counts[0]
+        offset = ends[0] % size
         if (
             not 0 < new <= size - offset
             or counts.count(new) != len(counts)
             or (ends.count(ends[0]) != len(ends) and any(end % size != offset for end in ends))
         ):
             return None
-        return [pages[-1] for pages in self.tables], offset
+        return [record[0][-1] for record in self.becomes], offset

@@ -1,49 +1,38 @@
-"""The memory under a cache: makes room, writes, then applies what was planned; and the figures of it."""
+"""The memory under a cache: makes room, writes, then lets a plan take effect; and the figures of it."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
 from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables, Counts, check_count
-from paged_kv.errors import BadCount, BadDtype, ConcurrentCall, OutOfPages
+from paged_kv.block_table import BlockTables, Listener
+from paged_kv.checks import Counts, amount, flag, function, handles, limit
+from paged_kv.errors import BadArgument, BadDevice, BadDtype, NotCopyable, OutOfPages
 from paged_kv.plan import Plan
 from paged_kv.stats import CacheStats
 from paged_kv.storage import PageStorage
+from paged_kv.turns import Turns, reader, verb
 from paged_kv.workspace import Ints, Workspace
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Reclaimer(Protocol):
     """Who gives pages back when the pool is full and cannot grow: an index or a manager."""
 
     def reclaim(self, need: int, busy: Collection[int]) -> bool:
-        """Free at least `need` pages, never of sequences in `busy`, or change nothing and return False."""
+        """Free at least `need` pages, never of sequences in `busy`, or change nothing and return False.
+
+        It is called between two verbs, and may call any. What it freed stays free where the verb
+        that asked fails after all.
+        """
 
     def pinned_pages(self) -> int:
         """Pages that pins keep from being given back."""
-
-
-def one_thread(method: F) -> F:
-    """Refuse a call from a second thread while one is running; the same thread may nest calls."""
-
-    @wraps(method)
-    def guarded(self: PagePool, *args: Any, **kwargs: Any) -> Any:
-        lock = self._lock
-        if not lock.acquire(blocking=False):
-            raise ConcurrentCall(method.__name__.lstrip("_"))
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            lock.release()
-
-    return guarded  # type: ignore[return-value]
 
 
 class PagePool:
@@ -64,35 +53,61 @@ class PagePool:
         max_bytes: int | None = None,
         grow: bool = True,
     ) -> None:
-        value_head_size = head_size if value_head_size is None else value_head_size
-        sizes = {"layers": layers, "heads": heads, "head_size": head_size, "value_head_size": value_head_size}
-        for name, value in {**sizes, "page_size": page_size, "num_pages": num_pages}.items():
-            check_count(name, value, 1, None)
-        self.layers, self.heads, self.head_size, self.value_head_size = layers, heads, head_size, value_head_size
-        self.page_size = page_size
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise BadDtype("the cache", dtype, "a floating point dtype, as torch.float32 or torch.bfloat16")
-        self._storage = PageStorage(layers, heads, head_size, value_head_size, page_size, dtype, torch.device(device))
+        self.layers = amount("layers", layers, 1)
+        self.heads = amount("heads", heads, 1)
+        self.head_size = amount("head_size", head_size, 1)
+        self.value_head_size = self.head_size
+        if value_head_size is not None:
+            self.value_head_size = amount("value_head_size", value_head_size, 1)
+        self.page_size = amount("page_size", page_size, 1)
+        if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+            allowed = "torch.float32, float64, float16 or bfloat16: tokens are stored as they are, never scaled"
+            raise BadDtype("the cache", dtype, allowed)
+        num_pages = amount("num_pages", num_pages, 1)
+        most = limit(
+            "max_pages", max_pages, num_pages, f"None or an int >= num_pages = {num_pages}"
+        )
+        bytes_allowed = limit("max_bytes", max_bytes, 0, "None or an int >= 0")
+        growing = flag("grow", grow)
+        self._storage = _storage(self, dtype, device)
         self.page_bytes = self._storage.page_bytes
-        limit = self._page_limit(num_pages, max_pages, max_bytes)
-        limit = limit if grow else num_pages
-        self._pages = PageAllocator(num_pages, max_pages=limit)
-        self._tables = BlockTables(self._pages, page_size)
+        if bytes_allowed is not None:
+            least = num_pages * self.page_bytes
+            limit(
+                "max_bytes", max_bytes, least, f"None or an int >= num_pages * page_bytes = {least}"
+            )
+            pages_allowed = bytes_allowed // self.page_bytes
+            most = pages_allowed if most is None else min(most, pages_allowed)
+        self._pages = PageAllocator(num_pages, max_pages=most if growing else num_pages)
+        self._tables = BlockTables(self._pages, self.page_size)
+        self.turns = Turns(self._tables)
         self._storage.grow(num_pages)
-        self._stage, self._dense = Workspace(), Workspace()
+        self._stage = Workspace()
+        self._dense = Workspace()
         self._reclaimer: Reclaimer | None = None
-        self._lock = threading.RLock()
-        self.stats = CacheStats()
 
-    def _page_limit(self, num_pages: int, max_pages: int | None, max_bytes: int | None) -> int | None:
-        limits = [] if max_pages is None else [max_pages]
-        if max_bytes is not None:
-            if max_bytes < num_pages * self.page_bytes:
-                raise BadCount("max_bytes", max_bytes, f">= num_pages * page_bytes = {num_pages * self.page_bytes}")
-            limits.append(max_bytes // self.page_bytes)
-        if max_pages is not None:
-            check_count("max_pages", max_pages, num_pages, None)
-        return min(limits, default=None)
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable(type(self).__name__)
+
+    # -- room
+    # --------------------------------------------------------------------------------------------
+
+    def _with_room(self, call: Callable[..., Any], seqs: list[int], *args: Any) -> Any:
+        """Call a verb that takes pages; where they run out, ask the reclaimer between two tries. Raises OutOfPages."""
+        try:
+            return call(seqs, *args)
+        except OutOfPages as full:
+            self._reclaim(full, seqs)
+        return call(seqs, *args)
+
+    def _reclaim(self, full: OutOfPages, busy: list[int]) -> None:
+        """Have as many pages freed as growth cannot give, or raise OutOfPages."""
+        reclaimer = self._reclaimer
+        if reclaimer is None:
+            raise full
+        short = full.requested - full.free - self._pages.growable
+        if not reclaimer.reclaim(short, frozenset(busy)):
+            raise OutOfPages(full.requested, full.free, reclaimer.pinned_pages()) from None
 
     def _plan(
         self,
@@ -103,82 +118,143 @@ class PagePool:
         slide: Counts = 0,
         anew: Sequence[int | None] | None = None,
     ) -> Plan:
-        """A plan that the free pages can carry: grows the pool, then evicts, or raises OutOfPages."""
+        """A plan that the free pages can carry: grows the pool where it may, or raises OutOfPages."""
         plan = self._tables.plan(seqs, count, fork=fork, slide=slide, anew=anew)
         if plan.fresh > self._pages.free_count:
-            self._make_room(plan.fresh, seqs)
+            self._grow_for(plan.fresh)
             plan = self._tables.plan(seqs, count, fork=fork, slide=slide, anew=anew)
-            if plan.fresh > self._pages.free_count:  # the reclaimer promised more than it gave
-                raise OutOfPages(plan.fresh, self._pages.free_count)
         return plan
 
-    def _make_room(self, need: int, busy: list[int]) -> None:
-        """Make `need` pages free: evict what growth cannot give, then grow."""
-        free, reclaimer = self._pages.free_count, self._reclaimer
-        short = need - free - self._pages.growable
-        if short > 0 and (reclaimer is None or not reclaimer.reclaim(short, frozenset(busy))):
-            raise OutOfPages(need, free, 0 if reclaimer is None else reclaimer.pinned_pages())
-        size = self._pages.growth_for(need)
-        if size > self._pages.capacity:
-            self._storage.grow(size)
-            self._pages.grow(size)
-            self.stats.growths += 1
+    def _grow_for(self, need: int) -> None:
+        """Let `need` pages be free. Raises OutOfPages."""
+        pages = self._pages
+        if need - pages.free_count > pages.growable:
+            raise OutOfPages(need, pages.free_count)
+        size = pages.growth_for(need)
+        self._storage.grow(size)
+        self._tables.grow(size)
+
+    # -- a plan is carried out
+    # -----------------------------------------------------------------------------
 
     def _write(
-        self, plan: Plan, sources: Sequence[torch.Tensor], positions: Ints, less: Sequence[torch.Tensor] | None = None
+        self,
+        plan: Plan,
+        sources: Sequence[torch.Tensor],
+        positions: Ints,
+        less: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """Fill fresh pages and dead slots: nothing a live sequence reads, so a failure changes nothing."""
         if plan.copies:
             self._storage.copy_pages(plan.copies)
         if not any(plan.counts):
             return
-        pages = plan.row_pages() if sources[0].shape[1] == len(plan.seqs) else None  # else they come token by token
+        # else they come token by token
+        pages = plan.row_pages() if sources[0].shape[1] == len(plan.seqs) else None
         if pages is None:
             self._storage.scatter(plan.slots, sources, positions, less)
         else:
             self._storage.write_pages(*pages, sources, positions, less)
 
-    def _apply(self, plan: Plan) -> list[int]:
-        free, stats = self._pages.free_count, self.stats
-        seqs = self._tables.apply(plan)
-        stats.freed_pages += self._pages.free_count - free + plan.fresh
-        stats.copied_pages += len(plan.copies)
-        self._note(plan.fresh)
-        return seqs
-
-    def _note(self, fresh: int) -> None:
-        """Count pages that were taken."""
-        stats, used = self.stats, self._pages.used_count
-        stats.allocated_pages += fresh
-        if used > stats.peak_pages:
-            stats.peak_pages = used
-
     def _sources(self, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
         """The tokens of an append, one tensor a plane: K0, V0, K1, V1, ... where both lie in one plane."""
-        keys, values = keys.detach(), values.detach()  # the pool must not hold the graph of what made the tokens
+        keys = keys.detach()  # the pool must not hold the graph of what made the tokens
+        values = values.detach()
         if len(self._storage.planes) == 2:
             return [keys, values]
         return [torch.stack((keys, values), dim=1).flatten(0, 1)]
 
-    @one_thread
+    # -- reading
+    # -----------------------------------------------------------------------------------------
+
+    @reader
     def page_tables(self, seqs: Iterable[int]) -> list[tuple[int, ...]]:
         """The pages of each sequence, on the host; `block_tables` has them as a tensor."""
-        return self._tables.windows(seqs)[0]
+        return self._tables.windows(handles(seqs))[0]
 
-    @one_thread
+    @reader
     def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
         """Dry run: pages that appending `count` tokens (to forked children) would take."""
-        return self._tables.plan(seqs, count, fork=fork).fresh
+        return self._tables.plan(handles(seqs), count, fork=flag("fork", fork)).fresh
 
-    @one_thread
+    @reader
     def pages_freed_by(self, seqs: Iterable[int]) -> int:
         """Dry run: pages that releasing all of `seqs` would free."""
-        return self._tables.freed_by(seqs)
+        return self._tables.freed_by(handles(seqs, ordered=False))
 
-    @one_thread
+    @verb
     def set_reclaimer(self, reclaimer: Reclaimer | None) -> None:
-        """Ask `reclaimer` for pages when the pool is full and cannot grow."""
+        """Ask `reclaimer` for pages when the pool is full and cannot grow. None: nobody. Raises BadArgument."""
+        if reclaimer is not None:
+            self._check_reclaimer(reclaimer)
         self._reclaimer = reclaimer
+
+    def _check_reclaimer(self, reclaimer: Reclaimer) -> None:
+        """Raise BadArgument unless it has the hooks; an index or a manager must be one of this cache."""
+        hooks = (getattr(reclaimer, hook, None) for hook in ("reclaim", "pinned_pages"))
+        if isinstance(reclaimer, type) or not all(map(callable, hooks)):
+            allowed = "None or an object with reclaim() and pinned_pages()"
+            raise BadArgument("reclaimer", reclaimer, allowed)
+        turns = getattr(reclaimer, "turns", self.turns)
+        if isinstance(turns, Turns) and turns is not self.turns:
+            raise BadArgument("reclaimer", reclaimer, "an index or a manager of this cache")
+
+    @property
+    def reclaimer(self) -> Reclaimer | None:
+        """Who is asked for pages when the pool is full."""
+        return self._reclaimer
+
+    def settle(self) -> None:
+        """Finish what an interrupted verb left half done. Every verb and every figure begins with it."""
+        if self._tables.change is not None:
+            self._settle()
+
+    @verb
+    def _settle(self) -> None:
+        pass  # what has to be done is done before a verb begins
+
+    @property
+    def tables(self) -> BlockTables:
+        """The books: to be read only."""
+        self.settle()
+        return self._tables
+
+    @reader
+    def look(self, read: Callable[[BlockTables], T]) -> T:
+        """What `read` finds in the books, which nobody changes meanwhile. Raises BadArgument."""
+        function("read", read, "a function of the books")
+        return read(self._tables)
+
+    @verb
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of every change from now on; see `Listener`. It may read, and release.
+
+        Raises BadArgument where it cannot be called.
+        """
+        function("listener", listener, "a function of a change and two lists of pages")
+        self._tables.listeners.append(listener)
+
+    @verb
+    def unlisten(self, listener: Listener) -> None:
+        """Tell it no more. Raises BadArgument where it was not told before."""
+        if not callable(listener) or listener not in self._tables.listeners:
+            raise BadArgument("listener", listener, "one that listens")
+        self._tables.listeners.remove(listener)
+
+    @property
+    def stats(self) -> CacheStats:
+        """What the cache did since it was made. Cost: a new record each time."""
+        done = self.tables.figures
+        pages = self._pages
+        return CacheStats(
+            done.forks,
+            done.appends,
+            done.allocated,
+            done.copied,
+            done.allocated - pages.used_count,
+            pages.growths,
+            pages.peak,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,7 +264,7 @@ class PagePool:
     @property
     def device(self) -> torch.device:
         """Where the pages lie."""
-        return self._storage.planes[0].rows.device
+        return self._storage.device
 
     @property
     def token_bytes(self) -> int:
@@ -198,17 +274,22 @@ class PagePool:
     @property
     def pages_in_use(self) -> int:
         """Pages that some sequence holds."""
-        return self._pages.used_count
+        return self.tables.pages.used_count
 
     @property
     def pages_free(self) -> int:
         """Pages ready to be taken without growth."""
-        return self._pages.free_count
+        return self.tables.pages.free_count
 
     @property
     def pages_reserved(self) -> int:
         """Pages the pool has memory for."""
-        return self._pages.capacity
+        return self.tables.pages.capacity
+
+    @property
+    def max_pages(self) -> int | None:
+        """Pages that the pool may grow to; None where nothing bounds it."""
+        return self._pages.max_pages
 
     @property
     def bytes_in_use(self) -> int:
@@ -228,19 +309,35 @@ class PagePool:
     @property
     def live_sequences(self) -> int:
         """Sequences that exist."""
-        return self._tables.live_count
+        return self.tables.live_count
 
     @property
     def logical_tokens(self) -> int:
         """Tokens of all live sequences, shared ones counted once a sequence. Cost: O(sequences)."""
-        return sum(self._tables.lengths(self._tables.live()))
+        return sum(record[2] for _, record in self.tables.items())
 
     @property
     def stored_tokens(self) -> int:
         """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
-        return self._tables.stored_tokens()
+        return self.tables.stored_tokens()
 
-    @one_thread
+    @reader
     def check(self) -> None:
         """Raise CorruptCache unless every invariant of docs/design.md holds. Cost: O(everything)."""
         self._tables.check()
+
+
+def _storage(pool: PagePool, dtype: torch.dtype, device: torch.device | str) -> PageStorage:
+    """Memory for no page yet. Raises BadDevice where torch cannot put a tensor on the device."""
+    allowed = "a device of this machine that holds data, as 'cpu' or 'cuda:0'"
+    if not isinstance(device, (str, torch.device)):
+        raise BadDevice("the cache", device, allowed)
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except Exception as error:  # torch has many kinds for what is not there
+        raise BadDevice("the cache", device, allowed) from error
+    if where.type == "meta":
+        raise BadDevice("the cache", device, allowed)
+    sizes = pool.layers, pool.heads, pool.head_size, pool.value_head_size, pool.page_size
+    return PageStorage(*sizes, dtype, where)

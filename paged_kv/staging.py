@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 
-from paged_kv.block_table import Record
-from paged_kv.errors import BadCount, BadDevice, BadDtype, BadShape, ClosedBatch
+from paged_kv.change import Record
+from paged_kv.checks import whole
+from paged_kv.errors import (
+    BadArgument,
+    BadCount,
+    BadDevice,
+    BadDtype,
+    BadShape,
+    ClosedBatch,
+    NotCopyable,
+)
 from paged_kv.workspace import Ints, Layout
 
 if TYPE_CHECKING:
@@ -35,26 +44,46 @@ class StagingLayer:
     def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append K and V [B, heads, n, head_size], in place. Two kernels.
 
-        Raises BadShape, BadDtype, BadDevice, ClosedBatch; BadCount where the room is used up.
+        Raises BadArgument, BadShape, BadDtype, BadDevice, ClosedBatch; BadCount where the room is
+        used up.
         """
-        batch, first = self._batch, self.size
+        batch = self._batch
         if batch.closed:
             raise ClosedBatch("update")
+        if not isinstance(keys, torch.Tensor):
+            raise BadArgument("keys", keys, "a tensor")
+        if not isinstance(values, torch.Tensor):
+            raise BadArgument("values", values, "a tensor")
         layout = batch.layout
-        end = first + (keys.shape[2] if keys.dim() == 4 else 0)
-        if end > layout.past + layout.room:
-            room, got = layout.room, end - layout.past
-            raise BadCount("new tokens", got, f"0 to the room of {room} that open() was given")
-        key_slots, value_slots = layout.layers(first, end)[self._index]
-        shape, dtype, device = key_slots.shape, key_slots.dtype, key_slots.device
-        if keys.shape != shape or keys.dtype != dtype or keys.device != device:
-            check_tensor("keys", keys, shape, key_slots)
-        if values.shape != value_slots.shape or values.dtype != dtype or values.device != device:
-            check_tensor("values", values, value_slots.shape, value_slots)
-        if keys.requires_grad or values.requires_grad:  # the buffers outlive the step: they must not hold its graph
-            keys, values = keys.detach(), values.detach()
-        key_slots.copy_(keys)
-        value_slots.copy_(values)
+        first = self.size
+        try:
+            end = first + (keys.shape[2] if keys.dim() == 4 else 0)
+            if end > layout.past + layout.room:
+                allowed = f"0 to the room of {layout.room} that open() was given"
+                raise BadCount("new tokens", end - layout.past, allowed)
+            key_slots, value_slots = layout.layers(first, end)[self._index]
+            shape = key_slots.shape
+            dtype = key_slots.dtype
+            device = key_slots.device
+            if keys.shape != shape or keys.dtype != dtype or keys.device != device:
+                check_tensor("keys", keys, shape, key_slots)
+            if (
+                values.shape != value_slots.shape
+                or values.dtype != dtype
+                or values.device != device
+            ):
+                check_tensor("values", values, value_slots.shape, value_slots)
+            # the buffers outlive the step, and must not hold its graph
+            if keys.requires_grad or values.requires_grad:
+                keys = keys.detach()
+                values = values.detach()
+            key_slots.copy_(keys)
+            value_slots.copy_(values)
+        except RuntimeError:
+            # Of torch, where a tensor is not dense: that is not asked before, to save the time.
+            check_dense("keys", keys)
+            check_dense("values", values)
+            raise
         self.size = end
 
     def get(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,14 +97,15 @@ class StagingLayer:
 class StagingBatch:
     """A batch of contexts as an ordinary dense cache, with room for new tokens.
 
-    Made by `PagedKVCache.open`. The windows end in column `past`; shorter ones are padded on the left with
-    zeros (or on the right, with `pad="right"`: there new tokens follow the longest window, in the same columns).
-    `update` appends in place, `keys` and `values` are views, `layers` holds each layer as a cache of its own, `commit`
-    stores the new tokens of all layers and returns the children. The buffers belong to the cache: a later `open`
-    closes this batch.
+    Made by `PagedKVCache.open`. The windows end in column `past`; shorter ones are padded on the
+    left with zeros (or on the right, with `pad="right"`: there new tokens follow the longest
+    window, in the same columns). `update` appends in place, `keys` and `values` are views, `layers`
+    holds each layer as a cache of its own, `commit` stores the new tokens of all layers and returns
+    the children. The buffers belong to the cache: a later `open` closes this batch.
 
-    Attributes: `parents`; `past`, `room`; `layers`; `planes`, the raw buffers [parts, B, heads, width, head_size];
-    `uniform`, whether all windows begin at one offset of their pages and have one length: then nothing is padding.
+    Attributes: `parents`; `past`, `room`; `layers`; `planes`, the raw buffers [parts, B, heads,
+    width, head_size]; `uniform`, whether all windows begin at one offset of their pages and have
+    one length: then nothing is padding.
     """
 
     def __init__(
@@ -87,16 +117,28 @@ class StagingBatch:
         layout: Layout,
         uniform: bool,
     ) -> None:
-        self._cache, self.closed, self.uniform = cache, False, uniform
+        self._cache = cache
         self._positions: Ints | None = None
-        self.parents, self.records, self.left, self.layout = parents, records, left, layout
-        self.past, self.room = layout.past, layout.room
+        self.closed = False
+        self.uniform = uniform
+        self.parents = parents
+        self.records = records
+        self.left = left
+        self.layout = layout
+        self.past = layout.past
+        self.room = layout.room
         self.layers = [StagingLayer(self, index) for index in range(cache.layers)]
 
     @property
     def planes(self) -> list[torch.Tensor]:
-        """Raw buffers, one a plane: [parts, B, heads, width, head_size]."""
-        return self.layout.planes
+        """Raw buffers, one a plane: [parts, B, heads, width, head_size].
+
+        Autograd does not follow what is done to them.
+        """
+        return [plane.detach() for plane in self.layout.planes]
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable("StagingBatch")
 
     @property
     def size(self) -> int:
@@ -115,9 +157,12 @@ class StagingBatch:
 
     @property
     def then(self) -> Ints:
-        """The position each token of the windows was written at [B, past], 0 in padding. On the host."""
+        """The position each token of the windows was written at [B, past], 0 in padding.
+
+        On the host. Raises ClosedBatch, or ParentChanged where a window is not what it was.
+        """
         if self._positions is None:
-            self._positions = self.opened("then")._positions(self.records, self.left)[0]
+            self._positions = self.opened("then").positions_of(self)
         return self._positions
 
     @property
@@ -146,7 +191,8 @@ class StagingBatch:
         """Bool [B, size], true at tokens, false at padding."""
         self.opened("mask")
         columns = np.arange(self.size)
-        pads, lengths = np.array(self.pads)[:, None], np.array(self.lengths)[:, None]
+        pads = np.array(self.pads)[:, None]
+        lengths = np.array(self.lengths)[:, None]
         kept = (columns >= pads) & ((columns < pads + lengths) | (columns >= self.past))
         return torch.from_numpy(kept).to(self.layout.planes[0].device)
 
@@ -155,27 +201,28 @@ class StagingBatch:
         *,
         slide: int | Sequence[int] = 0,
         rewrite: Sequence[int | None] | None = None,
-        positions: Ints | None = None,
+        positions: torch.Tensor | Ints | None = None,
         less: Sequence[torch.Tensor] | None = None,
     ) -> list[int]:
         """Store the new tokens and return the children, one a row; closes the batch.
 
-        `slide`: tokens that each child drops from the front. `rewrite`: for a row the first column to store anew,
-        in fresh pages that share nothing (its tokens were changed in `planes`), or None to share the parent's pages.
-        `positions` [B, n] of the new tokens; by default their index in the parent's window. `less`: tensors, one a
-        plane, that broadcast to the new tokens [parts, B, heads, n, head_size]: what is stored is the difference, for
-        a `rebase` to add back.
-        One scatter for all layers; all-or-nothing. Raises OutOfPages, BadCount, ParentChanged, ClosedBatch.
+        `slide`: tokens that each child drops from the front. `rewrite`: for a row the first column
+        to store anew, in fresh pages that share nothing (its tokens were changed in `planes`), or
+        None to share the parent's pages. `positions` [B, n] of the new tokens; by default their
+        index in the parent's window. `less`: tensors, one a plane, that broadcast to the new tokens
+        [parts, B, heads, n, head_size]: what is stored is the difference, for a `rebase` to add
+        back. One scatter for all layers; all-or-nothing. Raises OutOfPages, BadCount,
+        ParentChanged, ClosedBatch.
         """
         cache = self.opened("commit")
+        return cache.commit(self, slide=slide, rewrite=rewrite, positions=positions, less=less)
+
+    def filled(self) -> int:
+        """New tokens of every layer. Raises BadCount where the layers differ."""
         sizes = [layer.size for layer in self.layers]
         if sizes.count(sizes[0]) != len(sizes):
             raise BadCount("columns filled, by layer", sizes, "the same number in every layer")
-        children = cache._commit(self, sizes[0] - self.past, slide, rewrite, positions, less)
-        cache.stats.forks += len(children)
-        cache.stats.appends += len(children)
-        self.closed = True
-        return children
+        return sizes[0] - self.past
 
     def close(self) -> None:
         """Give the batch up; nothing is stored. Closing twice is fine."""
@@ -188,16 +235,33 @@ class StagingBatch:
         return self._cache
 
     def _layer(self, layer: int) -> StagingLayer:
-        try:
-            return self.layers[layer]
-        except IndexError:
-            raise BadCount("layer", layer, f"an int from 0 to {len(self.layers) - 1}") from None
+        if type(layer) is not int or layer < 0 or layer >= len(self.layers):
+            layer = whole("layer", layer, 0, len(self.layers) - 1)
+        return self.layers[layer]
 
 
-def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:
-    """Raise BadShape, BadDtype or BadDevice unless the tensor has `shape`, and dtype and device of `like`."""
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Raise BadArgument unless it is a tensor that holds its numbers one by one: neither sparse nor nested."""
+    if not isinstance(tensor, torch.Tensor):
+        raise BadArgument(name, tensor, "a tensor")
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        raise BadArgument(name, tensor, "a dense tensor")
+
+
+def check_tensor(
+    name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor
+) -> None:
+    """Raise an error unless it is a dense tensor of `shape`, with dtype and device of `like`.
+
+    BadArgument, BadShape, BadDtype or BadDevice; RuntimeError of torch where it is nested: see
+    `check_dense`.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise BadArgument(name, tensor, "a tensor")
     if tensor.shape != shape:
         raise BadShape(name, tuple(tensor.shape), shape)
+    if tensor.layout is not torch.strided:
+        raise BadArgument(name, tensor, "a dense tensor")
     if tensor.dtype != like.dtype:
         raise BadDtype(name, tensor.dtype, like.dtype)
     if tensor.device != like.device:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass
+@dataclass(frozen=True)
 class CacheStats:
-    """What a cache did since it was made. All but `growths` count sequences or pages.
+    """What a cache did since it was made: a snapshot. All but `growths` count sequences or pages.
 
     >>> CacheStats(forks=8).forks
     8
@@ -26,8 +26,8 @@ class CacheStats:
 class IndexStats:
     """Counts since the index was made; clear() keeps them. Every query is either a hit or a miss.
 
-    `insertions` counts put(), replacements included; `evictions` the entries that went for lack of room, not
-    those replaced, removed or cleared.
+    `insertions` counts put(), replacements included; `evictions` the entries that went for lack of
+    room, not those replaced, removed or cleared.
     """
 
     queries: int = 0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class PlaneLike(Protocol):
@@ -34,18 +35,23 @@ class Workspace:
         """Bytes held."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat)
 
-    def layout(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
+    def layout(
+        self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None
+    ) -> Layout:
         """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
 
-        `start` is the head offset of the longest window, where all are gathered by pages, or None to gather by tokens.
+        `start` is the head offset of the longest window, where all are gathered by pages, or None
+        to gather by tokens.
         """
         found = self._layouts.get((batch, past, room, start))
         if found is None:
-            found = self._make(planes, batch, past, room, start)
+            found = ordinary(lambda: self._make(planes, batch, past, room, start))
             self._layouts[batch, past, room, start] = found
         return found
 
-    def _make(self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None) -> Layout:
+    def _make(
+        self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None
+    ) -> Layout:
         unit = 1 if start is None else planes[0].page_size
         first = start or 0
         width = -(-(first + past + room) // unit) * unit
@@ -63,20 +69,28 @@ class Workspace:
 class Layout:
     """Dense views [parts, B, heads, past + room, head_size] of a workspace, one a plane, and row numbers for them.
 
-    A search step takes a few dozen microseconds in all, so every view it needs is made once and kept.
+    A search step takes a few dozen microseconds in all, so every view it needs is made once and
+    kept.
     """
 
     def __init__(
         self, whole: list[torch.Tensor], unit: int, first: int, past: int, room: int, *, paged: bool
     ) -> None:
-        self.paged, self.past, self.room = paged, past, room
-        self.on_edge = paged and (first + past) % unit == 0  # the next token of every window begins a page
+        self.paged = paged
+        self.past = past
+        self.room = room
+        # the next token of every window begins a page
+        self.on_edge = paged and (first + past) % unit == 0
         self.planes = [plane[:, :, :, first : first + past + room] for plane in whole]
         self.flat = [wide(plane.view(-1, unit * plane.shape[-1])) for plane in whole]
-        arrays = [np.zeros((*plane.shape[:3], plane.shape[3] // unit), dtype=np.int64) for plane in whole]
+        arrays = [
+            np.zeros((*plane.shape[:3], plane.shape[3] // unit), dtype=np.int64) for plane in whole
+        ]
         self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
         filled = -(-(first + past) // unit) if past else 0
-        self.past_rows = [array[..., :filled] for array in arrays]  # the room is read from the null page
+        self.past_rows = [
+            array[..., :filled] for array in arrays
+        ]  # the room is read from the null page
         self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._layers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._next: dict[int, Ints] = {}
@@ -85,16 +99,21 @@ class Layout:
         """The planes from column `first` to `end`."""
         found = self._columns.get((first, end))
         if found is None:
-            found = self._columns[first, end] = [plane[:, :, :, first:end] for plane in self.planes]
+            found = ordinary(lambda: [plane[:, :, :, first:end] for plane in self.planes])
+            self._columns[first, end] = found
         return found
 
     def layers(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """K and V [B, heads, end - first, head_size] of every layer."""
         found = self._layers.get((first, end))
         if found is None:
-            keys, values = self.keys_values(self.columns(first, end))
-            found = self._layers[first, end] = list(zip(keys.unbind(0), values.unbind(0)))
+            found = ordinary(lambda: self._split(first, end))
+            self._layers[first, end] = found
         return found
+
+    def _split(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        keys, values = self.keys_values(self.columns(first, end))
+        return list(zip(keys.unbind(0), values.unbind(0)))
 
     def blank(self, windows: Sequence[tuple[int, int]]) -> None:
         """Zero what whole pages brought along in front of windows (start, length) that end in column `past`.
@@ -108,7 +127,9 @@ class Layout:
             for column in range(max(0, self.past - length - start), self.past - length)
         ]
         if dead:
-            rows, columns = (torch.tensor(part, device=self.planes[0].device) for part in zip(*dead))
+            rows, columns = (
+                torch.tensor(part, device=self.planes[0].device) for part in zip(*dead)
+            )
             for plane in self.planes:
                 plane.permute(1, 3, 0, 2, 4)[rows, columns] = 0
 
@@ -129,6 +150,25 @@ class Layout:
         if len(planes) == 1:
             return planes[0][0::2], planes[0][1::2]
         return planes[0], planes[1]
+
+
+def ordinary(make: Callable[[], T]) -> T:
+    """What `make` makes, tensors and views, as if no mode of torch were on: every mode can use them.
+
+    Autograd is off meanwhile, so that torch refuses to hang a graph on a view later. It is switched
+    by the function of C right within `try`, and not by `torch.no_grad()`: a signal that arrives
+    inside of that leaves it off for the caller.
+    """
+    tracked = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(False)
+        if not torch.is_inference_mode_enabled():
+            return make()
+        with torch.inference_mode(False):
+            torch._C._set_grad_enabled(False)
+            return make()
+    finally:
+        torch._C._set_grad_enabled(tracked)
 
 
 def wide(rows: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,6 +32,17 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 def device(request: pytest.FixtureRequest) -> str:
     """Each device of this machine in turn."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def modes_as_they_were() -> Iterator[None]:
+    """Autograd and the collector are on again after each test.
+
+    Errors that tests place between any two instructions may leave them off; signals find no such place.
+    """
+    yield
+    torch.set_grad_enabled(True)
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,9 +14,15 @@ from paged_kv.recording import Recording, header, read_recording, record
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028"
 
 
-def small_search(path: Path, *, title: str = "a small search", steps: int = 12, children: int = 3,
-                 interval: float = 0.0) -> tuple[Recording, PagedKVCache]:
-    """Record a tree that grows from one root, its last snapshot taken before it is released; and the cache."""
+def small_search(
+    path: Path,
+    *,
+    title: str = "a small search",
+    steps: int = 12,
+    children: int = 3,
+    interval: float = 0.0,
+) -> tuple[Recording, PagedKVCache]:
+    """Record a tree that grows from one root, with a snapshot at its end; and the cache."""
     torch.manual_seed(0)
     cache = PagedKVCache(layers=2, heads=2, head_size=4, page_size=2, num_pages=8)
 
@@ -24,8 +30,10 @@ def small_search(path: Path, *, title: str = "a small search", steps: int = 12, 
         kv = torch.randn(2, rows, 2, count, 4)
         return kv, kv
 
-    with record(cache, path, title=title, labels={"note": title}, interval=interval, budget=None) as recorder:
-        root, = cache.new(start=1)
+    with record(
+        cache, path, title=title, labels={"note": title}, interval=interval, budget=None
+    ) as recorder:
+        (root,) = cache.new(start=1)
         cache.append([root], *tokens(1, 5))
         nodes = [root]
         for step in range(steps):
@@ -34,26 +42,41 @@ def small_search(path: Path, *, title: str = "a small search", steps: int = 12, 
             nodes += made
         recorder.snapshot(title)
         kept = nodes[: len(nodes) // 2]
-        cache.release(nodes[len(nodes) // 2:])
+        cache.release(nodes[len(nodes) // 2 :])
     assert kept
     return read_recording(path), cache
 
 
 def counted(recording: Recording) -> Recording:
     """The same with simulations counted, six a root step, and lookups."""
-    samples = [{**row, "simulation": n + 1, "root": n // 6, "queries": 8 * n, "hits": 7 * n}
-               for n, row in enumerate(recording.samples)]
+    samples = [
+        {**row, "simulation": n + 1, "root": n // 6, "queries": 8 * n, "hits": 7 * n}
+        for n, row in enumerate(recording.samples)
+    ]
     return dataclasses.replace(recording, samples=samples)
 
 
 def of_another(recording: Recording, factor: int = 6) -> Recording:
     """Another cache that did the same: it holds `factor` times as much, and has no pages."""
-    samples = [{"kind": "sample", "t": row["t"], "simulation": row["simulation"], "root": row["root"],
-                "bytes_in_use": factor * row["bytes_in_use"], "bytes_unique": row["bytes_unique"],
-                "queries": row["queries"], "hits": row["queries"], "cache_s": 3 * row["cache_s"]}
-               for row in recording.samples]
-    return Recording(header("another cache", {"token_bytes": 8}), samples=samples,
-                     ends=[{"kind": "end", "t": 1.0, "reason": "done"}])
+    samples = [
+        {
+            "kind": "sample",
+            "t": row["t"],
+            "simulation": row["simulation"],
+            "root": row["root"],
+            "bytes_in_use": factor * row["bytes_in_use"],
+            "bytes_unique": row["bytes_unique"],
+            "queries": row["queries"],
+            "hits": row["queries"],
+            "cache_s": 3 * row["cache_s"],
+        }
+        for row in recording.samples
+    ]
+    return Recording(
+        header("another cache", {"token_bytes": 8}),
+        samples=samples,
+        ends=[{"kind": "end", "t": 1.0, "reason": "done"}],
+    )
 
 
 def both(path: Path, **options: Any) -> list[Recording]:

@@ -1,10 +1,12 @@
-"""A naive index: a list that is sorted again for every question. The model of the index and manager tests."""
+"""Naive indexes: lists that are sorted again for every question.
+
+The model of the index and manager tests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 
 
 @dataclass
@@ -31,25 +33,38 @@ class FullError(Exception):
     """An entry that does not fit beside the pinned ones."""
 
 
+class GoneError(Exception):
+    """A sequence that ended before it was put."""
+
+
 @dataclass
 class NaiveIndex:
-    """The same promises as `CacheIndex`; it never releases anything, it only says what should be released."""
+    """The same promises as `CacheIndex`; it never releases anything, it only says what ends."""
 
     policy: str
     max_entries: int | None = None
     max_bytes: int | None = None
     weigh: Weigh = lambda handles: 0
     entries: list[Entry] = field(default_factory=list)
-    clock: count[int] = field(default_factory=count)
+    clock: int = 0
     stats: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("queries", "hits", "misses", "evictions", "insertions"), 0)
+        default_factory=lambda: dict.fromkeys(
+            ("queries", "hits", "misses", "evictions", "insertions"), 0
+        )
     )
+
+    def now(self) -> int:
+        self.clock += 1
+        return self.clock
 
     def find(self, key: Hashable) -> Entry | None:
         return next((entry for entry in self.entries if entry.key == key), None)
 
     def handles(self) -> list[int]:
         return [entry.handle for entry in self.entries]
+
+    def pinned(self) -> list[int]:
+        return [entry.handle for entry in self.entries if entry.pins]
 
     def victims(self, busy: Collection[int] = ()) -> list[Entry]:
         free = [entry for entry in self.entries if not entry.pins and entry.handle not in busy]
@@ -61,7 +76,7 @@ class NaiveIndex:
         self.stats["misses" if entry is None else "hits"] += 1
         if entry is None:
             return None
-        entry.used = next(self.clock)
+        entry.used = self.now()
         return entry.handle
 
     def fits(self, handles: list[int]) -> bool:
@@ -70,7 +85,7 @@ class NaiveIndex:
         return self.max_bytes is None or self.weigh(handles) <= self.max_bytes
 
     def put(self, key: Hashable, handle: int, priority: float | None) -> list[int]:
-        """The handles that have to be released, in any order."""
+        """The handles that end with it, in any order."""
         old = self.find(key)
         kept = [entry for entry in self.entries if entry is not old]
         victims = [entry for entry in self.victims() if entry is not old]
@@ -80,19 +95,88 @@ class NaiveIndex:
                 raise FullError
             gone.append(victims.pop(0))
             kept.remove(gone[-1])
-        now = next(self.clock)
-        new = Entry(key, handle, 0.0 if priority is None else priority, now, now, old.pins if old else 0)
-        self.entries = [*kept, new]
+        now = self.now()
+        rank = 0.0 if priority is None else priority
+        self.entries = [*kept, Entry(key, handle, rank, now, now, old.pins if old else 0)]
         self.stats["insertions"] += 1
         self.stats["evictions"] += len(gone)
-        dropped = {entry.handle for entry in gone}
+        ended = {entry.handle for entry in gone}
         if old is not None and old.handle != handle:
-            dropped.add(old.handle)
-        return list(dropped)
+            ended.add(old.handle)
+        return list(ended)
+
+    def put_batch(self, keys: Sequence[Hashable], handles: Sequence[int]) -> list[int]:
+        """One `put` after the other; of an index that raises here, nothing more is to be used."""
+        ended: list[int] = []
+        for key, handle in zip(keys, handles):
+            if handle in ended:
+                raise GoneError
+            ended += self.put(key, handle, None)
+        return ended
 
     def drop(self, entries: list[Entry]) -> None:
         self.entries = [entry for entry in self.entries if entry not in entries]
 
-    def evict(self, entries: list[Entry]) -> None:
-        self.drop(entries)
-        self.stats["evictions"] += len(entries)
+    def end(self, handles: Collection[int]) -> None:
+        """Forget entries whose sequences ended elsewhere, as no eviction."""
+        self.drop([entry for entry in self.entries if entry.handle in handles])
+
+    def evict(self, handles: Collection[int]) -> None:
+        doomed = [entry for entry in self.entries if entry.handle in handles]
+        self.drop(doomed)
+        self.stats["evictions"] += len(doomed)
+
+
+@dataclass
+class World:
+    """All live sequences with their parents, the oldest first, and the indexes that some of them
+    lie in.
+    """
+
+    indexes: list[NaiveIndex]
+    parents: dict[int, int | None] = field(default_factory=dict)
+
+    def indexed(self) -> list[int]:
+        return [handle for index in self.indexes for handle in index.handles()]
+
+    def pinned(self) -> list[int]:
+        return [handle for index in self.indexes for handle in index.pinned()]
+
+    def outside(self) -> list[int]:
+        """Sequences that belong to no index."""
+        indexed = self.indexed()
+        return [seq for seq in self.parents if seq not in indexed]
+
+    def make(self, seqs: Sequence[int], parents: Sequence[int | None]) -> None:
+        self.parents.update(zip(seqs, parents))
+
+    def subtree(self, seq: int) -> list[int]:
+        """The sequence, and all that hang on it by live parents."""
+        found = [seq]
+        for parent in found:  # grows while it is walked
+            found.extend(child for child, its in self.parents.items() if its == parent)
+        return found
+
+    def beside(self, seq: int) -> list[int]:
+        """The subtrees of its siblings."""
+        parent = self.parents[seq]
+        siblings = [
+            other
+            for other, its in self.parents.items()
+            if parent is not None and its == parent and other != seq
+        ]
+        return [each for sibling in siblings for each in self.subtree(sibling)]
+
+    def end(self, seqs: Collection[int]) -> None:
+        """They end, and with them the entries that hold them."""
+        for index in self.indexes:
+            index.end(seqs)
+        for seq in seqs:
+            del self.parents[seq]
+
+    def evict(self, seqs: Collection[int]) -> None:
+        """They end for lack of room."""
+        for index in self.indexes:
+            index.evict(seqs)
+        for seq in seqs:
+            del self.parents[seq]

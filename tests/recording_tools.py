@@ -1,4 +1,4 @@
-"""What the tests of recordings share: caches, files in memory, contexts that make their cache late, a recount."""
+"""What the tests of recordings share: caches, files in memory, late caches, a recount."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Memory:
     """A file in memory, which is full after `room` bytes."""
 
     def __init__(self, room: int = 1 << 40) -> None:
-        self.data, self.room = b"", room
+        self.data = b""
+        self.room = room
 
     def write(self, data: bytes) -> int:
         kept = data[: self.room - len(self.data)]
@@ -31,11 +32,15 @@ class Memory:
         pass
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in map(json.loads, self.data.splitlines()) if line.get("kind") == kind]
+        return [
+            line for line in map(json.loads, self.data.splitlines()) if line.get("kind") == kind
+        ]
 
 
 def made(**options: Any) -> PagedKVCache:
-    return PagedKVCache(**{"layers": 1, "heads": 1, "head_size": 2, "page_size": 2, "num_pages": 8, **options})
+    return PagedKVCache(
+        **{"layers": 1, "heads": 1, "head_size": 2, "page_size": 2, "num_pages": 8, **options}
+    )
 
 
 def tokens(rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +49,7 @@ def tokens(rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def search(cache: PagedKVCache, steps: int = 3, rows: int = 2) -> list[int]:
-    """A small search: roots of three tokens, `steps` generations of children; returns all but the roots, released."""
+    """A small search: `rows` roots, `steps` generations; returns all but the roots, released."""
     parents = cache.new(rows, start=1)
     roots = parents
     cache.append(parents, *tokens(rows, 3))
@@ -60,21 +65,37 @@ def search(cache: PagedKVCache, steps: int = 3, rows: int = 2) -> list[int]:
 
 
 def unhooked(cache: PagedKVCache) -> bool:
-    return not any(callable(value) for name, value in vars(cache).items() if name in vars(PagedKVCache))
+    return not any(
+        callable(value) for name, value in vars(cache).items() if name in vars(PagedKVCache)
+    )
+
+
+def held(cache: PagedKVCache) -> set[int]:
+    """The pages in use."""
+    return {page for table in cache.page_tables(cache.live()) for page in table}
 
 
 def recount(cache: PagedKVCache) -> dict[str, Any]:
     """A sample's fields, from the tables that anybody may ask for."""
-    live = cache._tables.live()
-    tables, lengths = cache.page_tables(live), cache.lengths(live)
+    live = cache.live()
+    tables = cache.page_tables(live)
+    lengths = cache.lengths(live)
     starts = cache.block_tables(live)[2].tolist()
     size = cache.page_size
     read = {
         (table[place // size], place % size)
-        for table, start, length in zip(tables, starts, lengths) for place in range(start, start + length)
+        for table, start, length in zip(tables, starts, lengths)
+        for place in range(start, start + length)
     }
     refs = Counter(page for table in tables for page in table)
-    bins = {"1": (1, 1), "2": (2, 2), "3-4": (3, 4), "5-8": (5, 8), "9-16": (9, 16), "17+": (17, 10**9)}
+    bins = {
+        "1": (1, 1),
+        "2": (2, 2),
+        "3-4": (3, 4),
+        "5-8": (5, 8),
+        "9-16": (9, 16),
+        "17+": (17, 10**9),
+    }
     return {
         "bytes_in_use": len(refs) * cache.page_bytes,
         "bytes_reserved": cache.bytes_reserved,
@@ -83,7 +104,8 @@ def recount(cache: PagedKVCache) -> dict[str, Any]:
         "bytes_dense": sum(lengths) * cache.token_bytes,
         "sequences": len(live),
         "pages_by_refs": {
-            name: sum(low <= count <= high for count in refs.values()) for name, (low, high) in bins.items()
+            name: sum(low <= count <= high for count in refs.values())
+            for name, (low, high) in bins.items()
         },
         "dead_slots": len(refs) * size - len(read),
     }
@@ -115,4 +137,5 @@ class Model:
     def __init__(self, state: State) -> None:
         self.world_model = type("WorldModel", (), {})()
         self.world_model.paged = state
-        self.world_model.total_query_count, self.world_model.hit_count = 100, 90
+        self.world_model.total_query_count = 100
+        self.world_model.hit_count = 90

@@ -1,4 +1,4 @@
-"""`paged-kv record`, `report` and `diff`, and what recordings are exported to, read back by its real readers."""
+"""`paged-kv record`, `report` and `diff`; and exports, read back by their real readers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recording_tools import State
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from paged_kv import KVCacheManager, MissingPackage, NothingToRecord, PagedKVCache, cli
+from paged_kv.allocator import PageAllocator
 from paged_kv.recording import Recording, RecordingWriter, header, read_recording, record
 from paged_kv.recording.prometheus import PagedKVCollector
 from paged_kv.recording.summary import Verb, ratios, summarize, verbs
@@ -28,7 +30,17 @@ from paged_kv.recording.trace import trace
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of the reference world model's search."""
     found = tmp_path_factory.mktemp("recordings") / "run.jsonl"
-    arguments = ["record", str(found), "--reference", "--roots", "2", "--simulations", "6", "--interval", "0"]
+    arguments = [
+        "record",
+        str(found),
+        "--reference",
+        "--roots",
+        "2",
+        "--simulations",
+        "6",
+        "--interval",
+        "0",
+    ]
     assert cli.main(arguments) == 0
     return found
 
@@ -36,14 +48,40 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_hand(**changes: Any) -> Recording:
     """Two samples, one second apart, and a last one three seconds later."""
     rows: list[dict[str, Any]] = [
-        {"t": 0.0, "bytes_in_use": 100, "bytes_unique": 50, "bytes_dense": 150, "queries": 0, "hits": 0, "forks": 0},
-        {"t": 1.0, "bytes_in_use": 500, "bytes_unique": 250, "bytes_dense": 900, "queries": 10, "hits": 9, "forks": 6},
-        {"t": 4.0, "bytes_in_use": 0, "bytes_unique": 0, "bytes_dense": 0, "queries": 30, "hits": 14, "forks": 8},
+        {
+            "t": 0.0,
+            "bytes_in_use": 100,
+            "bytes_unique": 50,
+            "bytes_dense": 150,
+            "queries": 0,
+            "hits": 0,
+            "forks": 0,
+        },
+        {
+            "t": 1.0,
+            "bytes_in_use": 500,
+            "bytes_unique": 250,
+            "bytes_dense": 900,
+            "queries": 10,
+            "hits": 9,
+            "forks": 6,
+        },
+        {
+            "t": 4.0,
+            "bytes_in_use": 0,
+            "bytes_unique": 0,
+            "bytes_dense": 0,
+            "queries": 30,
+            "hits": 14,
+            "forks": 8,
+        },
     ]
-    return Recording(header("by hand", None), samples=[{"kind": "sample", **row, **changes} for row in rows])
+    return Recording(
+        header("by hand", None), samples=[{"kind": "sample", **row, **changes} for row in rows]
+    )
 
 
-# -- figures -------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def test_averages_are_over_time() -> None:
@@ -58,7 +96,9 @@ def test_averages_are_over_time() -> None:
 
 
 def test_a_peak_between_two_samples_counts() -> None:
-    found = {(figure.group, figure.name): str(figure) for figure in summarize(by_hand(bytes_peak=2048))}
+    found = {
+        (figure.group, figure.name): str(figure) for figure in summarize(by_hand(bytes_peak=2048))
+    }
     assert found["peak", "KV bytes in use"] == "2.0 KiB"
 
 
@@ -70,12 +110,23 @@ def test_the_median_life_is_the_edge_above_it() -> None:
     lives = {"kind": "lives", "t": 1.0, "edges": [0.0, 0.1, 1.0, None], "counts": [1, 3, 0]}
     recording = Recording(header("lives", None), lives=[lives])
     assert str(summarize(recording)[-1]) == "1 s"
-    assert str(summarize(Recording(header("lives", None), lives=[{**lives, "counts": [0, 0, 0]}]))[-1]) == "0"
+    assert (
+        str(summarize(Recording(header("lives", None), lives=[{**lives, "counts": [0, 0, 0]}]))[-1])
+        == "0"
+    )
 
 
 def test_verbs_are_summed_and_marks_left_out() -> None:
     events = [
-        {"kind": "event", "t": 0.0, "name": "open", "s": 0.5, "count": 3, "sequences": 6, "most": 0.3},
+        {
+            "kind": "event",
+            "t": 0.0,
+            "name": "open",
+            "s": 0.5,
+            "count": 3,
+            "sequences": 6,
+            "most": 0.3,
+        },
         {"kind": "event", "t": 0.1, "name": "open", "s": 0.5},
         {"kind": "event", "t": 0.2, "name": "fork", "s": 0.1, "count": 1, "sequences": 2},
         {"kind": "event", "t": 0.3, "name": "search", "s": 0.0, "count": 1, "mark": True},
@@ -86,14 +137,24 @@ def test_verbs_are_summed_and_marks_left_out() -> None:
 
 
 def test_ratios_of_two_recordings() -> None:
-    rows = {one.name: ratio for one, _, ratio in ratios(by_hand(), by_hand(forks=4)) if one and one.group == "total"}
+    rows = {
+        one.name: ratio
+        for one, _, ratio in ratios(by_hand(), by_hand(forks=4))
+        if one and one.group == "total"
+    }
     assert rows == {"forks": 2.0, "queries": 1.0}
-    other = [(one, str(two)) for one, two, _ in ratios(by_hand(), by_hand(evictions=3)) if one is None]
+    other = [
+        (one, str(two)) for one, two, _ in ratios(by_hand(), by_hand(evictions=3)) if one is None
+    ]
     assert other == [(None, "3")]
-    assert all(ratio is None for one, two, ratio in ratios(by_hand(), by_hand(forks=0)) if two and two.value == 0)
+    assert all(
+        ratio is None
+        for one, two, ratio in ratios(by_hand(), by_hand(forks=0))
+        if two and two.value == 0
+    )
 
 
-# -- the trace -----------------------------------------------------------------------------------------------
+# -- the trace -------------------------------------------------------------------------------------
 
 
 def test_the_trace_is_as_its_format_wants_it(path: Path) -> None:
@@ -107,31 +168,50 @@ def test_the_trace_is_as_its_format_wants_it(path: Path) -> None:
         assert isinstance(event["args"], dict)
         phases.setdefault(event["ph"], []).append(event)
     assert set(phases) == {"M", "X", "i", "C"}
-    rows = {event["tid"]: event["args"]["name"] for event in phases["M"] if event["name"] == "thread_name"}
-    assert set(rows.values()) == {"marks", *(event["name"] for event in recording.events if not event.get("mark"))}
+    rows = {
+        event["tid"]: event["args"]["name"]
+        for event in phases["M"]
+        if event["name"] == "thread_name"
+    }
+    assert set(rows.values()) == {
+        "marks",
+        *(event["name"] for event in recording.events if not event.get("mark")),
+    }
     timed = [event for event in found["traceEvents"] if event["ph"] != "M"]
     assert [event["ts"] for event in timed] == sorted(event["ts"] for event in timed)
     assert timed[0]["ts"] >= 0
     ends: dict[int, float] = {}
-    for event in phases["X"]:  # slices of one row lie side by side, or viewers draw them into each other
+    # Slices of one row lie side by side, or viewers draw them into each other: but for a millionth
+    # of a second, and its rounding.
+    for event in phases["X"]:
         assert rows[event["tid"]] == event["name"]
-        assert event["ts"] >= ends.get(event["tid"], 0.0) - 1.1  # a millionth of a second, and its rounding
+        assert event["ts"] >= ends.get(event["tid"], 0.0) - 1.1
         ends[event["tid"]] = event["ts"] + event["dur"]
     for event in phases["C"]:
         assert event["args"]
         assert all(isinstance(value, int | float) for value in event["args"].values())
     tracks = {event["name"] for event in phases["C"]}
-    assert tracks == {"KV bytes", "sequences", "dead slots", "usage", "pages by references", "hit rate", "cache share"}
+    assert tracks == {
+        "KV bytes",
+        "sequences",
+        "dead slots",
+        "usage",
+        "pages by references",
+        "hit rate",
+        "cache share",
+    }
     in_use = [event["args"]["bytes_in_use"] for event in phases["C"] if event["name"] == "KV bytes"]
     assert in_use == [sample["bytes_in_use"] for sample in recording.samples]
 
 
 def test_the_hit_rate_is_that_between_two_samples() -> None:
-    rates = [e["args"]["hit_rate"] for e in trace(by_hand())["traceEvents"] if e["name"] == "hit rate"]
+    rates = [
+        e["args"]["hit_rate"] for e in trace(by_hand())["traceEvents"] if e["name"] == "hit rate"
+    ]
     assert rates == [0.9, 0.25]
 
 
-# -- TensorBoard ---------------------------------------------------------------------------------------------
+# -- TensorBoard -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("package", ["tensorboardX", "torch.utils.tensorboard"])
@@ -147,25 +227,31 @@ def test_tensorboard_reads_the_scalars_back(
     names = {tag.removeprefix("paged_kv/") for tag in tags}
     assert names >= {"sequences", "pages_by_refs/3-4", "hit_rate", "cache_share"}
     read = events.Scalars("paged_kv/bytes_in_use")
-    assert [scalar.value for scalar in read] == [sample["bytes_in_use"] for sample in recording.samples]
-    assert [scalar.step for scalar in read] == [round(sample["t"] * 1000) for sample in recording.samples]
+    assert [scalar.value for scalar in read] == [
+        sample["bytes_in_use"] for sample in recording.samples
+    ]
+    assert [scalar.step for scalar in read] == [
+        round(sample["t"] * 1000) for sample in recording.samples
+    ]
     assert read[0].wall_time == pytest.approx(recording.header["started"], abs=1)
 
 
-def test_without_a_writer_the_package_is_named(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_writer_the_package_is_named(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("tensorboardX", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackage, match="pip install tensorboardX"):
         export(read_recording(path), tmp_path)
     assert cli.main(["report", str(path), "--tensorboard", str(tmp_path)]) == 1
     assert capsys.readouterr().err == (
-        "paged-kv: writing for TensorBoard needs tensorboardX or tensorboard: pip install tensorboardX\n"
+        "paged-kv: writing for TensorBoard needs tensorboardX or tensorboard: "
+        "pip install tensorboardX\n"
     )
     assert not list(tmp_path.iterdir())
 
 
-# -- Prometheus ----------------------------------------------------------------------------------------------
+# -- Prometheus ------------------------------------------------------------------------------------
 
 
 def served() -> tuple[PagedKVCache, KVCacheManager]:
@@ -185,7 +271,8 @@ def values(text: str) -> dict[str, tuple[str, dict[str, str], float]]:
     """Sample name -> type of its family, labels, value."""
     return {
         sample.name: (family.type, sample.labels, sample.value)
-        for family in text_string_to_metric_families(text) for sample in family.samples
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
     }
 
 
@@ -219,14 +306,15 @@ def test_prometheus_text() -> None:
 
 
 def test_a_server_scrapes_while_the_cache_works() -> None:
-    cache, registry = PagedKVCache(layers=1, heads=1, head_size=2), CollectorRegistry()
+    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    registry = CollectorRegistry()
     registry.register(PagedKVCollector(cache))
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
     stop = threading.Event()
 
     def work() -> None:
         while not stop.is_set():
-            cache.release(cache.fork(cache.new(1) * 20) + cache._tables.live()[:1])
+            cache.release(cache.fork(cache.new(1) * 20) + cache.live()[:1])
 
     worker = threading.Thread(target=work)
     worker.start()
@@ -245,8 +333,33 @@ def test_a_server_scrapes_while_the_cache_works() -> None:
     assert registry.get_sample_value("paged_kv_forks_total") == cache.stats.forks
 
 
+def test_a_scrape_waits_for_a_change_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    registry = CollectorRegistry()
+    registry.register(PagedKVCollector(cache))
+    seen: list[float | None] = []
+    scraper = threading.Thread(
+        target=lambda: seen.append(registry.get_sample_value("paged_kv_forks_total"))
+    )
+    hold = PageAllocator.hold
+
+    def slowly(pages: PageAllocator, held: Iterable[int]) -> None:
+        monkeypatch.setattr(PageAllocator, "hold", hold)
+        scraper.start()
+        scraper.join(0.05)
+        assert not seen
+        hold(pages, held)
+
+    root = cache.new(1)
+    monkeypatch.setattr(PageAllocator, "hold", slowly)
+    cache.fork(root * 3)
+    scraper.join()
+    assert seen == [3.0]
+
+
 def test_what_has_no_cache_yet_exports_nothing() -> None:
-    state, registry = State(), CollectorRegistry()
+    state = State()
+    registry = CollectorRegistry()
     registry.register(PagedKVCollector(state))
     assert generate_latest(registry) == b""
     state.start()
@@ -263,21 +376,30 @@ def test_without_prometheus_client_the_package_is_named(monkeypatch: pytest.Monk
         __import__("paged_kv.recording.prometheus")
 
 
-# -- the command ---------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_report(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, folder = tmp_path / "trace.json", tmp_path / "board"
+    out = tmp_path / "trace.json"
+    folder = tmp_path / "board"
     assert cli.main(["report", str(path), "--trace", str(out), "--tensorboard", str(folder)]) == 0
     said = capsys.readouterr().out
-    for text in ("cartpole, paged (preset", "KV bytes in use", "time in the cache", "hit rate", "commit"):
+    for text in (
+        "cartpole, paged (preset",
+        "KV bytes in use",
+        "time in the cache",
+        "hit rate",
+        "commit",
+    ):
         assert text in said
     assert f"trace: {out}" in said
     assert json.loads(out.read_text())["otherData"]["client"] == "reference"
     assert len(list(folder.iterdir())) == 1
 
 
-def test_report_of_a_run_that_was_cut_off(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_run_that_was_cut_off(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     torn = tmp_path / "torn.jsonl"
     torn.write_bytes(b"".join(lines[:10]) + lines[10][:20])
@@ -289,14 +411,18 @@ def test_report_of_a_run_that_was_cut_off(path: Path, tmp_path: Path, capsys: py
 
 def test_titles_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
-        with RecordingWriter(tmp_path / name, header("[bold]x[/nonsense]", None, {"[red]": "[/]"})) as writer:
+        with RecordingWriter(
+            tmp_path / name, header("[bold]x[/nonsense]", None, {"[red]": "[/]"})
+        ) as writer:
             writer.write("event", 0.1, name="[/x]", s=0.1)
     assert cli.main(["report", str(tmp_path / "a")]) == 0
     assert cli.main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.count("[bold]x[/nonsense]") == 3
 
 
-def test_diff(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     cache = PagedKVCache(layers=1, heads=1, head_size=2)
     with record(cache, tmp_path / "other.jsonl", title="another"):
@@ -311,7 +437,8 @@ def test_diff(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 @pytest.mark.parametrize(
-    "command", [["report", "{foreign}"], ["diff", "{good}", "{foreign}"], ["diff", "{foreign}", "{good}"]]
+    "command",
+    [["report", "{foreign}"], ["diff", "{good}", "{foreign}"], ["diff", "{foreign}", "{good}"]],
 )
 def test_foreign_files_are_refused(
     command: list[str], path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -325,10 +452,14 @@ def test_foreign_files_are_refused(
 
 
 @pytest.mark.parametrize("option", ["--trace", "--html"])
-def test_outputs_that_cannot_be_written(option: str, path: Path, tmp_path: Path,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_that_cannot_be_written(
+    option: str, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["report", str(path), option, str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"paged-kv: cannot write to {str(tmp_path)!r}: it is a directory\n"
+    assert (
+        capsys.readouterr().err
+        == f"paged-kv: cannot write to {str(tmp_path)!r}: it is a directory\n"
+    )
     assert cli.main(["record", str(tmp_path / "no" / "file"), "--reference"]) == 2
 
 
@@ -339,8 +470,9 @@ def test_wrong_arguments_of_record(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{text!r} is not a number of milliseconds of at least 0" in capsys.readouterr().err
 
 
-def test_an_interrupted_record_keeps_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_record_keeps_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from paged_kv.profile.reference_client import ReferenceSide
 
     steps: list[int] = []
@@ -355,5 +487,7 @@ def test_an_interrupted_record_keeps_its_file(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(ReferenceSide, "step", step)
     path = tmp_path / "run.jsonl"
     assert cli.main(["record", str(path), "--reference"]) == 130
-    assert capsys.readouterr().err == f"paged-kv: stopped, what was recorded by then is in {path}.\n"
+    assert (
+        capsys.readouterr().err == f"paged-kv: stopped, what was recorded by then is in {path}.\n"
+    )
     assert read_recording(path).reason == "KeyboardInterrupt"

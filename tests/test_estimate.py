@@ -89,7 +89,9 @@ class Grower:
     def search(self, choose: Callable[[int], int]) -> Tree:
         """One search: a node a simulation and environment, below the one of those before it that is chosen."""
         trees = [[mine[-1]] for mine in self.roots]
-        before, self.cache.stats.peak_pages = self.cache.stats.peak_pages, 0
+        pages = self.cache.tables.pages
+        before = pages.peak
+        pages.peak = 0
         for _ in range(self.load.simulations):
             parents = [tree[choose(len(tree))] for tree in trees]
             for tree, child in zip(trees, self.grow(parents, self.load.tokens_per_step), strict=True):

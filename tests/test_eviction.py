@@ -113,13 +113,28 @@ def test_finding_the_first_victim_does_not_walk_over_removed_keys(name: str) -> 
     policy = POLICIES[name]()
     for key in range(20_000):
         policy.on_add(key, None)
-    for key in range(20_000):  # quadratic, and minutes long, where each victim is searched from the start
+    for key in range(
+        20_000
+    ):  # quadratic, and minutes long, where each victim is searched from the start
         assert next(policy.victims()) == key
         policy.on_remove(key)
     assert list(policy.victims()) == []
 
 
-@pytest.mark.parametrize("module", ["eviction", "index", "manager"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "handles",
+        "change",
+        "checks",
+        "block_table",
+        "turns",
+        "scope",
+        "eviction",
+        "index",
+        "manager",
+    ],
+)
 def test_no_tensors_in_here(module: str) -> None:
     code = (
         "import sys, types\n"

@@ -11,28 +11,32 @@ from paged_kv.block_table import BlockTables
 
 
 def test_one_fork_and_append_at_page_size_four() -> None:
-    """A root of six tokens, two children of two tokens: each copies the tail page and needs no other."""
+    """A root of six tokens, two children of two tokens: each copies the tail page and needs no
+    other.
+    """
     tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
     (root,) = tables.new(1)
     plan = tables.plan([root], 6)
     assert (plan.fresh, plan.copies, plan.slots) == (2, [], [4, 5, 6, 7, 8, 9])
-    tables.apply(plan)
+    tables.carry_out(plan)
     children = tables.fork([root, root])
     assert tables.windows(children)[0] == [(1, 2), (1, 2)]
     assert tables.pages.refs[1:4] == [3, 3, 0]
     plan = tables.plan(children, 2)
     assert plan.copies == [(2, 3), (2, 4)]
     assert plan.slots == [14, 15, 18, 19]
-    tables.apply(plan)
+    tables.carry_out(plan)
     assert tables.windows([root, *children])[0] == [(1, 2), (1, 3), (1, 4)]
     assert tables.pages.refs[1:5] == [3, 1, 1, 1]
-    assert tables.stored_tokens() == 6 + 2 * 4  # the copied half pages hold two tokens a second time
+    assert (
+        tables.stored_tokens() == 6 + 2 * 4
+    )  # the copied half pages hold two tokens a second time
 
 
 def test_the_last_owner_of_a_tail_page_writes_in_place() -> None:
     tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
     (root,) = tables.new(1)
-    tables.apply(tables.plan([root], 6))
+    tables.carry_out(tables.plan([root], 6))
     (child,) = tables.fork([root])
     tables.release([root])
     plan = tables.plan([child], 3)
@@ -42,13 +46,13 @@ def test_the_last_owner_of_a_tail_page_writes_in_place() -> None:
 def test_slide_gives_back_whole_pages_only() -> None:
     tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
     (seq,) = tables.new(1, start=3)
-    tables.apply(tables.plan([seq], 7))
+    tables.carry_out(tables.plan([seq], 7))
     assert tables.windows([seq]) == ([(1, 2, 3)], [3], [7])
-    assert tables.slide([seq], 4) == 1
+    tables.slide([seq], 4)
     assert tables.windows([seq]) == ([(2, 3)], [3], [3])
-    assert tables.truncate([seq], 2) == 1
+    tables.truncate([seq], 2)
     assert tables.windows([seq]) == ([(2,)], [3], [1])
-    assert tables.slide([seq], 1) == 1
+    tables.slide([seq], 1)
     assert tables.windows([seq]) == ([()], [0], [0])
     assert tables.pages.free_count == 8
 
@@ -64,7 +68,9 @@ def grown(cache: PagedKVCache, parents: list[int], slide: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, 3, 5])
 def test_a_search_of_two_token_steps_wastes_nothing(device: str, length: int) -> None:
-    """A root of one observation, two tokens a node: first token in the second slot, so every node fills one page."""
+    """A root of one observation, two tokens a node: first token in the second slot, so every node
+    fills one page.
+    """
     cache = PagedKVCache(layers=2, heads=2, head_size=4, page_size=2, device=device)
     (root,) = cache.new(1, start=1)
     kv = torch.zeros(2, 1, 2, length, 4, device=device)
@@ -80,7 +86,9 @@ def test_a_search_of_two_token_steps_wastes_nothing(device: str, length: int) ->
 
 
 def test_a_window_in_steady_state_keeps_its_pages(device: str) -> None:
-    """A full window that drops two tokens a step and gains two: one page given back, one taken, none copied."""
+    """A full window that drops two tokens a step and gains two: one page given back, one taken,
+    none copied.
+    """
     cache = PagedKVCache(layers=2, heads=2, head_size=4, page_size=2, device=device)
     (seq,) = cache.new(1, start=1)
     kv = torch.zeros(2, 1, 2, 7, 4, device=device)

@@ -15,10 +15,11 @@ PACKAGE = Path(paged_kv.__file__).parent
 
 # From the bottom up. Modules of one row know nothing of each other; a folder is one layer.
 LAYERS = [
-    {"errors", "stats", "data", "units"},
+    {"errors", "stats", "data", "units", "handles"},
+    {"change", "checks"},
     {"allocator", "plan", "workspace"},
     {"block_table", "storage"},
-    {"staging", "pool"},
+    {"turns", "staging", "scope"},
     {"pool"},
     {"cache"},
     {"eviction"},
@@ -36,7 +37,21 @@ LAYERS = [
     {"__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-NO_TORCH = ["errors", "allocator", "plan", "block_table", "eviction", "index"]
+NO_TORCH = [
+    "errors",
+    "stats",
+    "handles",
+    "change",
+    "checks",
+    "allocator",
+    "plan",
+    "block_table",
+    "turns",
+    "scope",
+    "eviction",
+    "index",
+    "manager",
+]
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -49,7 +64,11 @@ def run_time_nodes(tree: ast.AST) -> list[ast.AST]:
     """All nodes but the bodies of `if TYPE_CHECKING:`, which name types and load nothing."""
     nodes: list[ast.AST] = [tree]
     for node in nodes:  # grows while it is walked
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             nodes.extend(node.orelse)
         else:
             nodes.extend(ast.iter_child_nodes(node))
@@ -57,7 +76,7 @@ def run_time_nodes(tree: ast.AST) -> list[ast.AST]:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of all that a file of the package imports when it runs, relative ones spelt out."""
+    """Dotted names of all that a file of the package imports when it runs, relative ones too."""
     names: set[str] = set()
     here = ["paged_kv", *path.parts[:-1]]
     for node in run_time_nodes(ast.parse((PACKAGE / path).read_text())):
@@ -71,7 +90,9 @@ def imported(path: Path) -> set[str]:
 
 
 def layers_used(path: Path) -> set[str]:
-    """Layers of the package that a file imports; a name taken from the package itself counts as its top."""
+    """Layers of the package that a file imports; a name taken from the package itself counts as its
+    top.
+    """
     used = set()
     for name in imported(path):
         first, _, rest = name.partition(".")
@@ -105,9 +126,22 @@ def test_bookkeeping_needs_no_torch(layer: str) -> None:
 
 
 def test_import_stays_light() -> None:
-    heavy = ["transformers", "lzero", "ding", "zoo", "rich", "safetensors", "prometheus_client", "tensorboardX",
-             "altair", "vl_convert"]
-    code = f"import sys, paged_kv, paged_kv.recording; print([name for name in {heavy} if name in sys.modules])"
+    heavy = [
+        "transformers",
+        "lzero",
+        "ding",
+        "zoo",
+        "rich",
+        "safetensors",
+        "prometheus_client",
+        "tensorboardX",
+        "altair",
+        "vl_convert",
+    ]
+    code = (
+        "import sys, paged_kv, paged_kv.recording; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -115,8 +149,10 @@ def test_import_stays_light() -> None:
 def test_public_names_load_when_asked_for() -> None:
     code = (
         "import sys, paged_kv, paged_kv.cli, paged_kv.profile; light = 'torch' not in sys.modules;"
-        "import paged_kv.errors; missing = [name for name in paged_kv.__all__ if not hasattr(paged_kv, name)];"
-        "print(light, missing, paged_kv.BadCount is paged_kv.errors.BadCount, hasattr(paged_kv, 'BadName'),"
+        "import paged_kv.errors;"
+        "missing = [name for name in paged_kv.__all__ if not hasattr(paged_kv, name)];"
+        "print(light, missing, paged_kv.BadCount is paged_kv.errors.BadCount,"
+        "hasattr(paged_kv, 'BadName'),"
         "hasattr(paged_kv.profile, 'profile'), hasattr(paged_kv.profile, 'nothing'))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,16 +1,27 @@
-"""What is recorded: every sample is recounted from the public tables, and every life of a page is seen."""
+"""What is recorded: every sample is recounted from the tables, every life of a page is seen."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
-from recording_tools import COUNTERS, EVERYTHING, Memory, made, recount, search, tokens, unhooked
+from recording_tools import (
+    COUNTERS,
+    EVERYTHING,
+    Memory,
+    held,
+    made,
+    recount,
+    search,
+    tokens,
+    unhooked,
+)
 from test_cache import CacheMachine
 
 from paged_kv import KVCacheManager, OutOfPages
@@ -28,7 +39,8 @@ class RecordedMachine(CacheMachine):
         self.file = Memory()
         self.every = data.draw(st.booleans())
         often = EVERYTHING if self.every else {"interval": 1000.0}
-        self.recording = record(self.cache, "run.jsonl", opener=lambda path: self.file, **often)  # type: ignore[arg-type,return-value]
+        options: dict[str, Any] = {"opener": lambda path: self.file, **often}
+        self.recording = record(self.cache, "run.jsonl", **options)
         self.recorder = self.recording.__enter__()
         self.plant(data)
 
@@ -44,7 +56,9 @@ class RecordedMachine(CacheMachine):
             length = self.cache.lengths(seqs)[0]
             at = data.draw(st.lists(st.integers(0, length), max_size=3))
             children = self.cache.fork(seqs * len(at), at=at)
-            self.names.update(zip(children, self.oracle.fork(self.theirs(seqs) * len(at), at=at), strict=True))
+            self.names.update(
+                zip(children, self.oracle.fork(self.theirs(seqs) * len(at), at=at), strict=True)
+            )
 
     @invariant()
     def samples_are_right(self) -> None:
@@ -54,32 +68,44 @@ class RecordedMachine(CacheMachine):
         sample = self.file.lines("sample")[-1]
         wanted = recount(self.cache)
         assert {name: sample[name] for name in wanted} == wanted
-        assert {name: sample[name] for name in COUNTERS} == {name: getattr(self.cache.stats, name) for name in COUNTERS}
-        assert sample["usage"] == round(self.cache.pages_in_use / (self.limit or self.cache.pages_reserved), 6)
-        assert self.cache.bytes_in_use <= sample["bytes_peak"] <= self.cache.stats.peak_pages * self.cache.page_bytes
+        assert {name: sample[name] for name in COUNTERS} == {
+            name: getattr(self.cache.stats, name) for name in COUNTERS
+        }
+        assert sample["usage"] == round(
+            self.cache.pages_in_use / (self.limit or self.cache.pages_reserved), 6
+        )
+        assert (
+            self.cache.bytes_in_use
+            <= sample["bytes_peak"]
+            <= self.cache.stats.peak_pages * self.cache.page_bytes
+        )
         self.lives_are_right()
 
     def lives_are_right(self) -> None:
         """The cache began empty, so that every page that was freed had been seen to be taken."""
         verbs = self.recorder._verbs
-        verbs.settle()  # type: ignore[union-attr]
+        assert verbs is not None
+        verbs.settle()
         assert sum(self.recorder._lives) == self.cache.stats.freed_pages
-        assert {page for page, birth in enumerate(verbs.lives._births) if birth} == {  # type: ignore[union-attr]
-            page for page, count in enumerate(self.cache._pages.refs) if count
-        }
+        assert verbs.mirror.lives.pages == held(self.cache)
 
     @invariant()
     def snapshots_are_right(self) -> None:
         if not self.every:
             return
         self.recorder.snapshot("now")
-        live, size = self.cache._tables.live(), self.cache.page_size
-        tree, pages = self.file.lines("tree")[-1], self.file.lines("pages")[-1]
+        live = self.cache.live()
+        size = self.cache.page_size
+        tree = self.file.lines("tree")[-1]
+        pages = self.file.lines("pages")[-1]
         tables = [list(table) for table in self.cache.page_tables(live)]
         assert [node["pages"] for node in tree["nodes"]] == tables
         assert [node["tokens"] for node in tree["nodes"]] == self.cache.lengths(live)
         ids = [node["id"] for node in tree["nodes"]]
-        assert all(node["parent"] is None or node["parent"] in ids[:place] for place, node in enumerate(tree["nodes"]))
+        assert all(
+            node["parent"] is None or node["parent"] in ids[:place]
+            for place, node in enumerate(tree["nodes"])
+        )
         holders = Counter(page for table in tables for page in table)
         assert pages["refs"] == [holders[page] for page in range(1, self.cache.pages_reserved + 1)]
         assert sum(pages["filled"]) * self.cache.token_bytes == recount(self.cache)["bytes_unique"]
@@ -102,12 +128,16 @@ class RecordedMachine(CacheMachine):
 
 
 def test_every_sample_agrees_with_a_recount() -> None:
-    run_state_machine_as_test(RecordedMachine, settings=settings(max_examples=100, stateful_step_count=12))
+    run_state_machine_as_test(
+        RecordedMachine, settings=settings(max_examples=100, stateful_step_count=12)
+    )
 
 
 def test_one_fork_and_one_append(tmp_path: Path) -> None:
     cache = made(page_size=4)
-    with record(cache, tmp_path / "run.jsonl", title="by hand", labels={"run": "7"}, **EVERYTHING) as recorder:
+    with record(
+        cache, tmp_path / "run.jsonl", title="by hand", labels={"run": "7"}, **EVERYTHING
+    ) as recorder:
         (root,) = cache.new()
         cache.append([root], *tokens(1, 6))
         left, right = cache.fork([root, root])
@@ -117,25 +147,40 @@ def test_one_fork_and_one_append(tmp_path: Path) -> None:
         recorder.snapshot("three contexts")
         cache.release([root, right])
     found = read_recording(tmp_path / "run.jsonl")
-    assert (found.title, found.header["labels"], found.reason, found.torn) == ("by hand", {"run": "7"}, "done", 0)
+    assert (found.title, found.header["labels"], found.reason, found.torn) == (
+        "by hand",
+        {"run": "7"},
+        "done",
+        0,
+    )
     assert found.cache["page_bytes"] == cache.page_bytes
     assert found.cache["max_pages"] is None
     assert [event["name"] for event in found.events] == [
-        "new", "append", "fork", "append", "slide", "here", "release"
+        "new",
+        "append",
+        "fork",
+        "append",
+        "slide",
+        "here",
+        "release",
     ]
     before = found.samples[-3]  # after the slide
     assert before["sequences"] == 3
     assert before["pages_by_refs"] == {"1": 2, "2": 2, "3-4": 0, "5-8": 0, "9-16": 0, "17+": 0}
-    # Pages 1 to 4. Nobody reads two slots at the end of page 2, one in front of page 3, three at the end of page 4.
+    # Pages 1 to 4. Nobody reads two slots at the end of page 2, one in front of page 3, three at
+    # the end of page 4.
     assert (before["bytes_in_use"], before["dead_slots"]) == (4 * cache.page_bytes, 2 + 1 + 3)
     assert before["bytes_dense"] == (6 + 6 + 4) * cache.token_bytes
-    tree, peak = found.trees  # the release of two of three was the end of a search, as far as anybody can tell
+    # The release of two of three was the end of a search, as far as anybody can tell.
+    tree, peak = found.trees
     assert (tree["title"], peak["title"]) == ("three contexts", "peak of 3 sequences")
-    assert [(node["id"], node["parent"], node["tokens"], node["pages"]) for node in tree["nodes"]] == [
-        (1, None, 6, [1, 2]), (2, 1, 4, [3, 4]), (3, 1, 6, [1, 2])
-    ]
+    assert [
+        (node["id"], node["parent"], node["tokens"], node["pages"]) for node in tree["nodes"]
+    ] == [(1, None, 6, [1, 2]), (2, 1, 4, [3, 4]), (3, 1, 6, [1, 2])]
     assert (found.pages[0]["refs"], found.pages[0]["filled"], found.pages[0]["owner"]) == (
-        [2, 2, 1, 1, 0, 0, 0, 0], [4, 2, 3, 1, 0, 0, 0, 0], [1, 1, 2, 2, None, None, None, None]
+        [2, 2, 1, 1, 0, 0, 0, 0],
+        [4, 2, 3, 1, 0, 0, 0, 0],
+        [1, 1, 2, 2, None, None, None, None],
     )
     assert sum(found.lives[-1]["counts"]) == 2
     assert len(found.lives[-1]["edges"]) == len(found.lives[-1]["counts"]) + 1
@@ -152,7 +197,12 @@ def test_fast_calls_become_one_event(tmp_path: Path) -> None:
     assert len(found.samples) == 2
     assert len(events) == len(found.events)
     assert {name: event["count"] for name, event in events.items()} == {
-        "search": 200, "new": 200, "append": 200, "open": 600, "commit": 600, "release": 400,
+        "search": 200,
+        "new": 200,
+        "append": 200,
+        "open": 600,
+        "commit": 600,
+        "release": 400,
         "grow": cache.stats.growths,
     }
     assert events["commit"]["sequences"] == 1200
@@ -215,10 +265,13 @@ def test_pages_in_use_before_the_recording_have_no_known_life(tmp_path: Path) ->
         cache.release([old, new])
     found = read_recording(tmp_path / "run.jsonl")
     assert sum(found.lives[-1]["counts"]) == 3
-    assert (found.samples[-1]["forks"], found.samples[-1]["appends"]) == (0, 1)  # since the recording began
+    last = found.samples[-1]
+    assert (last["forks"], last["appends"]) == (0, 1)  # since the recording began
 
 
-def test_lives_end_in_the_bin_of_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lives_end_in_the_bin_of_their_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1000.0]
     monkeypatch.setattr("paged_kv.recording.verbs.perf_counter", lambda: now[0])
     cache = made()
@@ -231,7 +284,10 @@ def test_lives_end_in_the_bin_of_their_length(tmp_path: Path, monkeypatch: pytes
         now[0] += 70
         cache.release([root, child])
     lives = read_recording(tmp_path / "run.jsonl").lives[-1]
-    assert {low: count for low, count in zip(lives["edges"], lives["counts"]) if count} == {50.0: 1, 500.0: 2}
+    assert {low: count for low, count in zip(lives["edges"], lives["counts"]) if count} == {
+        50.0: 1,
+        500.0: 2,
+    }
 
 
 def test_a_page_that_an_append_frees(tmp_path: Path) -> None:
@@ -240,7 +296,8 @@ def test_a_page_that_an_append_frees(tmp_path: Path) -> None:
         (long,) = cache.new()
         cache.append([long], *tokens(1, 3))
         (short,) = cache.fork([long], at=1)
-        cache.append([long, short], *tokens(2, 1))  # each leaves the page that both read: it is freed
+        # Each leaves the page that both read: it is freed.
+        cache.append([long, short], *tokens(2, 1))
         recorder.snapshot("now")
         assert cache.stats.freed_pages == 1 == sum(recorder._lives)
 
@@ -249,7 +306,8 @@ def test_a_pool_that_grew_for_a_verb_that_failed(tmp_path: Path) -> None:
     cache = made(num_pages=2)
     with record(cache, tmp_path / "run.jsonl") as recorder:
         (root,) = cache.new()
-        cache._storage.scatter = cache._storage.write_pages = None  # type: ignore[assignment,method-assign]
+        for name in ("scatter", "write_pages"):
+            setattr(cache._storage, name, None)
         with pytest.raises(TypeError):
             cache.append([root], *tokens(1, 9))
         del cache._storage.scatter, cache._storage.write_pages
@@ -276,7 +334,7 @@ def test_a_step_that_grows_the_pool_takes_pages_freed_just_before(tmp_path: Path
 
 
 def test_small_releases_that_sort_the_free_pages(tmp_path: Path) -> None:
-    """The allocator sorts its free pages after many small releases, too: those on top are then not those freed last."""
+    """The allocator sorts its free pages after many small releases: no others are freed by that."""
     cache = made(num_pages=3 * MANY)
     with record(cache, tmp_path / "run.jsonl", interval=1000.0) as recorder:
         seqs = cache.new(2 * MANY)
@@ -287,7 +345,7 @@ def test_small_releases_that_sort_the_free_pages(tmp_path: Path) -> None:
         assert verbs is not None
         verbs.settle()
         assert sum(recorder._lives) == cache.stats.freed_pages > MANY
-        assert [bool(birth) for birth in verbs.lives._births] == [bool(count) for count in cache._pages.refs]
+        assert verbs.mirror.lives.pages == held(cache)
 
 
 def test_an_empty_recording(tmp_path: Path) -> None:
@@ -310,13 +368,17 @@ def test_big_caches_are_cut_short(tmp_path: Path) -> None:
 
 
 @given(
-    st.floats(0, 1), st.floats(1e-4, 1), st.floats(0, 0.5),
+    st.floats(0, 1),
+    st.floats(1e-4, 1),
+    st.floats(0, 0.5),
     st.lists(st.tuples(st.floats(0, 0.1), st.floats(0, 10)), max_size=30),
 )
 def test_looks_keep_to_their_budget(
     interval: float, share: float, thin: float, looks: list[tuple[float, float]]
 ) -> None:
-    pace, now, spent = Pace(interval, share, thin), 0.0, 0.0
+    pace = Pace(interval, share, thin)
+    now = 0.0
+    spent = 0.0
     for cost, late in looks:
         now = max(now, pace.due) + late
         assert spent <= share * now * (1 + 1e-9) + 1e-12

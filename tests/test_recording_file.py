@@ -15,8 +15,11 @@ from paged_kv.recording import Recording, read_recording, record
 @pytest.fixture(scope="module")
 def whole() -> bytes:
     """A short recording with lines of every kind."""
-    state, file = State(), Memory()
-    with record(state, "run.jsonl", title="größe", opener=lambda path: file, interval=1000.0) as recorder:  # type: ignore[arg-type,return-value]
+    state = State()
+    file = Memory()
+    with record(
+        state, "run.jsonl", title="größe", opener=lambda path: file, interval=1000.0
+    ) as recorder:  # type: ignore[arg-type,return-value]
         recorder.mark("begin")
         state.start()
         search(state.cache, steps=1, rows=1)
@@ -49,8 +52,16 @@ def test_files_torn_at_every_byte(whole: bytes, tmp_path: Path) -> None:
 
 def test_damage_in_the_middle_costs_its_own_line(whole: bytes, tmp_path: Path) -> None:
     lines = whole.splitlines()
-    damaged = [lines[0], b"\x00\xff\xfe", *lines[1:3], b'{"kind":"sample"}', b'{"kind":"sample","t":NaN}', b"[]",
-               b'{"kind":"of tomorrow","t":1}', *lines[3:]]
+    damaged = [
+        lines[0],
+        b"\x00\xff\xfe",
+        *lines[1:3],
+        b'{"kind":"sample"}',
+        b'{"kind":"sample","t":NaN}',
+        b"[]",
+        b'{"kind":"of tomorrow","t":1}',
+        *lines[3:],
+    ]
     (tmp_path / "whole.jsonl").write_bytes(whole)
     (tmp_path / "damaged.jsonl").write_bytes(b"\n".join(damaged))
     found = read_recording(tmp_path / "damaged.jsonl")
@@ -58,7 +69,14 @@ def test_damage_in_the_middle_costs_its_own_line(whole: bytes, tmp_path: Path) -
     assert found.samples == read_recording(tmp_path / "whole.jsonl").samples
 
 
-HEADER = {"format": "paged_kv recording", "version": 1, "title": "t", "labels": {}, "started": 0.0, "cache": None}
+HEADER = {
+    "format": "paged_kv recording",
+    "version": 1,
+    "title": "t",
+    "labels": {},
+    "started": 0.0,
+    "cache": None,
+}
 
 
 @pytest.mark.parametrize(
@@ -70,9 +88,15 @@ HEADER = {"format": "paged_kv recording", "version": 1, "title": "t", "labels": 
         (b"[1, 2]\n", "its first line is not the header"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "its first line is not the header"),
         (b'{"format": "another", "version": 1}\n', "its first line is not the header"),
-        (json.dumps({**HEADER, "version": 2}).encode(), "it has version 2 of the format, allowed is 1"),
+        (
+            json.dumps({**HEADER, "version": 2}).encode(),
+            "it has version 2 of the format, allowed is 1",
+        ),
         (json.dumps({**HEADER, "title": 7}).encode(), "the header's 'title' is 7, allowed is text"),
-        (json.dumps({**HEADER, "cache": []}).encode(), r"the header's 'cache' is \[\], allowed is an object or null"),
+        (
+            json.dumps({**HEADER, "cache": []}).encode(),
+            r"the header's 'cache' is \[\], allowed is an object or null",
+        ),
         (None, "No such file"),
     ],
 )
@@ -87,15 +111,25 @@ def test_foreign_files_are_named(content: bytes | None, why: str, tmp_path: Path
         read_recording(tmp_path)
 
 
-# One value of each kind of line, by the place it stands at, replaced by something that no reader expects.
+# One value of each kind of line, by the place it stands at, replaced by something that no reader
+# expects.
 SPOILT: list[tuple[str, tuple[str | int, ...], object]] = [
-    ("event", ("name",), None), ("event", ("s",), "long"), ("event", ("t",), []),
-    ("sample", ("bytes_in_use",), "many"), ("sample", ("pages_by_refs",), [1]),
+    ("event", ("name",), None),
+    ("event", ("s",), "long"),
+    ("event", ("t",), []),
+    ("sample", ("bytes_in_use",), "many"),
+    ("sample", ("pages_by_refs",), [1]),
     ("sample", ("pages_by_refs", "1"), None),
-    ("tree", ("nodes",), None), ("tree", ("nodes", 0), 5), ("tree", ("nodes", 0, "id"), "root"),
-    ("tree", ("nodes", 0, "pages"), 3), ("tree", ("nodes", 0, "parent"), "none"),
-    ("pages", ("refs",), None), ("pages", ("owner",), ["a"]), ("pages", ("filled",), []),
-    ("lives", ("edges",), 1), ("lives", ("counts",), ["a"]),
+    ("tree", ("nodes",), None),
+    ("tree", ("nodes", 0), 5),
+    ("tree", ("nodes", 0, "id"), "root"),
+    ("tree", ("nodes", 0, "pages"), 3),
+    ("tree", ("nodes", 0, "parent"), "none"),
+    ("pages", ("refs",), None),
+    ("pages", ("owner",), ["a"]),
+    ("pages", ("filled",), []),
+    ("lives", ("edges",), 1),
+    ("lives", ("counts",), ["a"]),
 ]
 
 

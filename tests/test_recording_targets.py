@@ -44,7 +44,11 @@ def test_a_recording_without_any_cache(tmp_path: Path) -> None:
     with record(State(), tmp_path / "run.jsonl") as recorder:
         recorder.mark("waiting")
     found = read_recording(tmp_path / "run.jsonl")
-    assert (found.cache, found.samples, [event["name"] for event in found.events]) == ({}, [], ["waiting"])
+    assert (found.cache, found.samples, [event["name"] for event in found.events]) == (
+        {},
+        [],
+        ["waiting"],
+    )
 
 
 def test_a_model_counts_its_own_lookups(tmp_path: Path) -> None:
@@ -53,26 +57,39 @@ def test_a_model_counts_its_own_lookups(tmp_path: Path) -> None:
     KVCacheManager(state.cache, env_count=1)
     model = Model(state)
     with record(model, tmp_path / "run.jsonl"):
-        model.world_model.total_query_count, model.world_model.hit_count = 110, 99
+        model.world_model.total_query_count = 110
+        model.world_model.hit_count = 99
     last = read_recording(tmp_path / "run.jsonl").samples[-1]
     assert (last["queries"], last["hits"], last["evictions"]) == (10, 9, 0)
 
 
 @pytest.mark.parametrize("target", [None, 5, [], torch.nn.Linear(1, 1), PagedKVCache])
 def test_targets_without_a_cache_are_named(target: Any, tmp_path: Path) -> None:
-    with pytest.raises(NothingToRecord, match="has no paged cache to record"), record(target, tmp_path / "run.jsonl"):
+    with (
+        pytest.raises(NothingToRecord, match="has no paged cache to record"),
+        record(target, tmp_path / "run.jsonl"),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_is_recorded_once_at_a_time(tmp_path: Path) -> None:
-    cache, state = made(), State()
-    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    cache = made()
+    state = State()
+    first = tmp_path / "first.jsonl"
+    second = tmp_path / "second.jsonl"
     for target, again in ((cache, KVCacheManager(cache, env_count=1)), (state, Model(state))):
-        with record(target, first), pytest.raises(AlreadyRecording, match=r"first\.jsonl"), record(again, second):
+        with (
+            record(target, first),
+            pytest.raises(AlreadyRecording, match=r"first\.jsonl"),
+            record(again, second),
+        ):
             pass
         assert not second.exists()
-        assert read_recording(first).reason == "AlreadyRecording" or read_recording(first).reason == "done"
+        assert (
+            read_recording(first).reason == "AlreadyRecording"
+            or read_recording(first).reason == "done"
+        )
         with record(again, first):
             pass
     assert unhooked(cache)
@@ -80,9 +97,14 @@ def test_a_cache_is_recorded_once_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"interval": -1}, "interval is -1"), ({"interval": True}, "interval is True"),
-     ({"interval": "1"}, "interval is '1'"), ({"interval": float("nan")}, "interval is nan"),
-     ({"budget": 0}, "budget is 0"), ({"budget": 1.5}, "budget is 1.5, allowed is None or a share")],
+    [
+        ({"interval": -1}, "interval is -1"),
+        ({"interval": True}, "interval is True"),
+        ({"interval": "1"}, "interval is '1'"),
+        ({"interval": float("nan")}, "interval is nan"),
+        ({"budget": 0}, "budget is 0"),
+        ({"budget": 1.5}, "budget is 1.5, allowed is None or a share"),
+    ],
 )
 def test_wrong_numbers_are_named(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadCount, match=message), record(made(), tmp_path / "run.jsonl", **options):

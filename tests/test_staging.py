@@ -1,15 +1,15 @@
-"""The dense batch of a model step: what it shows, where it lies, what it costs, when it is closed."""
+"""The dense batch of a model step: what it shows, where it lies, what it costs, when it closes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from staged import advance, filled, made
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paged_kv import BadCount, ClosedBatch, PagedKVCache, ParentChanged, StagingBatch
+from paged_kv import BadCount, ClosedBatch, ParentChanged, StagingBatch
 
 VIEWS = {
     "view",
@@ -42,34 +42,6 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def made(device: str = "cpu", **options: Any) -> PagedKVCache:
-    return PagedKVCache(
-        **{"layers": 2, "heads": 1, "head_size": 2, "page_size": 2, "num_pages": 64, "device": device, **options}
-    )
-
-
-def filled(cache: PagedKVCache, *lengths: int) -> list[int]:
-    """Sequences of these lengths; their tokens count up from 1, so that padding is told from contents."""
-    seqs = cache.new(len(lengths))
-    for seq, length in zip(seqs, lengths, strict=True):
-        shape = (cache.layers, 1, cache.heads, length)
-        keys, values = (
-            torch.arange(1.0, 1 + torch.Size((*shape, size)).numel(), device=cache.device).reshape(*shape, size)
-            for size in (cache.head_size, cache.value_head_size)
-        )
-        cache.append([seq], keys, values)
-    return seqs
-
-
-def advance(batch: StagingBatch, cache: PagedKVCache, count: int = 1, value: float = -1.0) -> None:
-    """Append `count` tokens of one value to all layers."""
-    rows = len(batch.parents)
-    keys = torch.full((rows, cache.heads, count, cache.head_size), value, device=cache.device)
-    values = torch.full((rows, cache.heads, count, cache.value_head_size), value, device=cache.device)
-    for layer in range(cache.layers):
-        batch.update(layer, keys, values)
-
-
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_contexts_stand_side_by_side_with_zeros_between(device: str, pad: str) -> None:
     cache = made(device, value_head_size=3)
@@ -78,7 +50,10 @@ def test_contexts_stand_side_by_side_with_zeros_between(device: str, pad: str) -
     assert (batch.past, batch.room, batch.size, batch.lengths) == (3, 2, 3, [1, 3])
     assert batch.pads == ([2, 0] if pad == "left" else [0, 0])
     token = batch.mask()
-    assert token.tolist() == [[False, False, True] if pad == "left" else [True, False, False], [True] * 3]
+    assert token.tolist() == [
+        [False, False, True] if pad == "left" else [True, False, False],
+        [True] * 3,
+    ]
     for layer in range(2):
         assert not batch.keys(layer).permute(0, 2, 1, 3)[~token].any()
         assert not batch.values(layer).permute(0, 2, 1, 3)[~token].any()
@@ -95,20 +70,24 @@ def test_contexts_stand_side_by_side_with_zeros_between(device: str, pad: str) -
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_windows_that_end_alike_are_gathered_by_pages_and_padded_with_zeros(device: str, size: int) -> None:
+def test_windows_that_end_alike_are_gathered_by_pages_and_padded_with_zeros(
+    device: str, size: int
+) -> None:
     """Whole pages bring dead slots along: here they hold NaN, which must not be seen."""
     for end in range(size):
         cache = made(device, page_size=size, value_head_size=3)
         for plane in cache._storage.planes:
             plane.rows.fill_(torch.nan)
             plane.pages[0] = 0
-        wanted = []
-        seqs = []
+        wanted: list[tuple[torch.Tensor, torch.Tensor]] = []
+        seqs: list[int] = []
         for start in range(size):
             (seq,) = cache.new(start=start)
             for pages in range(3):
                 length = (end - start) % size + size * pages
-                keys, values = (torch.randn(2, 1, 1, length, width, device=device) for width in (2, 3))
+                keys, values = (
+                    torch.randn(2, 1, 1, length, width, device=device) for width in (2, 3)
+                )
                 seqs += cache.fork([seq])
                 cache.append([seqs[-1]], keys, values)
                 wanted.append((keys[:, 0], values[:, 0]))
@@ -125,7 +104,9 @@ def test_windows_that_end_alike_are_gathered_by_pages_and_padded_with_zeros(devi
         children = batch.commit()
         cache.check()
         assert cache.lengths(children) == [length + 1 for length in batch.lengths]
-        assert batch.now.max(axis=1, initial=0).tolist() == [max(length - 1, 0) for length in batch.lengths]
+        assert batch.now.max(axis=1, initial=0).tolist() == [
+            max(length - 1, 0) for length in batch.lengths
+        ]
 
 
 def test_children_of_windows_that_end_alike_take_a_page_each_wherever_it_lies(device: str) -> None:
@@ -157,7 +138,9 @@ def test_what_the_batch_gives_are_views_of_one_buffer_at_a_fixed_address(device:
     assert (first.keys(1).data_ptr(), first.keys(1).shape[2]) == (view.data_ptr(), 4)
     first.keys(0)[0] = 500.0
     assert (first.planes[0][0, 0, :, :4] == 500).all()
+    first.close()
     second = cache.open(seqs[:1], 1)
+    second.close()
     third = cache.open(seqs, 2)
     assert second.planes[0].data_ptr() == third.planes[0].data_ptr() == address
     assert (third.keys(0)[0] != 500).all(), "the pages do not change with the buffer"
@@ -166,7 +149,7 @@ def test_what_the_batch_gives_are_views_of_one_buffer_at_a_fixed_address(device:
 def test_a_batch_closes_at_commit_at_close_and_at_the_next_open(device: str) -> None:
     cache = made(device)
     seqs = filled(cache, 2)
-    committed, closed, overtaken = cache.open(seqs, 1), None, None
+    committed = cache.open(seqs, 1)
     advance(committed, cache)
     committed.commit()
     closed = cache.open(seqs, 1)
@@ -200,7 +183,7 @@ def test_an_error_in_open_leaves_the_open_batch_alone(device: str) -> None:
 
 def test_a_commit_that_fails_can_be_tried_again(device: str) -> None:
     cache = made(device, num_pages=2, grow=False)
-    ((seq, other),) = [filled(cache, 2, 2)]
+    seq, other = filled(cache, 2, 2)
     batch = cache.open([seq], 1)
     advance(batch, cache)
     with pytest.raises(RuntimeError, match="1 pages requested, 0 free"):
@@ -238,45 +221,6 @@ def test_one_parent_may_have_many_children(device: str) -> None:
     assert cache.release_subtree(root) == 2
 
 
-def test_rebase_is_told_where_tokens_were_and_are(device: str) -> None:
-    """After a slide the stored position and the index in the window differ; padding counts as neither."""
-    cache = made(device)
-    short, long = filled(cache, 2, 4)
-    seen: list[tuple[list[Any], list[Any]]] = []
-
-    def rebase(batch: StagingBatch) -> None:
-        seen.append((batch.then.tolist(), batch.now.tolist()))
-        batch.planes[0][:, 0, :, : batch.past] += 100
-
-    cache.open([short, long], 1, rebase=rebase)
-    cache.slide([long], 1)
-    batch = cache.open([short, long], 1, rebase=rebase)
-    still = [[0, 0, 0, 1], [0, 1, 2, 3]]
-    assert seen == [(still, still), ([[0, 0, 1], [1, 2, 3]], [[0, 0, 1], [0, 1, 2]])]
-    assert (batch.keys(0)[0] >= 100).all()
-    assert cache.gather([short]).keys.max() < 100, "nothing stored changes"
-
-
-def test_rewritten_rows_own_their_pages(device: str) -> None:
-    cache = made(device, value_head_size=3)
-    short, long = filled(cache, 2, 5)
-    batch = cache.open([short, long, long], 2)
-    advance(batch, cache, 2)
-    for plane in batch.planes:
-        plane[:, 1] *= 2
-    children = batch.commit(slide=[0, 0, 1], rewrite=[0, 2, None], positions=np.array([[70, 71]] * 3))
-    found = cache.gather(children)
-    assert found.lengths.tolist() == [7, 5, 6]
-    assert found.positions.tolist() == [list(range(7)), [0, 1, 2, 3, 4, 0, 0], [1, 2, 3, 4, 70, 71, 0]]
-    assert not found.keys[:, 0, :, :3].any(), "the padding was stored as tokens"
-    rewritten = found.keys[:, 1, :, :3].clone()
-    assert torch.equal(rewritten, 2 * cache.gather([long]).keys[:, 0, :, 2:])
-    cache.release([short, long, children[2]])
-    assert cache.pages_in_use == 4 + 3
-    grandchildren = cache.fork(children[:2])
-    assert cache.pages_needed(grandchildren, 2) == 2, "ends on a page's edge: its children copy nothing"
-
-
 @pytest.mark.parametrize("value_head_size", [2, 3])
 def test_the_number_of_kernels_is_that_of_the_planes(device: str, value_head_size: int) -> None:
     """One gather, one scatter and two page copies a plane, for any layers, batch and window."""
@@ -293,7 +237,9 @@ def test_the_number_of_kernels_is_that_of_the_planes(device: str, value_head_siz
         assert len(opened.names) == planes * (1 + moves), opened.names
         assert [name for name in opened.names if name != "_to_copy"] == ["index_select"] * planes
         kernels = [name for name in committed.names if name != "_to_copy"]
-        assert sorted(kernels) == sorted(["index_put_", "index_select", "index_copy_"] * planes), committed.names
+        assert sorted(kernels) == sorted(["index_put_", "index_select", "index_copy_"] * planes), (
+            committed.names
+        )
         assert len(committed.names) <= 3 * planes + moves * (planes + 1)
 
 
@@ -314,15 +260,21 @@ def test_layers_must_be_filled_alike(device: str) -> None:
     batch = cache.open(filled(cache, 3), 2)
     kv = torch.zeros(1, 1, 1, 2, device=device)
     batch.update(0, kv, kv)
-    with pytest.raises(BadCount, match=r"columns filled, by layer is \[4, 3\], allowed is the same number"):
+    with pytest.raises(
+        BadCount, match=r"columns filled, by layer is \[4, 3\], allowed is the same number"
+    ):
         batch.commit()
-    batch.update(-1, kv, kv)
+    batch.update(1, kv, kv)
     assert cache.lengths(batch.commit()) == [4]
 
 
 @pytest.mark.parametrize("lengths", [(3, 3), (2, 5)])
-def test_what_is_stored_can_be_less_than_what_was_computed(device: str, lengths: tuple[int, int]) -> None:
-    """Equal windows that end on a page's edge go in as one block, any other by slots: both subtract first."""
+def test_what_is_stored_can_be_less_than_what_was_computed(
+    device: str, lengths: tuple[int, int]
+) -> None:
+    """Equal windows that end on a page's edge go in as one block, any other by slots: both subtract
+    first.
+    """
     cache = made(device, value_head_size=3)
     roots = cache.new(2, start=1)
     for root, length in zip(roots, lengths):
@@ -340,7 +292,9 @@ def test_what_is_stored_can_be_less_than_what_was_computed(device: str, lengths:
 
 
 def test_a_search_step_is_counted_like_any_other(device: str) -> None:
-    """The short cut of a commit, and the long way that a taken page in the row of fresh ones forces."""
+    """The short cut of a commit, and the long way that a taken page in the row of fresh ones
+    forces.
+    """
     for between in (0, 1):
         cache = made(device)
         roots = filled(cache, 4, 4)
@@ -350,8 +304,47 @@ def test_a_search_step_is_counted_like_any_other(device: str) -> None:
             cache.release([first])
         batch = cache.open(roots, 2)
         advance(batch, cache, 2)
-        before, used = cache.stats.allocated_pages, cache.pages_in_use
+        before = cache.stats.allocated_pages
+        used = cache.pages_in_use
         batch.commit(slide=2)
         assert cache.stats.allocated_pages == before + 2
         assert cache.stats.peak_pages == cache.pages_in_use == used + 2
         assert (cache.stats.forks, cache.stats.copied_pages) == (2, 0)
+
+
+class Oops(Exception):
+    """Raised by a hook."""
+
+
+@pytest.mark.parametrize("error", [Oops, KeyboardInterrupt])
+def test_a_hook_that_raises_leaves_no_batch_open(device: str, error: type[BaseException]) -> None:
+    cache = made(device)
+    seqs = filled(cache, 3)
+    contents = cache.gather(seqs).keys.clone()
+    batches: list[StagingBatch] = []
+
+    def rebase(batch: StagingBatch) -> None:
+        batches.append(batch)
+        batch.planes[0][:] = 7
+        raise error
+
+    with pytest.raises(error):
+        cache.open(seqs, 1, rebase=rebase)
+    assert batches[0].closed
+    with pytest.raises(ClosedBatch):
+        batches[0].commit()
+    assert torch.equal(cache.open(seqs, 1).keys(0), contents[0])
+    cache.check()
+
+
+def test_the_lists_of_a_batch_are_its_own(device: str) -> None:
+    """Whoever changes the list that was handed over changes nothing."""
+    cache = made(device)
+    seqs = filled(cache, 2, 2)
+    named = list(seqs)
+    batch = cache.open(named, 1)
+    named.reverse()
+    advance(batch, cache)
+    assert batch.parents == seqs
+    children = batch.commit()
+    assert [cache.promote(child) for child in children] == [0, 0]

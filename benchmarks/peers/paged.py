@@ -27,20 +27,21 @@ class PagedTables(Peer):
     def begin(self, length: int, tokens: Any = None) -> Handle:
         (node,) = self.tables.new(1, start=-length % self.work.page_size)
         self.plan = self.tables.plan([node], length)
-        self.tables.apply(self.plan)
+        self.tables.carry_out(self.plan)
         return node
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
         tables = self.tables
-        plan = self.plan = tables.plan(parents, new, fork=True)
+        plan = tables.plan(list(parents), new, fork=True)
+        self.plan = plan
         if plan.fresh > tables.pages.free_count:
             raise MemoryError
         if plan.row_pages() is None:  # else the page of each row says it all
             _ = plan.slots
-        return tables.apply(plan)
+        return tables.carry_out(plan)
 
     def release(self, nodes: Sequence[Handle]) -> None:
-        self.tables.release(nodes)
+        self.tables.release(list(nodes))
 
     def placed(self) -> tuple[list[int], list[tuple[int, int]]]:
         return self.plan.slots, self.plan.copies

@@ -1,4 +1,7 @@
-"""Recordings: what a cache did over a run, as a file that a killed run leaves readable. See docs/recording.md."""
+"""Recordings: what a cache did over a run, as a file that a killed run leaves readable.
+
+See docs/recording.md.
+"""
 
 from paged_kv.recording.format import Recording, RecordingWriter, header, read_recording
 from paged_kv.recording.recorder import Recorder, record

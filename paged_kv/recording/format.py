@@ -1,7 +1,7 @@
-"""The file of a recording: JSON Lines, so that what was written before a run was killed can be read.
+"""The file of a recording: JSON Lines, so that what a killed run had written can be read.
 
-The first line is the header, every other line an object with its `kind` and `t`, the seconds since the recording began.
-docs/recording.md has every field.
+The first line is the header, every other line an object with its `kind` and `t`, the seconds since
+the recording began. docs/recording.md has every field.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ from typing import IO, Any
 from paged_kv import __version__
 from paged_kv.errors import BadRecording
 
-FORMAT, VERSION = "paged_kv recording", 1
+FORMAT = "paged_kv recording"
+VERSION = 1
 Line = dict[str, Any]
 
-# Which list of a `Recording` takes the lines of a kind; a reader leaves out kinds that it does not know.
-LISTS = {"sample": "samples", "event": "events", "tree": "trees", "pages": "pages", "lives": "lives",
-         "cache": "caches", "end": "ends"}
+# Which list of a `Recording` takes the lines of a kind; a reader leaves out kinds it does not know.
+LISTS = {
+    "sample": "samples",
+    "event": "events",
+    "tree": "trees",
+    "pages": "pages",
+    "lives": "lives",
+    "cache": "caches",
+    "end": "ends",
+}
 # What the header must have beside its format and version.
 FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
-    ("title", (str,), "text"), ("labels", (dict,), "an object"), ("started", (int, float), "a number"),
+    ("title", (str,), "text"),
+    ("labels", (dict,), "an object"),
+    ("started", (int, float), "a number"),
     ("cache", (dict, type(None)), "an object or null"),
 )
 
@@ -35,7 +45,8 @@ FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
 class Recording:
     """What a file holds: its header and its lines by kind, each list in the order of time.
 
-    `torn` counts lines that could not be read: the last one, where the run was killed while it was written.
+    `torn` counts lines that could not be read: the last one, where the run was killed while it was
+    written.
     """
 
     header: Line
@@ -55,35 +66,51 @@ class Recording:
 
     @property
     def cache(self) -> Line:
-        """Sizes of the cache that was recorded, of the first where there were several; empty where there was none."""
+        """Sizes of the cache that was recorded, of the first of several; empty without any."""
         sizes = self.header["cache"] or (self.caches[0]["cache"] if self.caches else {})
         return dict(sizes)
 
     @property
     def seconds(self) -> float:
         """From the beginning to the last line."""
-        lines = (self.samples, self.events, self.trees, self.pages, self.lives, self.caches, self.ends)
+        lines = (
+            self.samples,
+            self.events,
+            self.trees,
+            self.pages,
+            self.lives,
+            self.caches,
+            self.ends,
+        )
         return float(max((line["t"] for kind in lines for line in kind[-1:]), default=0.0))
 
     @property
     def reason(self) -> str | None:
-        """Why the recording ended: "done" or the name of an exception; None where it was cut off."""
+        """Why it ended: "done" or the name of an exception; None where it was cut off."""
         return str(self.ends[-1]["reason"]) if self.ends else None
 
 
-def header(title: str, cache: Mapping[str, Any] | None, labels: Mapping[str, str] | None = None) -> Line:
-    """The first line. `cache` has the sizes of the cache, or is None where it does not exist yet."""
-    return {"format": FORMAT, "version": VERSION, "started": time.time(), "package": __version__, "title": str(title),
-            "cache": None if cache is None else dict(cache),
-            "labels": {str(name): str(text) for name, text in (labels or {}).items()}}
+def header(
+    title: str, cache: Mapping[str, Any] | None, labels: Mapping[str, str] | None = None
+) -> Line:
+    """The first line. `cache` has the sizes of the cache; None where it does not exist yet."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "started": time.time(),
+        "package": __version__,
+        "title": str(title),
+        "cache": None if cache is None else dict(cache),
+        "labels": {str(name): str(text) for name, text in (labels or {}).items()},
+    }
 
 
 class RecordingWriter:
-    """Appends lines to a new file, whose first line is `first`; `write` hands every line to the system at once.
+    """Appends lines to a new file, the first of which is `first`; none is held back.
 
-    An existing file is overwritten. What goes wrong while the file is opened is raised (OSError). A later OSError, as
-    of a full disk, is no reason to stop the run that is recorded: it is said once as a RuntimeWarning, and nothing more
-    is written.
+    An existing file is overwritten. What goes wrong while the file is opened is raised (OSError). A
+    later OSError, as of a full disk, is no reason to stop the run that is recorded: it is said once
+    as a RuntimeWarning, and nothing more is written.
 
     >>> import tempfile, pathlib
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
@@ -95,13 +122,17 @@ class RecordingWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], first: Line, opener: Callable[[Path], IO[bytes]] | None = None
+        self,
+        path: str | os.PathLike[str],
+        first: Line,
+        opener: Callable[[Path], IO[bytes]] | None = None,
     ) -> None:
         self.path = Path(path)
         self.failed: OSError | None = None
         # Without a buffer: a line is written in one call, and a killed process has lost none.
         self._file = self.path.open("wb", buffering=0) if opener is None else opener(self.path)
-        self._closed, self._last = False, 0.0
+        self._closed = False
+        self._last = 0.0
         self._put([first])
 
     def __enter__(self) -> RecordingWriter:
@@ -121,7 +152,7 @@ class RecordingWriter:
             self._put(lines)
 
     def close(self, t: float | None = None, reason: str = "done") -> None:
-        """Write the last line, at the time of the one before by default, and close the file. Twice is fine."""
+        """Write the last line, by default at the time of the one before. Twice is fine."""
         if self._closed:
             return
         self.write("end", self._last if t is None else t, reason=reason)
@@ -142,11 +173,13 @@ class RecordingWriter:
     def _give_up(self, error: OSError) -> None:
         if self.failed is None:
             self.failed = error
-            warnings.warn(f"recording to {str(self.path)!r} stopped: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"recording to {str(self.path)!r} stopped: {error}", RuntimeWarning, stacklevel=2
+            )
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """Read a file. Raises BadRecording where it cannot be read, is empty, or is no recording of this version."""
+    """Read a file. Raises BadRecording unless it is a recording of this version."""
     try:
         first, _, rest = Path(path).read_bytes().partition(b"\n")
     except OSError as error:
@@ -170,7 +203,11 @@ def _parsed(text: bytes) -> Line | None:
         line = json.loads(text, parse_constant=_refuse)
     except ValueError:  # a UnicodeDecodeError is one, too
         return None
-    if not isinstance(line, dict) or not isinstance(line.get("kind"), str) or not _is_number(line.get("t")):
+    if (
+        not isinstance(line, dict)
+        or not isinstance(line.get("kind"), str)
+        or not _is_number(line.get("t"))
+    ):
         return None
     return line if SOUND.get(line["kind"], lambda _: True)(line) else None
 
@@ -181,7 +218,9 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(value: Any, null: bool = False) -> bool:
     """Whether this is a list of numbers, with null among them or not."""
-    return isinstance(value, list) and all(_is_number(one) or (null and one is None) for one in value)
+    return isinstance(value, list) and all(
+        _is_number(one) or (null and one is None) for one in value
+    )
 
 
 def _is_event(line: Line) -> bool:
@@ -198,24 +237,37 @@ def _is_sample(line: Line) -> bool:
 def _is_tree(line: Line) -> bool:
     nodes = line.get("nodes")
     return isinstance(nodes, list) and all(
-        isinstance(node, dict) and _is_number(node.get("id")) and _is_number(node.get("tokens"))
-        and (node.get("parent") is None or _is_number(node["parent"])) and _numbers(node.get("pages"))
+        isinstance(node, dict)
+        and _is_number(node.get("id"))
+        and _is_number(node.get("tokens"))
+        and (node.get("parent") is None or _is_number(node["parent"]))
+        and _numbers(node.get("pages"))
         for node in nodes
     )
 
 
 def _is_map(line: Line) -> bool:
     lists = [line.get(name) for name in ("refs", "filled", "owner")]
-    return all(_numbers(one, null=True) for one in lists) and len({len(one) for one in lists if one is not None}) == 1
+    return (
+        all(_numbers(one, null=True) for one in lists)
+        and len({len(one) for one in lists if one is not None}) == 1
+    )
 
 
 def _is_histogram(line: Line) -> bool:
-    edges, counts = line.get("edges"), line.get("counts")
+    edges = line.get("edges")
+    counts = line.get("counts")
     return _numbers(edges, null=True) and _numbers(counts)  # null: without end
 
 
 # What a line must hold so that whoever reads it can rely on it, by kind.
-SOUND = {"event": _is_event, "sample": _is_sample, "tree": _is_tree, "pages": _is_map, "lives": _is_histogram}
+SOUND = {
+    "event": _is_event,
+    "sample": _is_sample,
+    "tree": _is_tree,
+    "pages": _is_map,
+    "lives": _is_histogram,
+}
 
 
 def _refuse(constant: str) -> None:
@@ -230,8 +282,12 @@ def _header(path: str | os.PathLike[str], text: bytes) -> Line:
     if not isinstance(line, dict) or line.get("format") != FORMAT:
         raise BadRecording(path, f"its first line is not the header of a {FORMAT}")
     if line.get("version") != VERSION:
-        raise BadRecording(path, f"it has version {line.get('version')!r} of the format, allowed is {VERSION}")
+        raise BadRecording(
+            path, f"it has version {line.get('version')!r} of the format, allowed is {VERSION}"
+        )
     for name, kinds, allowed in FIELDS:
         if name not in line or not isinstance(line[name], kinds):
-            raise BadRecording(path, f"the header's {name!r} is {line.get(name)!r}, allowed is {allowed}")
+            raise BadRecording(
+                path, f"the header's {name!r} is {line.get(name)!r}, allowed is {allowed}"
+            )
     return line

@@ -1,72 +1,67 @@
-"""How long pages live: from the verb that took a page to the one that freed it."""
+"""How long pages live: from the change that took a page to the one that freed it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-from paged_kv.allocator import PageAllocator
 
 # Seconds. The last bin has no upper end.
 EDGES = (0.0, *(digit * 10.0**power for power in range(-4, 4) for digit in (1, 2, 5)))
-FREE, BEFORE = 0.0, -1.0  # a page that is free; one that was taken before anybody looked
+BEFORE = -1.0  # the birth of a page that was taken before anybody looked
 
 
 class PageLives:
-    """Births of the pages in use; `counts` takes the lives that ended, one number an edge, at the bin they fall in.
+    """Births of the pages in use; `counts` takes the lives that ended: how many fall in each bin.
 
-    >>> pages, counts = PageAllocator(4, max_pages=4), [0] * len(EDGES)
-    >>> lives = PageLives(pages, counts)
-    >>> table = tuple(pages.take(2))
-    >>> lives.born([table], 10.0)
-    >>> pages.drop(table)
-    2
-    >>> lives.ended(table, 33.0)
+    >>> counts = [0] * len(EDGES)
+    >>> lives = PageLives(counts)
+    >>> lives.taken([1, 2], 10.0)
+    >>> lives.freed([1, 2], 33.0)
     >>> [(low, count) for low, count in zip(EDGES, counts) if count]
     [(20.0, 2)]
     """
 
-    def __init__(self, pages: PageAllocator, counts: list[int]) -> None:
-        self._pages, self._counts = pages, counts
-        self._births = [BEFORE if count else FREE for count in pages.refs]
+    def __init__(self, counts: list[int]) -> None:
+        self._counts = counts
+        self._births: dict[int, float] = {}
 
-    def born(self, tables: list[tuple[int, ...]], now: float) -> None:
-        """The fresh pages of these tables were taken now: a verb puts them at the end."""
-        births = self._fitting()
-        for table in tables:
-            for page in reversed(table):
-                if births[page]:
-                    break
-                births[page] = now
+    def begin(self, refs: Sequence[int]) -> None:
+        """Look at pages, of which those with references are in use, for the first time."""
+        self._births = dict.fromkeys(_held(refs), BEFORE)
 
-    def taken(self, pages: list[int], now: float) -> None:
+    @property
+    def pages(self) -> set[int]:
+        """The pages in use."""
+        return set(self._births)
+
+    def taken(self, pages: Iterable[int], now: float) -> None:
         """These pages were taken now."""
-        births = self._fitting()
-        for page in pages:
-            births[page] = now
+        self._births.update(dict.fromkeys(pages, now))
 
-    def _fitting(self) -> list[float]:
-        """The births, one a page of the pool as it is now."""
-        births, pages = self._births, len(self._pages.refs)
-        if len(births) < pages:
-            births.extend([FREE] * (pages - len(births)))
-        return births
-
-    def ended(self, pages: Iterable[int], now: float) -> None:
-        """Of these pages, those that are free now were freed now."""
-        refs = self._pages.refs
-        self.freed([page for page in pages if not refs[page]], now)
-
-    def freed(self, pages: list[int], now: float) -> None:
+    def freed(self, pages: Iterable[int], now: float) -> None:
         """These pages were freed now."""
-        births, before, place = self._births, None, 0
+        births = self._births
+        before = BEFORE
+        place = 0
         for page in pages:
-            birth, births[page] = births[page], FREE
-            if birth > FREE:
-                if birth != before:  # most pages of a batch were born together
-                    before, place = birth, bisect_right(EDGES, now - birth) - 1
-                self._counts[place] += 1
+            birth = births.pop(page, BEFORE)
+            if birth == BEFORE:
+                continue
+            if birth != before:  # most pages of a batch were born together
+                before = birth
+                place = bisect_right(EDGES, now - birth) - 1
+            self._counts[place] += 1
+
+    def correct(self, refs: Sequence[int], now: float) -> None:
+        """Pages were taken and freed unseen: what is in use is what has references."""
+        held = set(_held(refs))
+        self.freed(sorted(self.pages - held), now)
+        self.taken(sorted(held - self.pages), now)
+
+
+def _held(refs: Sequence[int]) -> list[int]:
+    return [page for page, count in enumerate(refs) if count]
 
 
 def histogram(counts: list[int]) -> dict[str, Any]:

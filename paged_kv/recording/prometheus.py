@@ -1,32 +1,40 @@
 """A cache as a collector of prometheus_client.
 
-    from prometheus_client import REGISTRY, start_http_server
-    from paged_kv.recording.prometheus import PagedKVCollector
+from prometheus_client import REGISTRY, start_http_server
+from paged_kv.recording.prometheus import PagedKVCollector
 
-    REGISTRY.register(PagedKVCollector(cache))
-    start_http_server(8000)
+REGISTRY.register(PagedKVCollector(cache))
+start_http_server(8000)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import MissingPackage
+from paged_kv.recording.patience import patiently
 from paged_kv.recording.target import find
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ImportError:
-    raise MissingPackage("exporting to Prometheus", "prometheus_client", "prometheus_client") from None
+    raise MissingPackage(
+        "exporting to Prometheus", "prometheus_client", "prometheus_client"
+    ) from None
 
 Metric = GaugeMetricFamily | CounterMetricFamily
+Gauges = dict[tuple[str, str], float]  # name and description -> value
 
-# Usage, queries and hits mean what vLLM's kv_cache_usage_perc, prefix_cache_queries and prefix_cache_hits mean, but
-# that a query is a lookup of a context here, and of a token there.
-USAGE = "paged_kv_cache_usage_perc", "Share of the pages in use, of the limit or of those reserved. 1 means all."
+# Usage, queries and hits mean what vLLM's kv_cache_usage_perc, prefix_cache_queries and
+# prefix_cache_hits mean, but that a query is a lookup of a context here, and of a token there.
+USAGE = (
+    "paged_kv_cache_usage_perc",
+    "Share of the pages in use, of the limit or of those reserved. 1 means all.",
+)
 LOOKUPS = {
     "queries": ("paged_kv_cache_queries", "Lookups of contexts."),
     "hits": ("paged_kv_cache_hits", "Lookups that found their context."),
@@ -45,12 +53,14 @@ COUNTERS = {
 class PagedKVCollector(Collector):
     """Reads a cache whenever it is scraped; adds nothing to the cache's own work.
 
-    `target` is what `record` takes; what has yet to make its cache exports nothing until it has. `labels` are added to
-    every metric. Only numbers that the cache keeps anyway are read, so a scrape from another thread is safe, and costs
-    the same however large the cache is. A registry takes one collector. Raises NothingToRecord.
+    `target` is what `record` takes; what has yet to make its cache exports nothing until it has.
+    `labels` are added to every metric. Only numbers that the cache keeps anyway are read, so a
+    scrape from another thread is safe, and costs the same however large the cache is. A registry
+    takes one collector. Raises NothingToRecord.
 
     >>> from prometheus_client import CollectorRegistry
-    >>> cache, registry = PagedKVCache(layers=1, heads=1, head_size=2), CollectorRegistry()
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    >>> registry = CollectorRegistry()
     >>> registry.register(PagedKVCollector(cache, {"model": "mine"}))
     >>> sequences = cache.new(3)
     >>> registry.get_sample_value("paged_kv_sequences", {"model": "mine"})
@@ -59,21 +69,26 @@ class PagedKVCollector(Collector):
 
     def __init__(self, target: Any, labels: Mapping[str, str] | None = None) -> None:
         self._target = find(target)
-        self._names, self._values = list(labels or {}), list((labels or {}).values())
+        self._names = list(labels or {})
+        self._values = list((labels or {}).values())
 
     def describe(self) -> Iterator[Metric]:
         """The names, which the registry keeps unique."""
         yield from self._metrics(dict.fromkeys((*COUNTERS, *LOOKUPS), 0), {})
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        cache, lookups = self._target.cache, self._target.lookups()
-        if cache is None:
-            return
-        counts = {**vars(cache.stats), **({} if lookups is None else lookups._asdict())}
-        yield from self._metrics(counts, _gauges(cache))
+        """The metrics as they are now. Waits for a verb that another thread is in."""
+        cache = self._target.cache
+        if cache is not None:
+            yield from self._metrics(*patiently(partial(self._read, cache)))
 
-    def _metrics(self, counts: Mapping[str, int], gauges: Mapping[tuple[str, str], float]) -> Iterator[Metric]:
+    def _read(self, cache: PagedKVCache) -> tuple[dict[str, int], Gauges]:
+        lookups = self._target.lookups()
+        stats = cache.stats
+        counts = {field: getattr(stats, field) for field in COUNTERS}
+        return {**counts, **({} if lookups is None else lookups._asdict())}, _gauges(cache)
+
+    def _metrics(self, counts: Mapping[str, int], gauges: Gauges) -> Iterator[Metric]:
         for field, (name, about) in {**LOOKUPS, **COUNTERS}.items():
             if field in counts:
                 counter = CounterMetricFamily(name, about, labels=self._names)
@@ -85,13 +100,21 @@ class PagedKVCollector(Collector):
             yield gauge
 
 
-def _gauges(cache: PagedKVCache) -> dict[tuple[str, str], float]:
-    used, limit = cache.pages_in_use, cache._pages.max_pages or cache.pages_reserved
+def _gauges(cache: PagedKVCache) -> Gauges:
+    used = cache.pages_in_use
+    peak = cache.stats.peak_pages
+    page_bytes = cache.page_bytes
     return {
-        USAGE: used / limit,
-        ("paged_kv_bytes_in_use", "Bytes of the pages in use."): used * cache.page_bytes,
-        ("paged_kv_bytes_reserved", "Bytes of all pages that there is memory for."): cache.bytes_reserved,
-        ("paged_kv_bytes_in_use_peak", "Most bytes in use so far."): cache.stats.peak_pages * cache.page_bytes,
-        ("paged_kv_working_bytes", "Bytes of the buffers that contexts are gathered into."): cache.working_bytes,
+        USAGE: used / (cache.max_pages or cache.pages_reserved),
+        ("paged_kv_bytes_in_use", "Bytes of the pages in use."): used * page_bytes,
+        (
+            "paged_kv_bytes_reserved",
+            "Bytes of all pages that there is memory for.",
+        ): cache.bytes_reserved,
+        ("paged_kv_bytes_in_use_peak", "Most bytes in use so far."): peak * page_bytes,
+        (
+            "paged_kv_working_bytes",
+            "Bytes of the buffers that contexts are gathered into.",
+        ): cache.working_bytes,
         ("paged_kv_sequences", "Sequences that exist."): cache.live_sequences,
     }

@@ -1,29 +1,34 @@
-"""Recording a run: hooks on the cache, samples at intervals, snapshots of trees and pages; and how little of it."""
+"""Recording a run: hooks on the cache, samples at intervals, snapshots; and how little of it."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import IO, Any
 from weakref import WeakKeyDictionary
 
+from paged_kv.block_table import BlockTables
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import AlreadyRecording, BadCount
-from paged_kv.recording.figures import page_map, sizes, state, tree
+from paged_kv.errors import AlreadyRecording, BadCount, ConcurrentCall, NestedCall
+from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
 from paged_kv.recording.lives import EDGES, histogram
 from paged_kv.recording.pace import Pace
+from paged_kv.recording.patience import patiently
+from paged_kv.recording.tally import Tally
 from paged_kv.recording.target import Target, find
-from paged_kv.recording.verbs import Tally, Verbs
+from paged_kv.recording.verbs import Verbs
 
 SNAPSHOT_INTERVAL = 1.0
-# Beyond 100 s of the default interval samples become rarer, beyond 4 s snapshots: an hour has 9,000 of the one and 35
-# of the other.
-SAMPLES_THIN, SNAPSHOTS_THIN = 1 / 2000, 1 / 4
+# Beyond 100 s of the default interval samples become rarer, beyond 4 s snapshots: an hour has 9,000
+# of the one and 35 of the other.
+SAMPLES_THIN = 1 / 2000
+SNAPSHOTS_THIN = 1 / 4
 COUNTERS = ("copied_pages", "forks", "appends", "freed_pages")
 
 _recorded: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
@@ -31,18 +36,25 @@ _recorded: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
 
 @contextmanager
 def record(
-    target: Any, path: str | os.PathLike[str], *, title: str | None = None, labels: Mapping[str, str] | None = None,
-    interval: float = 0.05, budget: float | None = 0.005, opener: Callable[[Path], IO[bytes]] | None = None,
+    target: Any,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    interval: float = 0.05,
+    budget: float | None = 0.005,
+    opener: Callable[[Path], IO[bytes]] | None = None,
 ) -> Iterator[Recorder]:
     """Record what a cache does within the block to a file, which `read_recording` reads.
 
-    `target`: a PagedKVCache, a KVCacheManager, or a world model, model or policy that runs on pages, even if it has yet
-    to make its cache. `title` is the file's name by default; `labels` are free text. Samples are at least `interval`
-    seconds apart, and so rare that samples and snapshots take at most the share `budget` of the time (None: no bound).
-    The hooks on the verbs cost some microseconds a call beside. An existing file is overwritten; `opener` makes another
-    kind of file from the path.
-    Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made; then nothing changed.
-    An OSError later ends the recording with a RuntimeWarning, not the run.
+    `target`: a PagedKVCache, a KVCacheManager, or a world model, model or policy that runs on
+    pages, even if it has yet to make its cache. `title` is the file's name by default; `labels` are
+    free text. Samples are at least `interval` seconds apart, and so rare that samples and snapshots
+    take at most the share `budget` of the time (None: no bound). The hooks on the verbs cost some
+    microseconds a call beside. An existing file is overwritten; `opener` makes another kind of file
+    from the path.
+    Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made;
+    then nothing changed. An OSError later ends the recording with a RuntimeWarning, not the run.
 
     >>> import tempfile, pathlib, torch
     >>> from paged_kv.recording import read_recording
@@ -66,49 +78,73 @@ def record(
 
 
 class Recorder:
-    """What `record` hands over: `mark` and `snapshot` for the caller, `close` for the end of the block."""
+    """What `record` hands over: `mark` and `snapshot` for the caller, `close` for the end."""
 
     def __init__(
-        self, target: Target, path: Path, title: str | None, labels: Mapping[str, str] | None, interval: float,
-        budget: float | None, opener: Callable[[Path], IO[bytes]] | None,
+        self,
+        target: Target,
+        path: Path,
+        title: str | None,
+        labels: Mapping[str, str] | None,
+        interval: float,
+        budget: float | None,
+        opener: Callable[[Path], IO[bytes]] | None,
     ) -> None:
-        if not _is_number(interval) or not interval >= 0:
-            raise BadCount("interval", interval, "a number of seconds >= 0")
-        if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
-            raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
-        cache, name = target.cache, path.stem if title is None else title
+        _check(interval, budget)
+        cache = target.cache
         for held in (cache, target.state):
             if held is not None and held in _recorded:
                 raise AlreadyRecording(_recorded[held])
-        self._writer = RecordingWriter(path, header(name, None if cache is None else sizes(cache), labels), opener)
-        self._target, self._path, self._open = target, path, True
+        name = path.stem if title is None else title
+        known = None if cache is None else sizes(cache)
+        self._writer = RecordingWriter(path, header(name, known, labels), opener)
+        self._target = target
+        self._path = path
+        self._open = True
         half = None if budget is None else budget / 2
         self._samples = Pace(interval, half, 0.0 if budget is None else SAMPLES_THIN)
         self._snapshots = Pace(SNAPSHOT_INTERVAL, half, SNAPSHOTS_THIN)
         self._largest = 0  # sequences of a tree so far
+        self._names = Names()
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._marks: defaultdict[str, Tally] = defaultdict(Tally)
         self._counters = Counters()
-        self._seconds, self._lives = 0.0, [0] * len(EDGES)
+        self._seconds = 0.0
+        self._lives = [0] * len(EDGES)
         self._verbs: Verbs | None = None
+        self._hook: Callable[..., Any] | None = None  # on the state that makes the caches
         self._start = perf_counter()
-        if target.state is not None:
-            self._follow(target.state)
-        if cache is not None:
-            self._begin(cache)
+        try:
+            if target.state is not None:
+                self._follow(target.state)
+            if cache is not None:
+                self._begin(cache)
+        except BaseException as error:
+            self.close(type(error).__name__)
+            raise
 
-    # -- for the caller ----------------------------------------------------------------------------------
+    # -- for the caller ----------------------------------------------------------------------------
 
     def mark(self, name: str) -> None:
-        """Note this moment under a name; marks of one name within an interval become one event that counts them."""
+        """Note this moment under a name; marks of one name in an interval become one event."""
         now = perf_counter()
-        self._marks[name].add(now, now, 0, 0)
+        self._marks[name].add(now, now)
 
     def snapshot(self, title: str) -> None:
-        """Write the tree and the pages as they are now. Cost: O(all block tables), whatever the budget."""
-        if self._verbs is not None and self._open:
-            with self._verbs.cache._lock:
-                self._writer.write_all(self._snapshot(self._verbs, title, self._now()))
+        """Write the tree and the pages as they are now. Waits for a verb that another thread is in.
+
+        Cost: O(all block tables), whatever the budget.
+        """
+        verbs = self._verbs
+        if verbs is None or not self._open:
+            return
+
+        def write(tables: BlockTables) -> None:
+            verbs.settle()
+            verbs.mirror.agree(tables, perf_counter())
+            self._writer.write_all(self._snapshot(verbs, title, self._now()))
+
+        patiently(partial(verbs.cache.look, write))
 
     def close(self, reason: str = "done") -> None:
         """Write what is left, and take the hooks off. Closing twice is fine."""
@@ -127,7 +163,7 @@ class Recorder:
                     del state.start
             self._writer.close(self._now(), reason)
 
-    # -- caches come and go ------------------------------------------------------------------------------
+    # -- caches come and go ------------------------------------------------------------------------
 
     def _follow(self, state: Any) -> None:
         """Go along when `state` begins with another cache."""
@@ -145,27 +181,36 @@ class Recorder:
                     self._writer.write("cache", self._now(), cache=sizes(cache))
                     self._begin(cache)
 
-        _recorded[state], state.start, self._hook = self._path, begin, begin
+        self._hook = begin
+        _recorded[state] = self._path
+        state.start = begin
 
     def _begin(self, cache: PagedKVCache) -> None:
+        self._counters.begin(patiently(partial(self._counts, cache)))
+        verbs = Verbs(cache, self._tallies, self._lives, self._look, self._before_drop)
+        self._verbs = verbs
         _recorded[cache] = self._path
-        self._counters.begin(self._counts(cache))
-        self._verbs = Verbs(cache, self._tallies, self._lives, self._look, self._before_drop)
-        self._sample(self._verbs, self._now())
-        self._verbs.begin()
+        verbs.begin()
+        patiently(partial(cache.look, partial(self._sample, verbs, self._now())))
 
     def _end(self, verbs: Verbs) -> None:
-        """Take the hooks off a cache, and write how it stands."""
-        verbs.end()
-        _recorded.pop(verbs.cache, None)
-        now = self._now()
-        self._sample(verbs, now)
-        self._writer.write("pages", now, title="end", **page_map(verbs.cache))
-        self._writer.write("lives", now, **histogram(self._lives))
-        self._seconds += verbs.seconds
+        """Write how a cache stands, and take the hooks off."""
         self._verbs = None
+        try:
+            with suppress(NestedCall):  # in the middle of a change nothing can be seen
+                patiently(partial(verbs.cache.look, partial(self._finish, verbs)))
+        finally:
+            verbs.end()
+            _recorded.pop(verbs.cache, None)
+            self._seconds += verbs.seconds
 
-    # -- what the hooks call -----------------------------------------------------------------------------
+    def _finish(self, verbs: Verbs, tables: BlockTables) -> None:
+        now = self._now()
+        self._sample(verbs, now, tables)
+        self._writer.write("pages", now, title="end", **self._pages(verbs))
+        self._writer.write("lives", now, **histogram(self._lives))
+
+    # -- what the hooks call -----------------------------------------------------------------------
 
     def _now(self) -> float:
         return perf_counter() - self._start
@@ -173,63 +218,75 @@ class Recorder:
     def _look(self, end: float) -> None:
         """It is time for a sample, after a verb that ended now."""
         verbs = self._verbs
-        if verbs is None or not verbs.cache._lock.acquire(blocking=False):
-            return  # another thread works on the cache, which cannot be looked at now
-        try:
-            self._sample(verbs, end - self._start)
-        finally:
-            verbs.cache._lock.release()
-
-    def _before_drop(self) -> None:
-        """Half of the sequences at least are about to be released. So a search ends, at its peak."""
-        verbs, now = self._verbs, self._now()
-        live = 0 if verbs is None else verbs.cache.live_sequences
-        late = now >= self._snapshots.due and 2 * live >= self._largest
-        if verbs is None or not (late or 2 * live > 3 * self._largest):
+        if verbs is None:
             return
-        if not verbs.cache._lock.acquire(blocking=False):
-            return
-        try:
-            self._writer.write_all(self._snapshot(verbs, f"peak of {live} sequences", now))
-        finally:
-            verbs.cache._lock.release()
-        self._largest = max(self._largest, live)
-        self._snapshots.looked(now, self._now() - now)
-
-    # -- lines -------------------------------------------------------------------------------------------
-
-    def _sample(self, verbs: Verbs, now: float) -> None:
-        """Write what the verbs did since the last sample, and how the cache stands."""
-        verbs.settle()
-        cache, evicted = verbs.cache, self._counters.totals.get("evictions", 0)
-        self._counters.read(self._counts(cache))
-        if self._counters.totals.get("evictions", 0) > evicted:
-            at = now + self._start
-            self._tallies["evict"].add(at, at, self._counters.totals["evictions"] - evicted, 0)
-        lines = self._events()
-        lines.append({
-            "kind": "sample", "t": round(now, 6), **state(cache),
-            "bytes_peak": verbs.pages_peak * cache.page_bytes, "sequences_peak": verbs.sequences_peak,
-            **self._counters.totals, "cache_s": round(self._seconds + verbs.seconds, 6),
-        })
-        verbs.begin_peaks()
-        self._writer.write_all(lines)
-        self._samples.looked(now, self._now() - now)
-        verbs.due = self._start + self._samples.due
-        if self._writer.failed is not None:  # nothing more can be written: let the run go on undisturbed
+        with suppress(ConcurrentCall, NestedCall):  # while another verb runs nothing can be seen
+            verbs.cache.look(partial(self._sample, verbs, end - self._start))
+        if self._writer.failed is not None:  # let the run go on undisturbed
             verbs.end()
 
-    def _snapshot(self, verbs: Verbs, title: str, now: float) -> list[Line]:
+    def _before_drop(self, sequences: int) -> None:
+        """At least half of these sequences, which the mirror has still, ended. So a search ends."""
+        verbs = self._verbs
+        now = self._now()
+        late = now >= self._snapshots.due and 2 * sequences >= self._largest
+        if verbs is None or not (late or 2 * sequences > 3 * self._largest):
+            return
         verbs.settle()
+        self._writer.write_all(self._snapshot(verbs, f"peak of {sequences} sequences", now))
+        self._largest = max(self._largest, sequences)
+        self._snapshots.looked(now, self._now() - now)
+
+    # -- lines -------------------------------------------------------------------------------------
+
+    def _sample(self, verbs: Verbs, now: float, tables: BlockTables) -> None:
+        """Write what the verbs did since the last sample, and how the cache stands."""
+        at = now + self._start
+        cache = verbs.cache
+        mirror = verbs.mirror
+        verbs.settle()
+        mirror.agree(tables, at)
+        totals = self._counters.totals
+        evicted = totals.get("evictions", 0)
+        self._counters.read(self._counts(cache))
+        if totals.get("evictions", 0) > evicted:
+            self._tallies["evict"].add(at, at, totals["evictions"] - evicted)
+        sample = {
+            "kind": "sample",
+            "t": round(now, 6),
+            **filled(cache, tables.pages, mirror.live.values()),
+            "bytes_peak": mirror.pages_peak * cache.page_bytes,
+            "sequences_peak": mirror.sequences_peak,
+            **totals,
+            "cache_s": round(self._seconds + verbs.seconds, 6),
+        }
+        mirror.begin_peaks()
+        self._writer.write_all([*self._events(), sample])
+        self._samples.looked(now, self._now() - now)
+        verbs.due = self._start + self._samples.due
+
+    def _snapshot(self, verbs: Verbs, title: str, now: float) -> list[Line]:
         t = round(now, 6)
-        return [{"kind": "tree", "t": t, "title": title, **tree(verbs.cache)},
-                {"kind": "pages", "t": t, "title": title, **page_map(verbs.cache)},
-                {"kind": "lives", "t": t, **histogram(self._lives)}]
+        return [
+            {"kind": "tree", "t": t, "title": title, **tree(verbs.mirror.live, self._names)},
+            {"kind": "pages", "t": t, "title": title, **self._pages(verbs)},
+            {"kind": "lives", "t": t, **histogram(self._lives)},
+        ]
+
+    def _pages(self, verbs: Verbs) -> Line:
+        cache = verbs.cache
+        return page_map(verbs.mirror.live, cache.page_size, cache.pages_reserved, self._names)
 
     def _events(self) -> list[Line]:
-        """The calls since the last lines about them, one line a verb, in the order in which they began."""
-        lines = [tally.line(name, self._start) for name, tally in self._tallies.items() if tally.count]
-        lines += [{**tally.line(name, self._start), "mark": True} for name, tally in self._marks.items()]
+        """The calls since the last lines about them: a line a verb, in the order they began in."""
+        lines = [
+            tally.line(name, self._start)
+            for name, tally in self._tallies.items()
+            if not tally.empty
+        ]
+        lines += [
+            {**tally.line(name, self._start), "mark": True} for name, tally in self._marks.items()
+        ]
         for tally in self._tallies.values():
             tally.clear()
         self._marks.clear()
@@ -238,7 +295,8 @@ class Recorder:
     def _counts(self, cache: PagedKVCache) -> dict[str, int]:
         """What only grows while this cache is there."""
         lookups = self._target.lookups()
-        counts = {name: getattr(cache.stats, name) for name in COUNTERS}
+        stats = cache.stats
+        counts = {name: getattr(stats, name) for name in COUNTERS}
         return counts if lookups is None else {**lookups._asdict(), **counts}
 
 
@@ -267,6 +325,13 @@ class Counters:
         for name, count in counts.items():
             self.totals[name] = self.totals.get(name, 0) + count - self._before.get(name, 0)
         self._before = dict(counts)
+
+
+def _check(interval: float, budget: float | None) -> None:
+    if not _is_number(interval) or not interval >= 0:
+        raise BadCount("interval", interval, "a number of seconds >= 0")
+    if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
+        raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
 
 
 def _is_number(value: Any) -> bool:

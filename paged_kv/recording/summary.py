@@ -74,7 +74,10 @@ def summarize(recording: Recording) -> list[Figure]:
     Averages are over time: a sample counts until the next. Totals are those of the last sample.
     """
     samples = recording.samples
-    figures = [Figure("run", "time", recording.seconds, seconds), Figure("run", "samples", len(samples), count)]
+    figures = [
+        Figure("run", "time", recording.seconds, seconds),
+        Figure("run", "samples", len(samples), count),
+    ]
     figures += _peaks(samples)
     figures += _averages(samples)
     figures += _totals(samples, recording.seconds)
@@ -86,9 +89,12 @@ def summarize(recording: Recording) -> list[Figure]:
 
 def _peaks(samples: Sequence[Line]) -> Iterator[Figure]:
     for name, fields, show in (
-        ("KV bytes in use", ("bytes_peak", "bytes_in_use"), size), ("bytes reserved", ("bytes_reserved",), size),
-        ("dense copies would hold", ("bytes_dense",), size), ("unique tokens need", ("bytes_unique",), size),
-        ("sequences", ("sequences_peak", "sequences"), count), ("usage of the pool", ("usage",), percent),
+        ("KV bytes in use", ("bytes_peak", "bytes_in_use"), size),
+        ("bytes reserved", ("bytes_reserved",), size),
+        ("dense copies would hold", ("bytes_dense",), size),
+        ("unique tokens need", ("bytes_unique",), size),
+        ("sequences", ("sequences_peak", "sequences"), count),
+        ("usage of the pool", ("usage",), percent),
     ):
         found = [sample[field] for sample in samples for field in fields if field in sample]
         if found:
@@ -98,9 +104,12 @@ def _peaks(samples: Sequence[Line]) -> Iterator[Figure]:
 def _averages(samples: Sequence[Line]) -> Iterator[Figure]:
     average = {}
     for name, field, show in (
-        ("KV bytes in use", "bytes_in_use", size), ("bytes shared", "bytes_shared", size),
-        ("dense copies would hold", "bytes_dense", size), ("unique tokens need", "bytes_unique", size),
-        ("sequences", "sequences", count), ("dead slots", "dead_slots", count),
+        ("KV bytes in use", "bytes_in_use", size),
+        ("bytes shared", "bytes_shared", size),
+        ("dense copies would hold", "bytes_dense", size),
+        ("unique tokens need", "bytes_unique", size),
+        ("sequences", "sequences", count),
+        ("dead slots", "dead_slots", count),
     ):
         value = _mean(samples, field)
         if value is not None:
@@ -116,7 +125,9 @@ def _averages(samples: Sequence[Line]) -> Iterator[Figure]:
 
 def _mean(samples: Sequence[Line], field: str) -> float | None:
     """The average over time, from one sample to the next; the plain one where no time passes."""
-    known: list[tuple[float, float]] = [(sample["t"], sample[field]) for sample in samples if field in sample]
+    known: list[tuple[float, float]] = [
+        (sample["t"], sample[field]) for sample in samples if field in sample
+    ]
     if not known:
         return None
     spans = [later[0] - earlier[0] for earlier, later in pairwise(known)]
@@ -134,7 +145,9 @@ def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
     if passed > 0:
         for field in ("forks", "appends", "freed_pages"):
             if field in last:
-                yield Figure("rate", f"{field.replace('_', ' ')} per second", last[field] / passed, count)
+                yield Figure(
+                    "rate", f"{field.replace('_', ' ')} per second", last[field] / passed, count
+                )
         if "cache_s" in last:
             yield Figure("rate", "time in the cache", last["cache_s"] / passed, percent)
     if last.get("queries"):
@@ -142,7 +155,7 @@ def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
 
 
 def _median_life(lives: Sequence[Line]) -> float | None:
-    """The upper edge of the bin that the middle life falls in; None where no page was freed, or it is the last bin."""
+    """The upper edge of the bin that the middle life falls in; None where there is none."""
     counts = lives[-1]["counts"] if lives else []
     for edge, reached in zip(lives[-1]["edges"][1:] if lives else [], accumulate(counts)):
         if reached and 2 * reached >= sum(counts):
@@ -157,22 +170,37 @@ def verbs(recording: Recording) -> list[Verb]:
         if event.get("mark"):
             continue
         name = str(event["name"])
-        so_far, spent = found.get(name, Verb(name, 0, 0, 0.0, 0.0)), float(event.get("s", 0.0))
+        so_far = found.get(name, Verb(name, 0, 0, 0.0, 0.0))
+        spent = float(event.get("s", 0.0))
         found[name] = Verb(
-            name, so_far.calls + event.get("count", 1), so_far.sequences + event.get("sequences", 0),
-            so_far.seconds + spent, max(so_far.longest, float(event.get("most", spent))),
+            name,
+            so_far.calls + event.get("count", 1),
+            so_far.sequences + event.get("sequences", 0),
+            so_far.seconds + spent,
+            max(so_far.longest, float(event.get("most", spent))),
         )
     return sorted(found.values(), key=lambda verb: -verb.seconds)
 
 
-def ratios(first: Recording, second: Recording) -> list[tuple[Figure | None, Figure | None, float | None]]:
-    """The figures of two recordings side by side, and first / second where both have one and it is defined."""
+def ratios(
+    first: Recording, second: Recording
+) -> list[tuple[Figure | None, Figure | None, float | None]]:
+    """The figures of two recordings side by side, and first / second where it is defined."""
     ours = {(figure.group, figure.name): figure for figure in summarize(first)}
     theirs = {(figure.group, figure.name): figure for figure in summarize(second)}
     rows = []
     for key in {**ours, **theirs}:
-        one, two = ours.get(key), theirs.get(key)
-        rows.append((one, two, one.value / two.value if one is not None and two is not None and two.value else None))
+        one = ours.get(key)
+        two = theirs.get(key)
+        rows.append(
+            (
+                one,
+                two,
+                one.value / two.value
+                if one is not None and two is not None and two.value
+                else None,
+            )
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Where the cache is: in the cache, its manager, or a world model, a model or a policy that runs on pages."""
+"""Where the cache is: itself, or in a manager, or in what runs on pages: a model or a policy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from paged_kv.cache import PagedKVCache
 from paged_kv.errors import NothingToRecord
 from paged_kv.stats import IndexStats
 
-# Where policies keep their models, and models their world model. Nothing of any framework is imported here.
+# Where policies keep their models, and models their world model. Nothing of any framework is
+# imported here.
 _HOLDERS = ("_model", "_learn_model", "_collect_model", "_eval_model")
 
 
@@ -22,10 +23,17 @@ class Lookups(NamedTuple):
 
 
 class Target:
-    """What is recorded. `state` makes the cache at its first use and may make another later; a cache has none."""
+    """What is recorded. `state` makes the cache at its first use and may make another later.
 
-    def __init__(self, cache: PagedKVCache | None, state: Any = None, world_model: Any = None) -> None:
-        self._cache, self.state, self._world_model = cache, state, world_model
+    A cache has no such state.
+    """
+
+    def __init__(
+        self, cache: PagedKVCache | None, state: Any = None, world_model: Any = None
+    ) -> None:
+        self._cache = cache
+        self.state = state
+        self._world_model = world_model
 
     @property
     def cache(self) -> PagedKVCache | None:
@@ -37,11 +45,12 @@ class Target:
     def lookups(self) -> Lookups | None:
         """Lookups since the index or the model was made; None where nobody counts them."""
         cache = self.cache
-        stats = getattr(None if cache is None else cache._reclaimer, "stats", None)
+        stats = None if cache is None else getattr(cache.reclaimer, "stats", None)
         combined = getattr(stats, "combined", stats)
         if not isinstance(combined, IndexStats):
             return None
-        queries, hits = combined.queries, combined.hits
+        queries = combined.queries
+        hits = combined.hits
         model = self._world_model
         if hasattr(model, "total_query_count") and hasattr(model, "hit_count"):
             # A model finds most of its nodes without asking an index, and counts for itself.

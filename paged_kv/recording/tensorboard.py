@@ -15,7 +15,7 @@ WRITERS = ("tensorboardX", "torch.utils.tensorboard")  # LightZero writes with t
 
 
 def export(recording: Recording, folder: str | os.PathLike[str]) -> int:
-    """Write the samples below `folder`; returns how many scalars. A step is a millisecond of the recording.
+    """Write the samples below `folder`; returns how many scalars. A step is a millisecond.
 
     Raises MissingPackage where neither tensorboardX nor tensorboard is installed, and OSError.
     """
@@ -23,7 +23,9 @@ def export(recording: Recording, folder: str | os.PathLike[str]) -> int:
     written = 0
     try:
         for tag, value, sample in scalars(recording):
-            writer.add_scalar(tag, value, round(sample["t"] * 1000), recording.header["started"] + sample["t"])
+            writer.add_scalar(
+                tag, value, round(sample["t"] * 1000), recording.header["started"] + sample["t"]
+            )
             written += 1
     finally:
         writer.close()
@@ -31,12 +33,14 @@ def export(recording: Recording, folder: str | os.PathLike[str]) -> int:
 
 
 def scalars(recording: Recording) -> Iterator[tuple[str, float, Line]]:
-    """Tag, value and sample of every number: "paged_kv/" and its field, with "/" and the bin where it has several."""
+    """Tag, value and sample of every number. The tag: "paged_kv/", its field, "/", its bin."""
     before: Line = {}
     for sample in recording.samples:
         for name, value in {**sample, **rates(before, sample)}.items():
             if isinstance(value, dict):
-                yield from ((f"paged_kv/{name}/{part}", number, sample) for part, number in value.items())
+                yield from (
+                    (f"paged_kv/{name}/{part}", number, sample) for part, number in value.items()
+                )
             elif name not in ("kind", "t"):
                 yield f"paged_kv/{name}", value, sample
         before = sample

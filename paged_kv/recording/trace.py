@@ -1,7 +1,7 @@
 """A recording in Chrome's trace format, for ui.perfetto.dev or chrome://tracing.
 
-https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: a slice has phase X, a moment i, a
-counter C, names of rows M; times are microseconds.
+https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: a slice has phase
+X, a moment i, a counter C, names of rows M; times are microseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from paged_kv.recording.format import Line, Recording
 
-PID, MARKS = 1, 0  # one process; the row of the marks, before those of the verbs
+PID = 1
+MARKS = 0  # one process; the row of the marks, before those of the verbs
 TRACKS = {
     "KV bytes": ("bytes_in_use", "bytes_reserved", "bytes_shared", "bytes_unique", "bytes_dense"),
     "sequences": ("sequences",),
@@ -23,19 +24,31 @@ TRACKS = {
 def trace(recording: Recording) -> dict[str, Any]:
     """The whole trace, ready for `json.dump`.
 
-    Each verb has a row of its own. A slice begins with the first of the calls that one event counts and ends with the
-    last; how many they were and how long they took in sum is in its arguments.
+    Each verb has a row of its own. A slice begins with the first of the calls that one event counts
+    and ends with the last; how many they were and how long they took in sum is in its arguments.
     """
-    rows = {name: row for row, name in enumerate(dict.fromkeys(e["name"] for e in _calls(recording)), MARKS + 1)}
-    events = [_named("process_name", MARKS, f"paged_kv: {recording.title}"), _named("thread_name", MARKS, "marks")]
+    rows = {
+        name: row
+        for row, name in enumerate(dict.fromkeys(e["name"] for e in _calls(recording)), MARKS + 1)
+    }
+    events = [
+        _named("process_name", MARKS, f"paged_kv: {recording.title}"),
+        _named("thread_name", MARKS, "marks"),
+    ]
     events += [_named("thread_name", row, name) for name, row in rows.items()]
     timed = [_slice(event, rows[event["name"]]) for event in _calls(recording)]
     timed += [_moment(event) for event in recording.events if event.get("mark")]
     timed += _counters(recording.samples)
     events += sorted(timed, key=lambda event: float(event["ts"]))
-    return {"traceEvents": events, "displayTimeUnit": "ms",
-            "otherData": {"title": recording.title, "started": recording.header["started"],
-                          **recording.header["labels"]}}
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "title": recording.title,
+            "started": recording.header["started"],
+            **recording.header["labels"],
+        },
+    }
 
 
 def _calls(recording: Recording) -> list[Line]:
@@ -51,20 +64,38 @@ def _slice(event: Line, row: int) -> Line:
     span = float(event.get("span", spent))
     args: Line = {name: event[name] for name in ("count", "sequences", "pages") if name in event}
     args["seconds"] = spent
-    return {"ph": "X", "name": event["name"], "cat": "verb", "ts": event["t"] * 1e6, "dur": span * 1e6, "pid": PID,
-            "tid": row, "args": args}
+    return {
+        "ph": "X",
+        "name": event["name"],
+        "cat": "verb",
+        "ts": event["t"] * 1e6,
+        "dur": span * 1e6,
+        "pid": PID,
+        "tid": row,
+        "args": args,
+    }
 
 
 def _moment(event: Line) -> Line:
-    return {"ph": "i", "s": "p", "name": event["name"], "cat": "mark", "ts": event["t"] * 1e6, "pid": PID,
-            "tid": MARKS, "args": {"count": event.get("count", 1)}}
+    return {
+        "ph": "i",
+        "s": "p",
+        "name": event["name"],
+        "cat": "mark",
+        "ts": event["t"] * 1e6,
+        "pid": PID,
+        "tid": MARKS,
+        "args": {"count": event.get("count", 1)},
+    }
 
 
 def _counters(samples: list[Line]) -> Iterator[Line]:
     before: Line = {}
     for sample in samples:
         for name, fields in TRACKS.items():
-            yield from _counter(sample, name, {field: sample[field] for field in fields if field in sample})
+            yield from _counter(
+                sample, name, {field: sample[field] for field in fields if field in sample}
+            )
         yield from _counter(sample, "pages by references", sample.get("pages_by_refs", {}))
         for name, value in rates(before, sample).items():
             yield from _counter(sample, name.replace("_", " "), {name: value})
@@ -73,13 +104,21 @@ def _counters(samples: list[Line]) -> Iterator[Line]:
 
 def _counter(sample: Line, name: str, values: Line) -> Iterator[Line]:
     if values:
-        yield {"ph": "C", "name": name, "ts": sample["t"] * 1e6, "pid": PID, "tid": MARKS, "args": values}
+        yield {
+            "ph": "C",
+            "name": name,
+            "ts": sample["t"] * 1e6,
+            "pid": PID,
+            "tid": MARKS,
+            "args": values,
+        }
 
 
 def rates(before: Line, sample: Line) -> dict[str, float]:
-    """Between two samples: hits of the lookups, and the share of time in the cache. Without lookups no hit rate.
+    """Between two samples: the hit rate, if there were lookups, and the share of time in the cache.
 
-    >>> rates({"t": 1.0, "queries": 10, "hits": 9}, {"t": 2.0, "queries": 20, "hits": 14, "cache_s": 0.5})
+    >>> before = {"t": 1.0, "queries": 10, "hits": 9}
+    >>> rates(before, {"t": 2.0, "queries": 20, "hits": 14, "cache_s": 0.5})
     {'hit_rate': 0.5}
     """
     found = {}

@@ -36,7 +36,8 @@ class SearchNodes:
 
     def begin(self, roots: Sequence[int]) -> None:
         """A new search below these contexts."""
-        self._nodes, self._chosen = [roots], None
+        self._nodes = [roots]
+        self._chosen = None
 
     def choose(self, simulations: Sequence[int], rows: Sequence[int]) -> None:
         """The leaves that the next step starts from."""
@@ -59,11 +60,13 @@ class SearchNodes:
         """Forget these roots, which somebody is about to release."""
         self._nodes[0] = [None if root in roots else root for root in self._nodes[0]]
 
-    def end(self) -> list[int]:
-        """Forget the nodes; returns those that are to be released, all but the roots."""
-        doomed = [node for step in self._nodes[1:] for node in step if node is not None]
+    def made(self) -> list[int]:
+        """The contexts that the search made: all but the roots."""
+        return [node for step in self._nodes[1:] for node in step if node is not None]
+
+    def end(self) -> None:
+        """Forget the nodes, which are released."""
         self._nodes[1:] = [()] * (len(self._nodes) - 1)
-        return doomed
 
 
 def announce_searches() -> None:

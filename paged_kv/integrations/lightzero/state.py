@@ -180,10 +180,11 @@ class PagedState:
         self.manager.set_recur_caches(keys, children)
 
     def end_search(self) -> None:
-        """Release the nodes of the search, in one call."""
-        doomed = self.nodes.end()
+        """Release the nodes of the search, in one call; one that was interrupted may be made again."""
+        doomed = self.nodes.made()
         if doomed:
-            self.cache.release(doomed)
+            self.cache.release(doomed, missing_ok=True)
+        self.nodes.end()
 
     def forget_nodes(self) -> None:
         """Release the nodes of the search."""
@@ -327,7 +328,7 @@ class PagedState:
 
     def _drop_guests(self) -> None:
         if self._guests:
-            self.cache.release(self._guests)
+            self.cache.release(self._guests, missing_ok=True)  # an interrupt may have come after it before
             self._guests = []
 
     def _in_work(self) -> StagingBatch:

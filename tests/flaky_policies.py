@@ -1,0 +1,72 @@
+"""Eviction policies whose hooks raise where a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from paged_kv.eviction import POLICIES, Policy
+
+
+class Boom(Exception):
+    """Raised by a hook of a policy."""
+
+
+class Stop(BaseException):
+    """Raised by a hook of a policy, as Ctrl-C is: no `except Exception` catches it."""
+
+
+class Trap:
+    """Which hooks raise: the one after `left[0]` others, then the one after `left[1]` more, and so
+    on.
+    """
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.late = False  # whether a hook does its work before it raises
+        self.kind: type[BaseException] = Boom
+
+    def call(self, hook: Callable[..., Any], *args: Any) -> None:
+        if not self.left:
+            hook(*args)
+        elif self.left[0]:
+            self.left[0] -= 1
+            hook(*args)
+        else:
+            del self.left[0]
+            if self.late:
+                hook(*args)
+            raise self.kind
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Let no hook raise meanwhile."""
+        left = self.left
+        self.left = []
+        try:
+            yield
+        finally:
+            self.left = left
+
+
+class Flaky:
+    """A policy of this package whose hooks a trap watches."""
+
+    def __init__(self, name: str, trap: Trap) -> None:
+        self.policy: Policy = POLICIES[name]()
+        self.trap = trap
+
+    def on_add(self, key: Hashable, priority: float | None) -> None:
+        self.trap.call(self.policy.on_add, key, priority)
+
+    def on_hit(self, key: Hashable) -> None:
+        self.trap.call(self.policy.on_hit, key)
+
+    def on_remove(self, key: Hashable) -> None:
+        self.trap.call(self.policy.on_remove, key)
+
+    def victims(self) -> Iterator[Hashable]:
+        for key in self.policy.victims():
+            self.trap.call(lambda: None)
+            yield key

@@ -1,0 +1,189 @@
+"""Mistakes that callers make with tensors and batches: what each raises, and says."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mistakes import ARGUMENT, COUNT, DEVICE, DTYPE, MIXED, SHAPE, Case
+
+from paged_kv import errors
+
+TENSOR_MISTAKES: dict[str, Case] = {
+    "less of another shape": (
+        SHAPE,
+        "less has shape (4, 1, 3, 2, 4), expected (4, 2, 3, 1, 4)",
+        lambda s: s.commit(less=[torch.zeros(4, 1, 3, 2, 4)]),
+    ),
+    "less for another number of planes": (
+        COUNT,
+        "less (one a plane) is 2, allowed is 1 tensors",
+        lambda s: s.commit(less=[torch.zeros(1)] * 2),
+    ),
+    "less of rewritten rows": (
+        COUNT,
+        "less is 'given', allowed is None where rows are rewritten",
+        lambda s: s.commit(less=[torch.zeros(1)], rewrite=[0, 0]),
+    ),
+    "room": (COUNT, "room is -1, allowed is an int >= 0", lambda s: s.cache.open([s.one], -1)),
+    "pad": (
+        ARGUMENT,
+        """pad is 'middle', allowed is "left" or "right\"""",
+        lambda s: s.cache.open([s.one], 1, pad="middle"),
+    ),
+    "pad of gather": (ARGUMENT, "pad is 'up'", lambda s: s.cache.gather([s.one], pad="up")),
+    "pad of another kind": (
+        ARGUMENT,
+        """pad is 1, allowed is "left" or "right\"""",
+        lambda s: s.cache.gather([s.one], pad=1),
+    ),
+    "no tensor": (
+        ARGUMENT,
+        "keys is None, allowed is a tensor",
+        lambda s: s.cache.append([s.one, s.two], None, s.kv),
+    ),
+    "positions of another kind": (
+        ARGUMENT,
+        "positions is [[0]], allowed is an int64 tensor or array [B, n]",
+        lambda s: s.cache.append([s.one, s.two], s.kv, s.kv, [[0]]),
+    ),
+    "update of no tensors": (
+        ARGUMENT,
+        "keys is [1.0], allowed is a tensor",
+        lambda s: s.update([1.0], [1.0]),
+    ),
+    "less that is one tensor": (
+        ARGUMENT,
+        "allowed is a list of tensors, one a plane",
+        lambda s: s.commit(less=torch.zeros(1)),
+    ),
+    "less of no tensors": (
+        ARGUMENT,
+        "less is 0.5, allowed is a tensor",
+        lambda s: s.commit(less=[0.5]),
+    ),
+    "less of another dtype": (
+        DTYPE,
+        "less has dtype torch.float64, expected torch.float32",
+        lambda s: s.commit(less=[torch.zeros(1, 1, 1, 1, 1, dtype=MIXED)]),
+    ),
+    "less on another device": (
+        DEVICE,
+        "less is on device meta, expected",
+        lambda s: s.commit(less=[torch.zeros(1, 1, 1, 1, 1, device="meta")]),
+    ),
+    "a key that is a tensor": (
+        errors.BadKey,
+        "tensor(1) is no key: a tensor is found under itself only: use its bytes",
+        lambda s: s.index.put(torch.tensor(1), s.one),
+    ),
+    "room used up": (
+        COUNT,
+        "new tokens is 3, allowed is 0 to the room of 2",
+        lambda s: s.update(s.step.expand(2, 3, 3, 4)),
+    ),
+    "layer": (
+        COUNT,
+        "layer is 2, allowed is an int from 0 to 1",
+        lambda s: s.update(s.step, layer=2),
+    ),
+    "layer to read": (
+        COUNT,
+        "layer is 9, allowed is an int from 0 to 1",
+        lambda s: s.batch.keys(9),
+    ),
+    "too few rewrites": (
+        COUNT,
+        "rewrite (one a row) is [None], allowed is 2 columns or None",
+        lambda s: s.commit(rewrite=[None]),
+    ),
+    "rewrite": (
+        COUNT,
+        "rewrite is 6, allowed is an int from 0 to 5",
+        lambda s: s.commit(rewrite=[None, 6]),
+    ),
+    "keys shape": (
+        SHAPE,
+        "keys has shape (2, 2, 3, 4, 2), expected (2, 2, 3, 4, 4)",
+        lambda s: s.cache.append([s.one, s.two], s.kv[..., :2], s.kv),
+    ),
+    "values shape": (
+        SHAPE,
+        "values has shape (2, 2, 3, 3, 4), expected (2, 2, 3, 4, 4)",
+        lambda s: s.cache.append([s.one, s.two], s.kv, s.kv[:, :, :, :3]),
+    ),
+    "head count": (
+        SHAPE,
+        "keys has shape (2, 2, 1, 4, 4), expected (2, 2, 3, 4, 4)",
+        lambda s: s.cache.append([s.one, s.two], s.kv[:, :, :1], s.kv),
+    ),
+    "batch size": (
+        SHAPE,
+        "keys has shape (2, 2, 3, 4, 4), expected (2, 1, 3, 4, 4)",
+        lambda s: s.cache.append([s.one], s.kv, s.kv),
+    ),
+    "too few dimensions": (
+        SHAPE,
+        "keys has shape (2,), expected",
+        lambda s: s.cache.append([s.one], torch.ones(2), s.kv),
+    ),
+    "positions shape": (
+        SHAPE,
+        "positions has shape (2,), expected (2, 4)",
+        lambda s: s.cache.append([s.one, s.two], s.kv, s.kv, torch.zeros(2, dtype=torch.int64)),
+    ),
+    "update shape": (
+        SHAPE,
+        "keys has shape (2, 1, 1, 4), expected (2, 3, 1, 4)",
+        lambda s: s.update(s.step[:, :1], s.step),
+    ),
+    "update values shape": (
+        SHAPE,
+        "values has shape (2, 3, 2, 4), expected (2, 3, 1, 4)",
+        lambda s: s.update(s.step, s.step.repeat(1, 1, 2, 1)),
+    ),
+    "update dimensions": (
+        SHAPE,
+        "keys has shape (), expected",
+        lambda s: s.update(torch.tensor(1.0)),
+    ),
+    "commit positions": (
+        SHAPE,
+        "positions has shape (2, 2), expected (2, 1)",
+        lambda s: s.commit(positions=np.zeros((2, 2), dtype=np.int64)),
+    ),
+    "keys dtype": (
+        DTYPE,
+        "keys has dtype torch.float64, expected torch.float32",
+        lambda s: s.cache.append([s.one, s.two], s.kv.to(MIXED), s.kv),
+    ),
+    "values dtype": (
+        DTYPE,
+        "values has dtype torch.float64, expected torch.float32",
+        lambda s: s.cache.append([s.one, s.two], s.kv, s.kv.to(MIXED)),
+    ),
+    "positions dtype": (
+        DTYPE,
+        "positions has dtype torch.float32, expected int64",
+        lambda s: s.cache.append([s.one, s.two], s.kv, s.kv, torch.zeros(2, 4)),
+    ),
+    "update dtype": (
+        DTYPE,
+        "keys has dtype torch.float64, expected torch.float32",
+        lambda s: s.update(s.step.to(MIXED)),
+    ),
+    "update values dtype": (
+        DTYPE,
+        "values has dtype torch.float64",
+        lambda s: s.update(s.step, s.step.to(MIXED)),
+    ),
+    "device": (
+        DEVICE,
+        "keys is on device meta, expected",
+        lambda s: s.cache.append([s.one, s.two], s.kv.to("meta"), s.kv),
+    ),
+    "update device": (
+        DEVICE,
+        "values is on device meta, expected",
+        lambda s: s.update(s.step, s.step.to("meta")),
+    ),
+}
