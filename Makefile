@@ -2,6 +2,7 @@
 # make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
+# make soak   interrupts, faults and finalizers for long (some twenty minutes): whether anything corrupts contents
 # make clean  removes the environments and all caches
 #
 # They set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
@@ -12,6 +13,7 @@ PIP_ARGS ?=
 PROFILE_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
+SOAK_ARGS ?= --json benchmarks/results/soak.json
 VLLM ?=
 
 BIN := .venv/bin
@@ -23,7 +25,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench test-all test-core environments browser clean
+.PHONY: demo test lint docs bench soak test-all test-core environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -37,6 +39,9 @@ test:
 
 bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
 	PYTHONPATH=. $(BENCH)/python benchmarks/peers/run.py $(BENCH_ARGS)
+
+soak: .venv/.dev
+	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
 
 environments: .venv/.dev .venv-core/.dev browser
 
