@@ -32,7 +32,7 @@ try:
 except ImportError:  # its page documents what can only be imported beside LightZero
     exclude_patterns.append("api/lightzero.md")
 
-FLAT = ("index", "tutorial", "how_it_works", "design", "glossary", "site")  # pages with none below them
+FLAT = ("index", "tutorial", "how_it_works", "safety", "design", "glossary", "site")  # pages with none below them
 # Pages that may not be there: some are written beside their code, one needs LightZero.
 OPTIONAL = {"tools": ("recording", "report", "estimate", "benchmarks"), "api/index": ("lightzero",)}
 
