@@ -34,8 +34,7 @@ test:
 	@$(MAKE) --no-print-directory -j2 environments
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory docs
-	@$(MAKE) --no-print-directory test-all
-	@$(MAKE) --no-print-directory test-core
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-all test-core
 
 bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
 	PYTHONPATH=. $(BENCH)/python benchmarks/peers/run.py $(BENCH_ARGS)
