@@ -7,7 +7,7 @@ off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -379,7 +379,7 @@ MANAGED = "a b c d w z"
 # -- calls ---------------------------------------------------------------------------------------
 
 
-def ignore(change: Change | None, taken: list[int], freed: list[int]) -> None:
+def ignore(change: Change | None, taken: Sequence[int], freed: Sequence[int]) -> None:
     """A listener."""
 
 

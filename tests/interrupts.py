@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -74,6 +74,19 @@ class Shot(NamedTuple):
         return f"at step {self.steps}, {Path(code.co_filename).name}:{self.line} in {code.co_name}"
 
 
+@contextmanager
+def traced(trace: Any) -> Iterator[None]:
+    """Let this function, or none, be told what runs in the block, instead of coverage or a
+    debugger.
+    """
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)
+
+
 class Bytecodes:
     """A trace function that counts the bytecodes of functions of this package, and acts before one
     of them.
@@ -111,14 +124,11 @@ class Bytecodes:
         """Call, and go back to whoever was told before: coverage, a debugger. Errors of this
         package are returned.
         """
-        previous = sys.gettrace()
-        sys.settrace(self)
-        try:
-            return call()
-        except PagedKVError as error:
-            return error
-        finally:
-            sys.settrace(previous)
+        with traced(self):
+            try:
+                return call()
+            except PagedKVError as error:
+                return error
 
     def shot(self, outcome: object) -> Shot:
         """How it ended."""
@@ -254,6 +264,9 @@ def difference(found: State, states: list[State]) -> str:
     return "\n".join(lines)
 
 
+UNWATCHED = traced(None)  # by coverage, which has seen each call before, and takes half of the time
+
+
 class Trial:
     """A scenario, and all that may be found once its call was broken off."""
 
@@ -290,8 +303,11 @@ class Trial:
         """Break the call off before a bytecode. Raises AssertionError where a promise is broken."""
         chosen = ERRORS[at % len(ERRORS)] if error is None else error
         shot, _ = self._judge(lambda call: interrupted(call, at, chosen))
-        # An error may be taken for one of a hook, a key or a listener, and come to nothing. Ctrl-C never.
-        assert chosen is not KeyboardInterrupt or not shot.swallowed, f"{self.scenario.name}, {shot}: swallowed"
+        # An error may be taken for one of a hook, a key or a listener, and come to nothing. Ctrl-C
+        # never.
+        assert chosen is not KeyboardInterrupt or not shot.swallowed, (
+            f"{self.scenario.name}, {shot}: swallowed"
+        )
 
     def fault(self, at: int, after: bool) -> bool:
         """Let an operation on tensors fail; False where there are fewer. Raises AssertionError as
@@ -303,10 +319,13 @@ class Trial:
         return shot.fired
 
     def cramp(self, frames: int) -> bool:
-        """Let the stack have room for so few functions; False where they are enough. Raises AssertionError too."""
+        """Let the stack have room for so few functions; False where they are enough. Raises
+        AssertionError too.
+        """
         shot, _ = self._judge(lambda call: cramped(call, frames))
         return shot.fired
 
+    @UNWATCHED
     def _judge(self, shoot: Callable[[Callable[[], object]], Shot]) -> tuple[Shot, int]:
         """Make the call, see that what is found is allowed, and that the same call works
         afterwards.
@@ -338,6 +357,7 @@ class Trial:
         )
         world.check()
 
+    @UNWATCHED
     def release(self, at: int, *, in_thread: bool = False) -> None:
         """Let a finalizer, a handler or another thread release a sequence before a bytecode.
 
@@ -378,6 +398,7 @@ class Trial:
         """
         return [at for at in range(1, self.steps + 1, stride) if self._leaves_work(at)]
 
+    @UNWATCHED
     def _leaves_work(self, at: int) -> bool:
         world = self.scenario.prepare()
         interrupted(lambda: self.scenario.call(world), at).forget()

@@ -618,7 +618,9 @@ class Walk:
         batch = self.batch
         if batch is None or batch.closed:
             return
-        numbers, keys, values = self.words(len(batch.parents), draw(0, batch.room + batch.past - batch.size))
+        numbers, keys, values = self.words(
+            len(batch.parents), draw(0, batch.room + batch.past - batch.size)
+        )
 
         def change(model: Model, made: list[int]) -> Model:
             return replace(

@@ -210,5 +210,5 @@ class WalkMachine(RuleBasedStateMachine):
 
 def test_random_verbs_that_are_broken_off_leave_before_or_after() -> None:
     run_state_machine_as_test(
-        WalkMachine, settings=settings(max_examples=40, stateful_step_count=40)
+        WalkMachine, settings=settings(max_examples=30, stateful_step_count=40)
     )
