@@ -156,13 +156,14 @@ class BlockTables:
         taken: Sequence[int] = ()
         freed: Sequence[int] = ()
         if change.fresh:
-            taken = pages.free[-change.fresh :]
+            if self.listeners:
+                taken = pages.free[-change.fresh :]
             del pages.free[-change.fresh :]
         if change.gained:
             pages.hold(change.gained)
         if change.lost:
             freed = pages.drop(change.lost)
-        if taken:
+        if change.fresh:
             pages.note_peak()
         if change.figures is not None:
             self._figures = change.figures

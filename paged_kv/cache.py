@@ -23,6 +23,7 @@ from paged_kv.errors import (
     ClosedBatch,
     ConcurrentCall,
     NestedCall,
+    OutOfPages,
     ParentChanged,
 )
 from paged_kv.pool import PagePool
@@ -119,7 +120,14 @@ class PagedKVCache(PagePool):
             check_dense("values", values)
             raise
         placed = None if positions is None else own_positions(positions, (len(rows), count))
-        self._with_room(self._append, rows, count, self._sources(keys, values), placed)
+        sources = self._sources(keys, values)
+        try:
+            self._append(rows, count, sources, placed)
+        except OutOfPages as full:
+            self._reclaim(full, rows)
+        else:
+            return
+        self._append(rows, count, sources, placed)
 
     @verb
     def _append(
@@ -373,10 +381,12 @@ class PagedKVCache(PagePool):
         new = batch.filled()
         placed = None if positions is None else own_positions(positions, (rows, new))
         first = None if rewrite is None else columns("rewrite", rewrite, rows, batch.past + new)
-        children: list[int] = self._with_room(
-            self._commit, batch.parents, batch, new, slide, first, placed, less
-        )
-        return children
+        parents = batch.parents
+        try:
+            return self._commit(parents, batch, new, slide, first, placed, less)
+        except OutOfPages as full:
+            self._reclaim(full, parents)
+        return self._commit(parents, batch, new, slide, first, placed, less)
 
     @verb
     def _commit(

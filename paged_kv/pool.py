@@ -92,16 +92,11 @@ class PagePool:
     # -- room
     # --------------------------------------------------------------------------------------------
 
-    def _with_room(self, call: Callable[..., Any], seqs: list[int], *args: Any) -> Any:
-        """Call a verb that takes pages; where they run out, ask the reclaimer between two tries. Raises OutOfPages."""
-        try:
-            return call(seqs, *args)
-        except OutOfPages as full:
-            self._reclaim(full, seqs)
-        return call(seqs, *args)
-
     def _reclaim(self, full: OutOfPages, busy: list[int]) -> None:
-        """Have as many pages freed as growth cannot give, or raise OutOfPages."""
+        """Have as many pages freed as growth cannot give, or raise OutOfPages.
+
+        Called between two tries of a verb, so that a reclaimer may call any verb itself.
+        """
         reclaimer = self._reclaimer
         if reclaimer is None:
             raise full
