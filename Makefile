@@ -2,7 +2,7 @@
 # make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
-# make soak   interrupts, faults and finalizers for long (some twenty minutes): whether anything corrupts contents
+# make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make clean  removes the environments and all caches
 #
 # They set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example

@@ -340,6 +340,13 @@ def starved() -> World:
     return world
 
 
+def first_to_go() -> World:
+    """A batch of a sequence that is the first to be evicted, no page free."""
+    world = full()
+    world.open("x", word="s")
+    return world
+
+
 def scoped() -> World:
     """A scope in which two sequences were made, one of which is kept."""
     world = tree()
@@ -386,6 +393,11 @@ def ignore(change: Change | None, taken: Sequence[int], freed: Sequence[int]) ->
 def reclaimed(need: int) -> Call:
     """Entries of the index were evicted for `need` pages."""
     return lambda world: world.indexes[0].reclaim(need)
+
+
+def reclaimed_but_x(world: World) -> None:
+    """An entry of the index was evicted for a page, but not the first."""
+    world.indexes[0].reclaim(1, world.of("x"))
 
 
 def grown(need: int) -> Call:
@@ -656,6 +668,9 @@ BATCH = (
         commit(rewrite=[0, None]),
         OPENED,
         f"{OPENED} abcs xys",
+    ),
+    Scenario(
+        "commit, evict another", first_to_go, commit(), FULL, "ab p abr ps", (reclaimed_but_x,)
     ),
     Scenario("commit, evict", starved, commit(), FULL, "ab abr abrst", (reclaimed(2),)),
     Scenario(

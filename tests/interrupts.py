@@ -4,15 +4,16 @@ and that judge what is found then.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 from every_verb import Scenario, State, World, held
@@ -26,7 +27,9 @@ PACKAGE = str(Path(paged_kv.__file__).parent)
 HERE = str(
     Path(__file__).parent / "every_verb.py"
 )  # so that hooks of its policies are broken off too
+FILES = (PACKAGE, HERE)
 NEVER = sys.maxsize
+TOOL = 4  # of `sys.monitoring`
 
 
 class Timeout(Exception):
@@ -57,7 +60,6 @@ class Shot(NamedTuple):
     steps: int  # bytecodes or operations that were counted, the last one included
     outcome: object  # what the call returned, or the error of this package that it raised
     place: Place | None = None
-    line: int = 0
     error: BaseException | None = None  # what was raised from outside
     swallowed: bool = False  # the call returned nevertheless
 
@@ -72,8 +74,9 @@ class Shot(NamedTuple):
     def __str__(self) -> str:
         if self.place is None:
             return f"at step {self.steps}"
-        code = self.place.code
-        return f"at step {self.steps}, {Path(code.co_filename).name}:{self.line} in {code.co_name}"
+        code, offset = self.place
+        lines = [line for first, end, line in code.co_lines() if first <= offset < end]
+        return f"at step {self.steps}, {Path(code.co_filename).name}:{lines} in {code.co_name}"
 
 
 @contextmanager
@@ -89,20 +92,18 @@ def traced(trace: Any) -> Iterator[None]:
         sys.settrace(previous)
 
 
-class Bytecodes:
-    """A trace function that counts the bytecodes of functions of this package, and acts before one
-    of them.
-    """
+# Told of a bytecode before it runs: its function, its offset.
+Met = Callable[[CodeType, int], None]
 
-    def __init__(self, at: int = NEVER, act: Callable[[], object] = int) -> None:
-        self.at = at
-        self.act = act
-        self.steps = 0
-        self.place: Place | None = None
-        self.line = 0
+
+class Tracer:
+    """A trace function that tells of the bytecodes of functions of this package."""
+
+    def __init__(self, met: Met) -> None:
+        self.met = met
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        if not frame.f_code.co_filename.startswith((PACKAGE, HERE)):
+        if not frame.f_code.co_filename.startswith(FILES):
             return None
         frame.f_trace_lines = False
         frame.f_trace_opcodes = True
@@ -111,22 +112,67 @@ class Bytecodes:
     def trace(self, frame: FrameType, event: str, arg: object) -> Any:
         """Called before each bytecode of a function, and when it ends."""
         if event == "opcode":
-            self.steps += 1
-            self.step(frame)
+            self.met(frame.f_code, frame.f_lasti)
         return self.trace
 
-    def step(self, frame: FrameType) -> None:
+
+@contextmanager
+def monitored(met: Met) -> Iterator[None]:
+    """Does what a `Tracer` does, on Python 3.13, where trace functions are not told of all."""
+    monitoring: Any = sys.__dict__["monitoring"]
+    instrument(monitoring)
+    thread = threading.get_ident()
+    telling = False
+
+    def told(code: CodeType, offset: int) -> None:
+        nonlocal telling
+        if telling or threading.get_ident() != thread:
+            return
+        telling = True
+        try:
+            met(code, offset)
+        finally:
+            telling = False
+
+    monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, told)
+    try:
+        yield
+    finally:
+        monitoring.register_callback(TOOL, monitoring.events.INSTRUCTION, None)
+
+
+@cache
+def instrument(monitoring: Any) -> None:
+    """Let all functions of this package tell of their bytecodes."""
+    monitoring.use_tool_id(TOOL, "interrupts")
+    functions = [found for found in gc.get_objects() if isinstance(found, FunctionType)]
+    codes = [function.__code__ for function in functions]
+    for code in codes:  # grows while it is walked
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+        if code.co_filename.startswith(FILES):
+            monitoring.set_local_events(TOOL, code, monitoring.events.INSTRUCTION)
+
+
+class Bytecodes:
+    """Counts the bytecodes of functions of this package, and acts before one of them."""
+
+    def __init__(self, at: int = NEVER, act: Callable[[], object] = int) -> None:
+        self.at = at
+        self.act = act
+        self.steps = 0
+        self.place: Place | None = None
+
+    def met(self, code: CodeType, offset: int) -> None:
         """One bytecode."""
+        self.steps += 1
         if self.steps == self.at:
-            self.place = Place(frame.f_code, frame.f_lasti)
-            self.line = frame.f_lineno or 0
+            self.place = Place(code, offset)
             self.act()
 
     def run(self, call: Callable[[], object]) -> object:
-        """Call, and go back to whoever was told before: coverage, a debugger. Errors of this
-        package are returned.
-        """
-        with traced(self):
+        """Call. Errors of this package are returned."""
+        told = monitored(self.met) if sys.version_info >= (3, 13) else traced(Tracer(self.met))
+        with told:
             try:
                 return call()
             except PagedKVError as error:
@@ -134,7 +180,7 @@ class Bytecodes:
 
     def shot(self, outcome: object) -> Shot:
         """How it ended."""
-        return Shot(self.place is not None, self.steps, outcome, self.place, self.line)
+        return Shot(self.place is not None, self.steps, outcome, self.place)
 
 
 class Places(Bytecodes):
@@ -144,8 +190,9 @@ class Places(Bytecodes):
         super().__init__()
         self.first: dict[Place, int] = {}
 
-    def step(self, frame: FrameType) -> None:
-        self.first.setdefault(Place(frame.f_code, frame.f_lasti), self.steps)
+    def met(self, code: CodeType, offset: int) -> None:
+        self.steps += 1
+        self.first.setdefault(Place(code, offset), self.steps)
 
 
 def interrupted(
@@ -284,8 +331,6 @@ class Trial:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.states = [self._state(number) for number in range(len(scenario.between) + 1)]
-        # Python 3.13 tells of the bytecodes of a function from its second call on.
-        Bytecodes().run(partial(scenario.call, scenario.prepare()))
         world = scenario.prepare()
         places = Places()
         self.outcome = places.run(lambda: scenario.call(world))

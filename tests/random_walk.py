@@ -224,21 +224,22 @@ def failing(at: int, after: bool) -> Perform:
     return lambda call: ended(faulted(call, at, after), may_have_happened=False)
 
 
-def collecting_at(at: int) -> Perform:
-    """The cyclic collector runs before a bytecode."""
-    return lambda call: ended(
-        meddled(call, at, gc.collect)._replace(fired=False), may_have_happened=False
-    )
+def collecting_at(at: int, *, in_thread: bool) -> Perform:
+    """The cyclic collector runs before a bytecode, in this thread or in another one."""
+    collect = collect_elsewhere if in_thread else gc.collect
+
+    def perform(call: Call) -> Ending:
+        shot = meddled(call, at, collect)
+        return ended(shot._replace(fired=False), may_have_happened=False)
+
+    return perform
 
 
-def beside_a_collector(call: Call) -> Ending:
+def collect_elsewhere() -> None:
     """Another thread runs the cyclic collector."""
     thread = threading.Thread(target=gc.collect)
     thread.start()
-    try:
-        return plainly(call)
-    finally:
-        thread.join()
+    thread.join(0.1)  # a finalizer may wait until a release that is under way is done
 
 
 class Node:

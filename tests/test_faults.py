@@ -25,7 +25,6 @@ from random_walk import (
     Draw,
     Perform,
     Walk,
-    beside_a_collector,
     collecting_at,
     failing,
     interrupting,
@@ -178,9 +177,9 @@ def draw_injection(draw: Draw) -> Perform:
         return interrupting(draw(1, BYTECODES))
     if kind == 5:
         return failing(draw(1, 12), bool(draw(0, 1)))
-    if kind == 6:
-        return collecting_at(draw(1, BYTECODES))
-    return beside_a_collector if kind == 7 else plainly
+    if kind < 8:
+        return collecting_at(draw(1, BYTECODES), in_thread=kind == 7)
+    return plainly
 
 
 class WalkMachine(RuleBasedStateMachine):
@@ -210,5 +209,5 @@ class WalkMachine(RuleBasedStateMachine):
 
 def test_random_verbs_that_are_broken_off_leave_before_or_after() -> None:
     run_state_machine_as_test(
-        WalkMachine, settings=settings(max_examples=30, stateful_step_count=40)
+        WalkMachine, settings=settings(max_examples=60, stateful_step_count=40)
     )

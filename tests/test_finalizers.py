@@ -89,6 +89,7 @@ def test_a_finalizer_within_a_verb_releases_when_it_ends() -> None:
     world = tree()
     Holder(world, "z")
     collect_within(world)
+    assert world.cache.live_sequences == 3
     assert world.look().words == held("abc abc abcd")
     assert not world.cache.turns.tickets
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -95,6 +95,17 @@ def test_a_release_of_another_thread_is_as_if_it_had_been_before(name: str) -> N
         trial(name).release(at, in_thread=True)
 
 
+def test_a_scope_ends_what_is_its_own_whatever_was_interrupted_before() -> None:
+    steps = interrupted(partial(World().cache.new, 1), NEVER).steps
+    for at in range(1, steps + 1):
+        cache = World().cache
+        interrupted(partial(cache.new, 1), at)
+        before = cache.live()
+        with cache.scope():
+            cache.new(70)
+        assert cache.live() == before
+
+
 # -- nothing is left out, and the tools do what they say -----------------------------------------
 
 
@@ -133,7 +144,6 @@ def test_the_function_that_traces_is_put_back() -> None:
 
 def test_an_interrupt_comes_where_it_was_asked_for() -> None:
     world = tree()
-    interrupted(world.cache.live, NEVER)  # Python 3.13 traces a function from its second call on
     whole = interrupted(world.cache.live, NEVER)
     assert not whole.fired
     assert whole.outcome == world.cache.live()
@@ -145,7 +155,6 @@ def test_an_interrupt_comes_where_it_was_asked_for() -> None:
 
 def test_the_first_bytecode_is_that_of_the_verb() -> None:
     world = tree()
-    interrupted(world.cache.live, NEVER)
     shot = interrupted(world.cache.live, 1)
     assert shot.place is not None
     assert shot.place.code is PagedKVCache.live.__code__
