@@ -49,7 +49,7 @@ FEWEST_PAIRS = 6  # all of them lie on one side of the median with odds of 2 * 0
 INSIDE = "--inside"  # first argument of the processes this script starts
 SCRIPTS = {
     "control_plane": ["--rounds", "30", "--live", "1000", "100000"],
-    "data_plane": ["--rounds", "60"],
+    "data_plane": [],
 }
 
 

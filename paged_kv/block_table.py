@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import is_
 
 from paged_kv.allocator import PageAllocator
 from paged_kv.change import Change, Closable, Edit, Entry, Figures, Record, Store
@@ -99,6 +100,10 @@ class BlockTables:
             return [live[seq] for seq in seqs]
         except (KeyError, TypeError):
             raise self._explain(seqs) from None
+
+    def are_still(self, seqs: Sequence[int], records: Sequence[Record]) -> bool:
+        """Whether all sequences exist, with the very records that were read before."""
+        return all(map(is_, map(self._live.get, seqs), records))
 
     def distinct_records(self, seqs: Sequence[int]) -> list[Record]:
         """As `records`, and raises DuplicateSequence where two sequences are the same."""
@@ -341,6 +346,7 @@ class BlockTables:
         plan = Plan(seqs, added, size, fork)
         becomes = plan.becomes
         ends = plan.ends
+        free = self.pages.free
         copied: dict[
             int, tuple[int, int]
         ] = {}  # shared tail page -> rows that leave it, their furthest end
@@ -365,7 +371,10 @@ class BlockTables:
                 if end % size and pages:
                     pages = self._own_tail(plan, pages, end % size, copied)
                 missing = -((end + new) // -size) - len(pages)
-                if missing:
+                if missing == 1 and plan.fresh < len(free):  # as in `_peek`
+                    plan.fresh += 1
+                    pages += (free[-plan.fresh],)
+                elif missing:
                     pages += self._peek(plan, missing)
             becomes.append((pages, start, length + new, parent))
             ends.append(end)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
-from operator import is_
 from typing import NamedTuple
 
 import numpy as np
@@ -356,7 +355,8 @@ class PagedKVCache(PagePool):
 
     def _check_parents(self, batch: StagingBatch) -> None:
         """Raise ParentChanged unless every window is the very one that was opened."""
-        if not all(map(is_, self._tables.records(batch.parents), batch.records)):
+        if not self._tables.are_still(batch.parents, batch.records):
+            self._tables.records(batch.parents)  # raises where one was released
             raise ParentChanged(batch.parents)
 
     def _positions(self, records: list[Record], left: bool) -> tuple[Ints, Mask]:
