@@ -52,6 +52,7 @@ browser:
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --strict
 
 # From scratch each time: pages that Sphinx remembers from a failed build would not be looked at again.

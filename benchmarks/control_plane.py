@@ -2,12 +2,12 @@
 
     python benchmarks/control_plane.py --json benchmarks/results/control_plane.json
 
-The floor does the same work (tables, reference counts, a free stack, slots, copy-on-write) and nothing
-else: no handles, no checks, no errors, no undo. Both hold the same contexts (page size 2, 5 to 13 tokens,
-head offset 1). Parents are drawn twice: `near`, from the 400 newest sequences, as a search does (8 roots,
-50 simulations) beside many idle ones; and `any`, from all of them, where most parents are in none of the
-processor's caches, for the floor neither. Rounds are interleaved, every measurement draws parents of its
-own, figures are medians.
+The floor does the same work (tables, reference counts, a free stack, slots, copy-on-write) and
+nothing else: no handles, no checks, no errors, no undo. Both hold the same contexts (page size 2, 5
+to 13 tokens, head offset 1). Parents are drawn twice: `near`, from the 400 newest sequences, as a
+search does (8 roots, 50 simulations) beside many idle ones; and `any`, from all of them, where most
+parents are in none of the processor's caches, for the floor neither. Rounds are interleaved, every
+measurement draws parents of its own, figures are medians.
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables
+from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.block_tables import BlockTables
 
-PAGE_SIZE, BATCH, NEW_TOKENS, START = 2, 8, 2, 1
-LENGTHS = (5, 7, 9, 11, 13)  # odd, as after a root of one token: every child then fills exactly one page
+PAGE_SIZE = 2
+BATCH = 8
+NEW_TOKENS = 2
+START = 1
+LENGTHS = (
+    5,
+    7,
+    9,
+    11,
+    13,
+)  # odd, as after a root of one token: every child then fills exactly one page
 CALLS = 16  # batches in one timed round
 NEAR = 400  # sequences of one search
 
@@ -52,11 +61,18 @@ class Floor:
 
     def step(self, parents: list[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """Children, slots of their new tokens, page copies."""
-        tables, starts, lengths = self.tables, self.starts, self.lengths
-        refs, free = self.refs, self.free
-        children, slots, copies = [], [], []
+        tables = self.tables
+        starts = self.starts
+        lengths = self.lengths
+        refs = self.refs
+        free = self.free
+        children = []
+        slots = []
+        copies = []
         for row in parents:
-            pages, start, length = tables[row].copy(), starts[row], lengths[row]
+            pages = tables[row].copy()
+            start = starts[row]
+            length = lengths[row]
             end = start + length
             if end % PAGE_SIZE:
                 fresh = free.pop()
@@ -81,11 +97,17 @@ class Floor:
                 self.refs[page] -= 1
                 if not self.refs[page]:
                     self.free.append(page)
-        del self.tables[-len(children) :], self.starts[-len(children) :], self.lengths[-len(children) :]
+        del (
+            self.tables[-len(children) :],
+            self.starts[-len(children) :],
+            self.lengths[-len(children) :],
+        )
 
 
 class Ours:
-    """The control plane of the package: `step` as a commit does it, `verbs` as fork and append one by one."""
+    """The control plane of the package: `step` as a commit does it, `verbs` as fork and append one
+    by one.
+    """
 
     def __init__(self, pages: int) -> None:
         self.tables = BlockTables(PageAllocator(pages, max_pages=None), PAGE_SIZE)
@@ -118,7 +140,9 @@ def timed(step: Callable[[list[int]], object], batches: list[list[int]]) -> tupl
     begin = time.perf_counter()
     made = [step(batch) for batch in batches]
     spent = time.perf_counter() - begin
-    children = [child for result in made for child in (result[0] if isinstance(result, tuple) else result)]
+    children = [
+        child for result in made for child in (result[0] if isinstance(result, tuple) else result)
+    ]
     return spent / len(batches) * 1e6, children
 
 
@@ -126,10 +150,14 @@ def measure(live: int, rounds: int, seed: int = 0) -> list[dict[str, float | str
     """Medians over the rounds at `live` sequences: parents near, and any."""
     draw = random.Random(seed)
     pages = live * 7 + BATCH * CALLS * 2
-    floor, ours = Floor(pages), Ours(pages)
+    floor = Floor(pages)
+    ours = Ours(pages)
     lengths = [draw.choice(LENGTHS) for _ in range(live)]
-    rows, seqs = [floor.new(n) for n in lengths], [ours.new(n) for n in lengths]
-    sides: list[tuple[str, Callable[[list[int]], object], list[int], Callable[[list[int]], None]]] = [
+    rows = [floor.new(n) for n in lengths]
+    seqs = [ours.new(n) for n in lengths]
+    sides: list[
+        tuple[str, Callable[[list[int]], object], list[int], Callable[[list[int]], None]]
+    ] = [
         ("floor", floor.step, rows, floor.drop),
         ("step", ours.step, seqs, ours.drop),
         ("verbs", ours.verbs, seqs, ours.drop),
@@ -151,16 +179,24 @@ def measure(live: int, rounds: int, seed: int = 0) -> list[dict[str, float | str
 def summed_up(live: int, parents: str, times: dict[str, list[float]]) -> dict[str, float | str]:
     """One row of the table."""
     middle = {f"{name}_us": statistics.median(values) for name, values in times.items()}
-    ratios = {f"{name}_over_floor": middle[f"{name}_us"] / middle["floor_us"] for name in ("step", "verbs")}
+    ratios = {
+        f"{name}_over_floor": middle[f"{name}_us"] / middle["floor_us"]
+        for name in ("step", "verbs")
+    }
     return {"live_sequences": live, "parents": parents, **middle, **ratios}
 
 
 def report(results: list[dict[str, float | str]]) -> str:
     """The table, for people; growth is against the smallest number of sequences."""
-    lines = ["      live  parents  floor us  step us  /floor  verbs us  /floor  growth of floor, step, verbs"]
+    lines = [
+        "      live  parents  floor us  step us  /floor  verbs us  /floor  growth of floor, "
+        "step, verbs"
+    ]
     for row in results:
         first = next(other for other in results if other["parents"] == row["parents"])
-        growth = [float(row[key]) / float(first[key]) for key in ("floor_us", "step_us", "verbs_us")]
+        growth = [
+            float(row[key]) / float(first[key]) for key in ("floor_us", "step_us", "verbs_us")
+        ]
         lines.append(
             f"{row['live_sequences']:>10,}  {row['parents']:>7}  {row['floor_us']:>8.2f} "
             f"{row['step_us']:>8.2f} {row['step_over_floor']:>7.2f}  "
@@ -189,8 +225,17 @@ def main() -> None:
     results = [row for live in options.live for row in measure(live, options.rounds)]
     print(report(results))
     if options.json:
-        machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-        work = {"batch": BATCH, "new_tokens": NEW_TOKENS, "page_size": PAGE_SIZE, "lengths": LENGTHS}
+        machine = {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
+        work = {
+            "batch": BATCH,
+            "new_tokens": NEW_TOKENS,
+            "page_size": PAGE_SIZE,
+            "lengths": LENGTHS,
+        }
         work |= {"start": START, "rounds": options.rounds, "calls_per_round": CALLS, "near": NEAR}
         text = json.dumps({"machine": machine, "workload": work, "results": results}, indent=2)
         options.json.write_text(text + "\n")

@@ -1,12 +1,13 @@
-"""What moving the K/V costs: the two memory orders, and staging against a plain copy of the same bytes.
+"""What moving the K/V costs: the two memory orders, and staging against a plain copy of the same
+bytes.
 
     python benchmarks/data_plane.py --json benchmarks/results/data_plane.json
 
-Orders: token-major keeps all layers of a token together (a plane with pages of one token); layer-inside-page keeps
-the tokens of a page together inside each layer and head. Both are read by one `index_select` into the dense batch that
-the attention wants, and written by one `index_put_`. Staging: `open` + `commit` of a batch of 8 with two new tokens (16
-in the language-model case), against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds,
-medians.
+Orders: token-major keeps all layers of a token together (a plane with pages of one token);
+layer-inside-page keeps the tokens of a page together inside each layer and head. Both are read by
+one `index_select` into the dense batch that the attention wants, and written by one `index_put_`.
+Staging: `open` + `commit` of a batch of 8 with two new tokens (16 in the language-model case),
+against `copy_` of as many bytes between reused buffers. One thread, interleaved rounds, medians.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import numpy as np
 import torch
 
 from paged_kv import PagedKVCache
-from paged_kv.storage import PageStorage
-from paged_kv.workspace import Workspace
+from paged_kv.pages.buffers import Workspace
+from paged_kv.pages.storage import PageStorage
 
 BATCH = 8
 # name: layers, heads, head size, context, page size, new tokens, dtype
@@ -40,7 +41,9 @@ WORKLOADS = {
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median microseconds of each call; rounds are interleaved so that drift of the machine hits all alike."""
+    """Median microseconds of each call; rounds are interleaved so that drift of the machine hits
+    all alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(rounds + rounds // 10):
         for name, call in calls.items():
@@ -55,16 +58,21 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
     """Gather and scatter of one batch in both orders, on randomly placed pages."""
     layers, heads, size, context, page, new, dtype = WORKLOADS[name]
     per_row = -(-(context + new) // page)
-    pages = 1 + np.random.default_rng(0).permutation(3 * BATCH * per_row)[: BATCH * per_row].reshape(BATCH, per_row)
+    pages = 1 + np.random.default_rng(0).permutation(3 * BATCH * per_row)[
+        : BATCH * per_row
+    ].reshape(BATCH, per_row)
     slots = (pages[:, :, None] * page + np.arange(page)).reshape(BATCH, -1)[:, : context + new]
     calls: dict[str, Callable[[], object]] = {}
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
         storage = PageStorage(layers, heads, size, size, page_size, dtype, torch.device("cpu"))
         storage.grow((int(slots.max()) + page) // page_size)
         layout = Workspace().layout(storage.planes, BATCH, context + new, 0, None)
-        source, targets = layout.columns(context, context + new), slots[:, context:]
+        source = layout.columns(context, context + new)
+        targets = slots[:, context:]
         calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f.copy(), out)
-        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(t.flatten().tolist(), x, t)
+        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(
+            t.flatten().tolist(), x, t
+        )
     return medians(calls, rounds)
 
 
@@ -72,14 +80,20 @@ def staging(name: str, rounds: int) -> dict[str, float]:
     """`open` + `commit` against a copy of the bytes they move, both on reused memory."""
     layers, heads, size, context, page, new, dtype = WORKLOADS[name]
     cache = PagedKVCache(
-        layers=layers, heads=heads, head_size=size, page_size=page, dtype=dtype, num_pages=4 * BATCH * (context + new)
+        layers=layers,
+        heads=heads,
+        head_size=size,
+        page_size=page,
+        dtype=dtype,
+        num_pages=4 * BATCH * (context + new),
     )
     parents = cache.new(BATCH, start=-context % page)
     prefix = torch.randn(layers, BATCH, heads, context, size).to(dtype)
     cache.append(parents, prefix, prefix)
     token = torch.randn(BATCH, heads, new, size).to(dtype)
     moved = BATCH * (context + 2 * new) * cache.token_bytes
-    source, target = torch.ones(moved // 4), torch.ones(moved // 4)
+    source = torch.ones(moved // 4)
+    target = torch.ones(moved // 4)
     times: dict[str, list[float]] = {"staging": [], "copy": []}
     for round_ in range(rounds):
         begin = time.perf_counter()
@@ -102,24 +116,41 @@ def staging(name: str, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Print the tables; write them to a file where one is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--rounds", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = []
-    print(f"{'':10}{'token-major us':>22}{'layer-inside-page us':>26}{'':4}{'staging':>10}{'copy':>10}")
-    print(f"{'':10}{'gather':>11}{'scatter':>11}{'gather':>15}{'scatter':>11}{'':4}{'us':>10}{'us':>10}{'ratio':>8}")
+    print(f"{'':10}{'token-major us':>22}{'layer-inside-page us':>26}{'staging':>14}{'copy':>10}")
+    orders = f"{'gather':>11}{'scatter':>11}{'gather':>15}{'scatter':>11}"
+    print(f"{'':10}{orders}{'us':>14}{'us':>10}{'ratio':>8}")
     for name in WORKLOADS:
         rounds = options.rounds if name != "llm" else max(10, options.rounds // 15)
-        orders, dense = memory_orders(name, rounds), staging(name, rounds)
+        orders = memory_orders(name, rounds)
+        dense = staging(name, rounds)
         ratio = dense["staging"] / dense["copy"]
-        row = "".join(f"{value:{width}.1f}" for value, width in zip(orders.values(), (11, 11, 15, 11)))
-        print(f"{name:10}{row}{'':4}{dense['staging']:10.1f}{dense['copy']:10.1f}{ratio:8.2f}", flush=True)
-        results.append({"workload": name, "orders_us": orders, "staging": dense, "staging_over_copy": ratio})
+        row = "".join(
+            f"{value:{width}.1f}" for value, width in zip(orders.values(), (11, 11, 15, 11))
+        )
+        print(
+            f"{name:10}{row}{'':4}{dense['staging']:10.1f}{dense['copy']:10.1f}{ratio:8.2f}",
+            flush=True,
+        )
+        results.append(
+            {"workload": name, "orders_us": orders, "staging": dense, "staging_over_copy": ratio}
+        )
     if options.json:
-        machine = {"python": platform.python_version(), "torch": torch.__version__, "cpus": os.cpu_count()}
-        options.json.write_text(json.dumps({"schema": 1, "machine": machine, "results": results}, indent=1) + "\n")
+        machine = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cpus": os.cpu_count(),
+        }
+        options.json.write_text(
+            json.dumps({"schema": 1, "machine": machine, "results": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Print the tables of what `paged-kv profile` measured, from its JSON, or put them into the pages that show them.
+"""Print the tables of what `paged-kv profile` measured, from its JSON, or put them into the pages
+that show them.
 
-    paged-kv profile --preset all --json benchmarks/results/profile.json
-    python benchmarks/results_table.py --write
+paged-kv profile --preset all --json benchmarks/results/profile.json
+python benchmarks/results_table.py --write
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README, DETAILS = Path("README.md"), Path("docs", "benchmarks_lightzero.md")
-START, END = "<!-- results:", "<!-- end of results -->"
+README = Path("README.md")
+DETAILS = Path("docs", "benchmarks_lightzero.md")
+START = "<!-- results:"
+END = "<!-- end of results -->"
 
 # Title of a row, key of both caches, unit, key of the ratio (none: no ratio is given).
 MEASURES = [
@@ -45,10 +48,13 @@ def times(value: float | None) -> str:
 
 def section(result: dict[str, Any]) -> list[str]:
     """The table of one preset: its measures as rows, the two caches as columns."""
-    work, caches, ratios = result["workload"], result["caches"], result["ratios"]
+    work = result["workload"]
+    caches = result["caches"]
+    ratios = result["ratios"]
     client = " ".join(str(work[key]) for key in ("client", "client_version") if work.get(key))
     lines = [
-        f"**{work['preset']}** ({client}): {work['layers']} layers, context {work['context_length']}, "
+        f"**{work['preset']}** ({client}): {work['layers']} layers, context "
+        f"{work['context_length']}, "
         f"{work['envs']} environments, {work['simulations']} simulations, {work['roots']} roots",
         "",
         "| | own cache | paged | own / paged |",
@@ -61,9 +67,13 @@ def section(result: dict[str, Any]) -> list[str]:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """What belongs under a table: bytes against what is really needed, and whether the two runs agree."""
-    paged, fidelity = result["caches"]["paged"], result["fidelity"]
-    equal, compared = fidelity["actions_equal"], fidelity["actions_compared"]
+    """What belongs under a table: bytes against what is really needed, and whether the two runs
+    agree.
+    """
+    paged = result["caches"]["paged"]
+    fidelity = result["fidelity"]
+    equal = fidelity["actions_equal"]
+    compared = fidelity["actions_compared"]
     return [
         f"Bytes held / unique tokens: {times(result['ratios']['kv_bytes_over_unique'])}; "
         f"sharing {times(paged.get('sharing_ratio_peak'))}; actions equal {equal} of {compared}; "
@@ -75,11 +85,18 @@ def notes(result: dict[str, Any]) -> list[str]:
 def summary(results: list[dict[str, Any]]) -> list[str]:
     """One row a preset: the ratios alone."""
     lines = [
-        "| preset | KV bytes held | paged bytes / unique tokens | kernels | cache time | whole search |",
+        "| preset | KV bytes held | paged bytes / unique tokens | kernels | cache time | whole "
+        "search |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for result in results:
-        keys = ("kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time")
+        keys = (
+            "kv_bytes_peak",
+            "kv_bytes_over_unique",
+            "tensor_kernels",
+            "cache_time",
+            "search_time",
+        )
         cells = [times(result["ratios"].get(key)) for key in keys]
         lines.append(f"| {result['workload']['preset']} | {' | '.join(cells)} |")
     return [*lines, ""]
@@ -88,22 +105,35 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 def agreement(results: list[dict[str, Any]]) -> str:
     """Whether both caches led to the same decisions, over all presets."""
     found = [result["fidelity"] for result in results]
-    equal, compared = (sum(each[key] for each in found) for key in ("actions_equal", "actions_compared"))
-    visits = "all visit counts were equal" if all(f["visit_counts_equal"] for f in found) else "visit counts differed"
+    equal, compared = (
+        sum(each[key] for each in found) for key in ("actions_equal", "actions_compared")
+    )
+    visits = (
+        "all visit counts were equal"
+        if all(f["visit_counts_equal"] for f in found)
+        else "visit counts differed"
+    )
     return f"Both sides took the same action in {equal:,} of {compared:,} cases, and {visits}."
 
 
 def machine(result: dict[str, Any]) -> str:
     """The machine and the threads, in one line."""
-    facts = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    facts = ", ".join(
+        f"{key} {value}" for key, value in result["machine"].items() if value is not None
+    )
     return f"Measured on: {facts}; {result['workload']['threads']} thread(s)."
 
 
 def ratios(results: list[dict[str, Any]]) -> str:
     """The ratios of all presets as markdown: for the README."""
     lines = [
-        "LightZero's own cache / pages; in the second column, pages / the tokens that are needed, each once:", "",
-        *summary(results), agreement(results), "", machine(results[0]),
+        "LightZero's own cache / pages; in the second column, pages / the tokens that are "
+        "needed, each once:",
+        "",
+        *summary(results),
+        agreement(results),
+        "",
+        machine(results[0]),
     ]
     return "\n".join(lines)
 
@@ -127,7 +157,9 @@ def between_marks(page: Path, text: str) -> str:
 
 
 def write(root: Path, results: list[dict[str, Any]]) -> None:
-    """Put the tables into the pages below a folder: into all of them, or where one has no marks into none."""
+    """Put the tables into the pages below a folder: into all of them, or where one has no marks
+    into none.
+    """
     pages = {root / README: ratios(results), root / DETAILS: details(results)}
     written = {page: between_marks(page, text) for page, text in pages.items()}
     for page, text in written.items():
@@ -138,8 +170,14 @@ def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("json", nargs="?", type=Path, default=HERE / "results" / "profile.json")
-    parser.add_argument("--write", action="store_true", help=f"put ratios into {README}, and all of it into {DETAILS}")
-    parser.add_argument("--root", type=Path, default=HERE.parent, help="the folder of both (default: this checkout)")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"put ratios into {README}, and all of it into {DETAILS}",
+    )
+    parser.add_argument(
+        "--root", type=Path, default=HERE.parent, help="the folder of both (default: this checkout)"
+    )
     options = parser.parse_args()
     loaded = json.loads(options.json.read_text())
     results = loaded if isinstance(loaded, list) else [loaded]

@@ -106,7 +106,7 @@ class Soak:
         self.parts: list[Part] = []
         self._shown = 0.0
 
-    # -- one part --------------------------------------------------------------------------------
+    # -- one part
 
     @contextmanager
     def part(self, name: str, total: float, unit: str) -> Iterator[Part]:
@@ -156,7 +156,7 @@ class Soak:
             self.tried(part, call)
             self.did(part, began, 1)
 
-    # -- the parts -------------------------------------------------------------------------------
+    # -- the parts
 
     def finalizers(self, turns: int) -> None:
         """Nodes that release their contexts."""
@@ -250,7 +250,7 @@ class Soak:
                 return
         self.tried(part, walk.finish)
 
-    # -- what was found --------------------------------------------------------------------------
+    # -- what was found
 
     @property
     def broken(self) -> int:

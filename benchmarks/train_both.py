@@ -1,17 +1,19 @@
 """Train CartPole twice with LightZero 0.2.0: on its own cache, and on pages.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_both.py --minutes 15 --json benchmarks/results/train_both.json \
-        --svg benchmarks/results/train_both.svg
+    OMP_NUM_THREADS=1 python benchmarks/train_both.py --minutes 15 \
+        --json benchmarks/results/train_both.json --svg benchmarks/results/train_both.svg
 
-LightZero's own CartPole configuration, search, losses and policy (see train_cartpole.py), the same seeds on both sides,
-equal scores in the search tree decided the same way, and pages as `attach` sets them by default. The two play the same
-until the first batch on which LightZero's cache is at fault (rows that change places, padding that takes part in
-attention), and from there on each its own run. Recorded are the returns of all episodes against environment steps,
-wall-clock and CPU time of the process, a hash of all actions that were collected, and the bytes that each cache takes
-at three points of the cycle: after collecting, after learning and after evaluating. `--steps` ends each side after
-that many environment steps instead.
+LightZero's own CartPole configuration, search, losses and policy (see train_cartpole.py), the same
+seeds on both sides, equal scores in the search tree decided the same way, and pages as `attach`
+sets them by default. The two play the same until the first batch on which LightZero's cache is at
+fault (rows that change places, padding that takes part in attention), and from there on each its
+own run. Recorded are the returns of all episodes against environment steps, wall-clock and CPU time
+of the process, a hash of all actions that were collected, and the bytes that each cache takes at
+three points of the cycle: after collecting, after learning and after evaluating. `--steps` ends
+each side after that many environment steps instead.
 
-Ctrl-C ends the side in work after its present turn and writes what there is; a second one ends the script at once.
+Ctrl-C ends the side in work after its present turn and writes what there is; a second one ends the
+script at once.
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ from lzero.worker import MuZeroCollector
 from train_cartpole import SELECT_SEED, build_config, build_envs, build_policy, evaluate, learn
 
 from paged_kv.integrations.lightzero import installed
-from paged_kv.profile.counters import storage_bytes
-from paged_kv.profile.ties import fixed_ties
+from paged_kv.tools.profile.counters import storage_bytes
+from paged_kv.tools.profile.ties import fixed_ties
 
 CACHES = ("lightzero", "paged")
 POINTS = ("collected", "learned", "evaluated")
 LOOKS = {"lightzero": ("LightZero's own cache", "#f2a65a", 5.0), "paged": ("paged", "#1b4965", 1.6)}
-WARM_UP = 0.2  # of a run's environment steps, left out of the slopes: pools and rings are still growing
+WARM_UP = (
+    0.2  # of a run's environment steps, left out of the slopes: pools and rings are still growing
+)
 SMOOTH = 5  # collections in one point of the picture
 
 Row = dict[str, Any]
@@ -59,7 +63,9 @@ Row = dict[str, Any]
 
 @dataclass
 class Until:
-    """When a side is over: after its minutes or its environment steps, or when the user has said so."""
+    """When a side is over: after its minutes or its environment steps, or when the user has said
+    so.
+    """
 
     minutes: float
     steps: int | None
@@ -104,8 +110,15 @@ class Run:
         return time.process_time() - self.cpu_began
 
     def note(self, point: str, episodes: Sequence[float]) -> None:
-        """Note where the side stands: the returns of the latest episodes, and what the cache holds."""
-        now = {"at": point, "env_steps": self.steps, "wall_s": round(self.wall, 2), "cpu_s": round(self.cpu, 2)}
+        """Note where the side stands: the returns of the latest episodes, and what the
+        cache holds.
+        """
+        now = {
+            "at": point,
+            "env_steps": self.steps,
+            "wall_s": round(self.wall, 2),
+            "cpu_s": round(self.cpu, 2),
+        }
         self.held.append({**now, **held_bytes(self.cache, self.world_model)})
         if episodes:
             actions = self.actions.hexdigest()[:16]
@@ -119,11 +132,23 @@ def held_bytes(cache: str, world_model: Any) -> dict[str, int]:
         pages = world_model.paged.cache
         peak = pages.stats.peak_pages * pages.page_bytes
         return {"in_use": pages.bytes_in_use, "reserved": pages.bytes_reserved, "peak_in_use": peak}
-    rings = [*world_model.shared_pool_init_infer, world_model.shared_pool_recur_infer, world_model.shared_pool_wm]
+    rings = [
+        *world_model.shared_pool_init_infer,
+        world_model.shared_pool_recur_infer,
+        world_model.shared_pool_wm,
+    ]
     entries = [entry for ring in rings for entry in ring if entry is not None]
-    total = storage_bytes(half._cache for entry in entries for layer in entry
-                          for half in (layer._k_cache, layer._v_cache))
-    return {"in_use": total, "reserved": total, "peak_in_use": total}  # the rings never give an entry back
+    total = storage_bytes(
+        half._cache
+        for entry in entries
+        for layer in entry
+        for half in (layer._k_cache, layer._v_cache)
+    )
+    return {
+        "in_use": total,
+        "reserved": total,
+        "peak_in_use": total,
+    }  # the rings never give an entry back
 
 
 def train(cache: str, seed: int, until: Until, window: str) -> Row:
@@ -133,7 +158,9 @@ def train(cache: str, seed: int, until: Until, window: str) -> Row:
     with installed(cache=cache, window=window):
         policy, _ = build_policy(cfg)
     envs, episodes = build_envs(cfg, cfg.policy.collector_env_num, seed)
-    collector = MuZeroCollector(env=envs, policy=policy.collect_mode, exp_name="exp", policy_config=cfg.policy)
+    collector = MuZeroCollector(
+        env=envs, policy=policy.collect_mode, exp_name="exp", policy_config=cfg.policy
+    )
     buffer = UniZeroGameBuffer(cfg.policy)
     run = Run(cache, policy._collect_model.world_model)
     next_eval = cfg.policy.eval_freq
@@ -177,32 +204,45 @@ def tell(text: str) -> None:
 
 def progress(run: Run) -> str:
     """One line for people who wait."""
-    score, held = run.returns[-1], run.held[-1]
+    score = run.returns[-1]
+    held = run.held[-1]
     return (
         f"{run.cache:>9}: {run.wall:6.0f} s, {run.steps:6,} steps, {run.updates:5,} updates, "
-        f"return {score['mean_return']:5.1f} ({score['at']}), {held['in_use']:,} of {held['reserved']:,} bytes in use"
+        f"return {score['mean_return']:5.1f} ({score['at']}), {held['in_use']:,} of "
+        f"{held['reserved']:,} bytes in use"
     )
 
 
 def summary(run: Run) -> Row:
     """What is recorded of one side."""
     wm = run.world_model
-    lookups, hits = wm.root_total_query_cnt + wm.total_query_count, wm.root_hit_cnt + wm.hit_count
+    lookups = wm.root_total_query_cnt + wm.total_query_count
+    hits = wm.root_hit_cnt + wm.hit_count
     return {
-        "cache": run.cache, "env_steps": run.steps, "updates": run.updates,
-        "wall_s": round(run.wall, 1), "cpu_s": round(run.cpu, 1),
-        "lookups": lookups, "hits": hits,
+        "cache": run.cache,
+        "env_steps": run.steps,
+        "updates": run.updates,
+        "wall_s": round(run.wall, 1),
+        "cpu_s": round(run.cpu, 1),
+        "lookups": lookups,
+        "hits": hits,
         "slopes_bytes_per_1000_steps": slopes(run.held),
-        "returns": run.returns, "held": run.held,
+        "returns": run.returns,
+        "held": run.held,
     }
 
 
 def slopes(held: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Growth of what a cache takes, by least squares, at each point of the cycle once the run is warm."""
+    """Growth of what a cache takes, by least squares, at each point of the cycle once the run is
+    warm.
+    """
     warm = WARM_UP * max((row["env_steps"] for row in held), default=0)
     late = [row for row in held if row["env_steps"] >= warm]
     return {
-        point: {what: slope([row for row in late if row["at"] == point], what) for what in ("in_use", "reserved")}
+        point: {
+            what: slope([row for row in late if row["at"] == point], what)
+            for what in ("in_use", "reserved")
+        }
         for point in POINTS
     }
 
@@ -212,7 +252,8 @@ def slope(rows: Sequence[Row], what: str) -> float | None:
     steps, held = (np.array([row[key] for row in rows], dtype=float) for key in ("env_steps", what))
     if len(rows) < 2 or np.ptp(steps) == 0:
         return None
-    steps, held = steps - steps.mean(), held - held.mean()
+    steps = steps - steps.mean()
+    held = held - held.mean()
     return round(float(steps @ held / (steps @ steps)) * 1000, 6)
 
 
@@ -227,30 +268,60 @@ def same_until(one: Row, other: Row) -> Row:
 
 
 def at_equal_steps(sides: Sequence[Row]) -> Row:
-    """The clocks of both sides where the shorter one collected for the last time and the other one stood there too."""
-    rows = [{row["env_steps"]: row for row in side["held"] if row["at"] == "learned"} for side in sides]
+    """The clocks of both sides where the shorter one collected for the last time and the other one
+    stood there too.
+    """
+    rows = [
+        {row["env_steps"]: row for row in side["held"] if row["at"] == "learned"} for side in sides
+    ]
     shared = max(set(rows[0]) & set(rows[1]), default=None)
     if shared is None:
         return {"env_steps": 0}
-    clocks = {f"{side['cache']}_{clock}": known[shared][clock]
-              for side, known in zip(sides, rows) for clock in ("cpu_s", "wall_s")}
+    clocks = {
+        f"{side['cache']}_{clock}": known[shared][clock]
+        for side, known in zip(sides, rows)
+        for clock in ("cpu_s", "wall_s")
+    }
     return {"env_steps": shared, **clocks}
 
 
 def charts(sides: Sequence[Row]) -> list[Chart]:
     """The picture: returns against three clocks, and bytes against steps."""
-    clocks = [("env_steps", "environment steps"), ("cpu_s", "CPU seconds"), ("wall_s", "wall-clock seconds")]
+    clocks = [
+        ("env_steps", "environment steps"),
+        ("cpu_s", "CPU seconds"),
+        ("wall_s", "wall-clock seconds"),
+    ]
     found = [
-        Chart(f"return of collected episodes (mean of {SMOOTH} turns)", name, [
-            line(side, smoothed([(row[clock], row["mean_return"]) for row in side["returns"]
-                                 if row["at"] == "collected"]))
-            for side in sides
-        ])
+        Chart(
+            f"return of collected episodes (mean of {SMOOTH} turns)",
+            name,
+            [
+                line(
+                    side,
+                    smoothed(
+                        [
+                            (row[clock], row["mean_return"])
+                            for row in side["returns"]
+                            if row["at"] == "collected"
+                        ]
+                    ),
+                )
+                for side in sides
+            ],
+        )
         for clock, name in clocks
     ]
     rows = [(side, [row for row in side["held"] if row["at"] == "collected"]) for side in sides]
-    held = [line(side, [(row["env_steps"], row["reserved"]) for row in late]) for side, late in rows]
-    return [*found, Chart("bytes the cache has memory for, after collecting", "environment steps", held, log=True)]
+    held = [
+        line(side, [(row["env_steps"], row["reserved"]) for row in late]) for side, late in rows
+    ]
+    return [
+        *found,
+        Chart(
+            "bytes the cache has memory for, after collecting", "environment steps", held, log=True
+        ),
+    ]
 
 
 def line(side: Row, points: Sequence[tuple[float, float]]) -> Line:
@@ -262,18 +333,25 @@ def line(side: Row, points: Sequence[tuple[float, float]]) -> Line:
 def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Each point with the mean of it and those before it."""
     heights = [y for _, y in points]
-    return [(x, float(np.mean(heights[max(0, i - SMOOTH + 1) : i + 1]))) for i, (x, _) in enumerate(points)]
+    return [
+        (x, float(np.mean(heights[max(0, i - SMOOTH + 1) : i + 1])))
+        for i, (x, _) in enumerate(points)
+    ]
 
 
 def report(sides: Sequence[Row]) -> str:
     """The table, for people."""
-    lines = ["    cache   steps  updates  wall s   cpu s  cpu ms/step  last returns  reserved at the end"]
+    lines = [
+        "    cache   steps  updates  wall s   cpu s  cpu ms/step  last returns  reserved at the end"
+    ]
     for side in sides:
         last = [row["mean_return"] for row in side["returns"] if row["at"] == "collected"][-SMOOTH:]
         lines.append(
-            f"{side['cache']:>9}  {side['env_steps']:>6,}  {side['updates']:>7,}  {side['wall_s']:>6.0f}  "
+            f"{side['cache']:>9}  {side['env_steps']:>6,}  {side['updates']:>7,}  "
+            f"{side['wall_s']:>6.0f}  "
             f"{side['cpu_s']:>6.0f}  {side['cpu_s'] / max(1, side['env_steps']) * 1e3:>11.2f}  "
-            f"{np.mean(last) if last else 0:>12.1f}  {side['held'][-1]['reserved'] if side['held'] else 0:>19,}"
+            f"{np.mean(last) if last else 0:>12.1f}  "
+            f"{side['held'][-1]['reserved'] if side['held'] else 0:>19,}"
         )
     return "\n".join(lines)
 
@@ -303,13 +381,27 @@ def kept(file: Path | None, caches: Sequence[str]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="wall-clock limit of each side")
-    parser.add_argument("--steps", type=int, help="environment steps of each side, in place of --minutes")
+    parser.add_argument(
+        "--steps", type=int, help="environment steps of each side, in place of --minutes"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES,
-                        help="the sides to run; others are kept as the --json file has them")
-    parser.add_argument("--window", choices=("cached", "exact"), default="cached", help="what contexts on pages keep")
+    parser.add_argument(
+        "--caches",
+        nargs="+",
+        choices=CACHES,
+        default=CACHES,
+        help="the sides to run; others are kept as the --json file has them",
+    )
+    parser.add_argument(
+        "--window",
+        choices=("cached", "exact"),
+        default="cached",
+        help="what contexts on pages keep",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
@@ -317,13 +409,28 @@ def main() -> None:
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
     signal.signal(signal.SIGINT, until.on_interrupt)
-    sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until, options.window))
-    sides = sorted([*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"]))
+    sides = in_a_folder_of_its_own(
+        lambda: run_all(options.caches, options.seed, until, options.window)
+    )
+    sides = sorted(
+        [*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"])
+    )
     print(report(sides))
-    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
-               "torch": torch.__version__, "threads": torch.get_num_threads()}
-    work = {"minutes": options.minutes, "steps": options.steps, "seed": options.seed, "stopped": until.stopped,
-            "caches": list(options.caches), "window": options.window}
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    work = {
+        "minutes": options.minutes,
+        "steps": options.steps,
+        "seed": options.seed,
+        "stopped": until.stopped,
+        "caches": list(options.caches),
+        "window": options.window,
+    }
     found: Row = {"machine": machine, "workload": work, "sides": sides}
     if len(sides) == 2:
         found["same_actions_and_returns"] = same_until(*sides)

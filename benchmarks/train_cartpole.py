@@ -1,13 +1,15 @@
 """Train the small CartPole world model that the integration tests and benchmarks search with.
 
-LightZero 0.2.0 does the training, with its own `cartpole_unizero_config`; only the device, the environment
-manager and the number of evaluation environments differ. The best model seen so far is written to `--out` as
-a safetensors file.
+LightZero 0.2.0 does the training, with its own `cartpole_unizero_config`; only the device, the
+environment manager and the number of evaluation environments differ. The best model seen so far is
+written to `--out` as a safetensors file.
 
-    OMP_NUM_THREADS=1 python benchmarks/train_cartpole.py --minutes 8 --seed 0 --out cartpole.safetensors
+    OMP_NUM_THREADS=1 python benchmarks/train_cartpole.py --minutes 8 --seed 0 \
+        --out cartpole.safetensors
 
-`--seed` fixes the random numbers of the environments, numpy, torch and the C++ search tree. The wall-clock
-limit depends on the machine, so two runs agree up to the point where the slower one stops.
+`--seed` fixes the random numbers of the environments, numpy, torch and the C++ search tree. The
+wall-clock limit depends on the machine, so two runs agree up to the point where the slower one
+stops.
 """
 
 from __future__ import annotations
@@ -39,8 +41,11 @@ from zoo.classic_control.cartpole.config.cartpole_unizero_config import create_c
 from zoo.classic_control.cartpole.envs.cartpole_lightzero_env import CartPoleEnv
 
 EVAL_ENVS = 8
-SELECT_SEED, FINAL_SEED = 10_000, 20_000  # starting states that choose the best model, and that judge it
-DERIVED = ("world_model.transformer.freqs_cis",)  # 2 MB of rotations that the model computes when it is built
+# starting states that choose the best model, and that judge it
+SELECT_SEED = 10_000
+FINAL_SEED = 20_000
+# 2 MB of rotations that the model computes when it is built
+DERIVED = "world_model.transformer.freqs_cis"
 PRELOADED = "PAGED_KV_FIXED_SRAND"
 
 
@@ -52,7 +57,9 @@ class SeededCartPole(CartPoleEnv):  # type: ignore[misc]
         self._returns = returns
 
     def reset(self) -> dict[str, Any]:
-        """Start an episode; the first reset seeds the generator that all later episodes draw from."""
+        """Start an episode; the first reset seeds the generator that all later episodes
+        draw from.
+        """
         if not self._init_flag:
             super().reset()  # builds the environment
             self._env.reset(seed=self._seed)
@@ -70,14 +77,16 @@ class SeededCartPole(CartPoleEnv):  # type: ignore[misc]
 def fix_tree_seed() -> None:
     """Run this script again with `srand` replaced by a function that does nothing.
 
-    The search tree reseeds the C generator from the clock before each traversal, with no option against it.
-    Needs Linux and a C compiler; without one the script goes on, and ties fall differently in each run.
+    The search tree reseeds the C generator from the clock before each traversal, with no option
+    against it. Needs Linux and a C compiler; without one the script goes on, and ties fall
+    differently in each run.
     """
     compiler = shutil.which("cc")
     if os.environ.get(PRELOADED) or compiler is None or not sys.platform.startswith("linux"):
         return
     folder = tempfile.mkdtemp(prefix="srand-")
-    source, library = Path(folder, "srand.c"), Path(folder, "srand.so")
+    source = Path(folder, "srand.c")
+    library = Path(folder, "srand.so")
     source.write_text("void srand(unsigned int seed) { (void)seed; }\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     env = {**os.environ, "LD_PRELOAD": str(library), PRELOADED: "1"}
@@ -88,8 +97,10 @@ def fix_tree_seed() -> None:
 
 def build_config(seed: int) -> Any:
     """LightZero's compiled CartPole configuration, on the CPU and in one process."""
-    main, create = copy.deepcopy(main_config), copy.deepcopy(create_config)
-    main.policy.cuda, main.policy.device = False, "cpu"
+    main = copy.deepcopy(main_config)
+    create = copy.deepcopy(create_config)
+    main.policy.cuda = False
+    main.policy.device = "cpu"
     main.policy.model.world_model_cfg.device = "cpu"
     for part in (main.env, main.policy, main.policy.model.world_model_cfg):
         part.evaluator_env_num = EVAL_ENVS
@@ -108,19 +119,26 @@ def build_policy(cfg: Any, weights: Path | None = None) -> tuple[Any, UniZeroMod
 
 
 def build_envs(cfg: Any, count: int, seed: int) -> tuple[Any, list[float]]:
-    """`count` environments stepped in this process, with the list that the returns of episodes end up in.
+    """`count` environments stepped in this process, with the list that the returns of episodes end
+    up in.
 
     They are seeded `seed`, `seed + 1`, ...
     """
     returns: list[float] = []
-    manager = create_env_manager(cfg.env.manager, [partial(SeededCartPole, returns, cfg=cfg.env)] * count)
+    manager = create_env_manager(
+        cfg.env.manager, [partial(SeededCartPole, returns, cfg=cfg.env)] * count
+    )
     manager.seed(seed, dynamic_seed=False)
     return manager, returns
 
 
 def save(model: UniZeroModel, out: Path) -> None:
     """Write the model's tensors in fp32; cloned, as the encoder is reachable under three names."""
-    tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items() if k not in DERIVED}
+    tensors = {
+        k: v.detach().clone().contiguous()
+        for k, v in model.state_dict().items()
+        if k not in DERIVED
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     partial_file = out.with_suffix(".tmp")
     save_file(tensors, partial_file)
@@ -130,7 +148,8 @@ def save(model: UniZeroModel, out: Path) -> None:
 
 def evaluate(policy: Any, cfg: Any, seed: int, rounds: int = 1) -> list[float]:
     """Returns of `8 * rounds` greedy episodes, whose starting states `seed` decides."""
-    random_state = np.random.get_state()  # seeding an environment reseeds numpy: training must not notice
+    # seeding an environment reseeds numpy: training must not notice
+    random_state = np.random.get_state()
     envs, returns = build_envs(cfg, EVAL_ENVS, seed)
     evaluator = MuZeroEvaluator(
         n_evaluator_episode=EVAL_ENVS,
@@ -139,7 +158,8 @@ def evaluate(policy: Any, cfg: Any, seed: int, rounds: int = 1) -> list[float]:
         exp_name="exp",
         policy_config=cfg.policy,
     )
-    for _ in range(rounds):  # one episode per environment: with more, quick failures would count more often
+    # one episode per environment: with more, quick failures would count more often
+    for _ in range(rounds):
         evaluator.eval()
     evaluator.close()
     np.random.set_state(random_state)
@@ -147,7 +167,9 @@ def evaluate(policy: Any, cfg: Any, seed: int, rounds: int = 1) -> list[float]:
 
 
 def learn(policy: Any, buffer: Any, updates: int, done: int) -> int:
-    """Up to `updates` gradient steps after the `done` earlier ones; returns how many there are now."""
+    """Up to `updates` gradient steps after the `done` earlier ones; returns how many
+    there are now.
+    """
     if buffer.get_num_of_transitions() <= policy._cfg.batch_size:
         return done
     for iteration in range(done, done + updates):
@@ -159,9 +181,11 @@ def learn(policy: Any, buffer: Any, updates: int, done: int) -> int:
 
 
 def train(cfg: Any, minutes: float, seed: int, out: Path) -> dict[str, float]:
-    """Collect and learn in turns for `minutes`, saving whenever an evaluation beats the best so far.
+    """Collect and learn in turns for `minutes`, saving whenever an evaluation beats the best so
+    far.
 
-    Stops early once every evaluation episode has the greatest length, 200. Returns where the best was found.
+    Stops early once every evaluation episode has the greatest length, 200. Returns where the best
+    was found.
     """
     set_pkg_seed(seed, use_cuda=False)
     policy, model = build_policy(cfg)
@@ -171,7 +195,11 @@ def train(cfg: Any, minutes: float, seed: int, out: Path) -> dict[str, float]:
         env=envs, policy=policy.collect_mode, exp_name="exp", policy_config=cfg.policy
     )
     explore = {"temperature": cfg.policy.fixed_temperature_value, "epsilon": 0.0}
-    started, best, updates, next_eval, late = time.monotonic(), -1.0, 0, cfg.policy.eval_freq, False
+    started = time.monotonic()
+    best = -1.0
+    updates = 0
+    next_eval = cfg.policy.eval_freq
+    late = False
     found: dict[str, float] = {}
     while best < 200 and not late:
         data = collector.collect(train_iter=updates, policy_kwargs=explore)
@@ -181,20 +209,26 @@ def train(cfg: Any, minutes: float, seed: int, out: Path) -> dict[str, float]:
         if updates < next_eval and not late:
             continue
         next_eval = updates + cfg.policy.eval_freq
-        mean, elapsed = float(np.mean(evaluate(policy, cfg, SELECT_SEED))), (time.monotonic() - started) / 60
+        mean = float(np.mean(evaluate(policy, cfg, SELECT_SEED)))
+        elapsed = (time.monotonic() - started) / 60
         steps = collector.envstep
         print(f"{elapsed:.1f} min, {steps} steps, {updates} updates: return {mean:.1f}", flush=True)
         if mean > best:
-            best, found = mean, {"minutes": round(elapsed, 1), "env_steps": steps, "updates": updates}
+            best = mean
+            found = {"minutes": round(elapsed, 1), "env_steps": steps, "updates": updates}
             save(model, out)
     collector.close()
     return found
 
 
 def main() -> None:
-    """Train, reload the file that was written, and evaluate it from starting states not seen before."""
+    """Train, reload the file that was written, and evaluate it from starting states not seen
+    before.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="wall-clock limit of the training")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="wall-clock limit of the training"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("cartpole.safetensors"))
     parser.add_argument("--evaluate-only", action="store_true", help="evaluate --out as it is")
@@ -210,7 +244,9 @@ def main() -> None:
             print("best:", train(cfg, args.minutes, args.seed, out), flush=True)
         returns = evaluate(build_policy(cfg, out)[0], cfg, FINAL_SEED, rounds=3)
         os.chdir(home)
-    mean, low, high = np.mean(returns), min(returns), max(returns)
+    mean = np.mean(returns)
+    low = min(returns)
+    high = max(returns)
     print(f"{len(returns)} episodes: mean {mean:.1f}, min {low:.0f}, max {high:.0f}")
     print(f"{out.name}: {out.stat().st_size / 1e6:.2f} MB")
 

@@ -1,24 +1,29 @@
-"""How far a window that slid is from the same window computed anew, and what computing it anew costs.
+"""How far a window that slid is from the same window computed anew, and what computing it anew
+costs.
 
-    OMP_NUM_THREADS=1 python benchmarks/window_exactness.py --json benchmarks/results/window_exactness.json
+    OMP_NUM_THREADS=1 python benchmarks/window_exactness.py \
+        --json benchmarks/results/window_exactness.json
 
-UniZero world models of LightZero 0.2.0 (2 layers of 32 numbers, 2 heads, random in all their weights) play root
-steps with random observations and actions. After 0, 1, 10 and 100 slides the keys and values of the root windows, as
-the next step would gather them, are compared with those of one forward pass over exactly the tokens of the window: at
-positions 0, 1, ... for learned positions; rotary ones keep their absolute positions. Then both windows are continued
-by one action, and by the latent state that the model predicts from it. Nothing has slid in the row of 0 slides: it
+UniZero world models of LightZero 0.2.0 (2 layers of 32 numbers, 2 heads, random in all their
+weights) play root steps with random observations and actions. After 0, 1, 10 and 100 slides the
+keys and values of the root windows, as the next step would gather them, are compared with those of
+one forward pass over exactly the tokens of the window: at positions 0, 1, ... for learned
+positions; rotary ones keep their absolute positions. Then both windows are continued by one action,
+and by the latent state that the model predicts from it. Nothing has slid in the row of 0 slides: it
 shows what rounding alone does.
 
-Figures are the norm of the difference over the norm of the exact result, for the whole batch, as a mean over the seeds.
-Random biases are a large part of that norm, so that in brackets stands the norm of the difference over the norm of
-what varies in the exact result: its mean over all tokens of the batch is taken off.
+Figures are the norm of the difference over the norm of the exact result, for the whole batch, as a
+mean over the seeds. Random biases are a large part of that norm, so that in brackets stands the
+norm of the difference over the norm of what varies in the exact result: its mean over all tokens of
+the batch is taken off.
 
-"never" leaves out the correction of positions. "no norm" corrects, in a model whose layers do not normalise their
-input: LightZero's correction would be exact in layer 0 if K and V were made of the embeddings themselves.
+"never" leaves out the correction of positions. "no norm" corrects, in a model whose layers do not
+normalise their input: LightZero's correction would be exact in layer 0 if K and V were made of the
+embeddings themselves.
 
-"exact" keeps tokens, and computes its windows anew at every step. What that costs is measured on full windows, beside a
-step that gathers keys and values: both continue them by two tokens and store these. Rounds of both are interleaved;
-times are medians, by the wall clock and of the process.
+"exact" keeps tokens, and computes its windows anew at every step. What that costs is measured on
+full windows, beside a step that gathers keys and values: both continue them by two tokens and store
+these. Rounds of both are interleaved; times are medians, by the wall clock and of the process.
 """
 
 from __future__ import annotations
@@ -45,11 +50,18 @@ from lzero.policy.unizero import UniZeroPolicy
 
 from paged_kv.integrations.lightzero import attach
 
-ENVS, LAYERS, HEADS, EMBED = 8, 2, 2, 32
+ENVS = 8
+LAYERS = 2
+HEADS = 2
+EMBED = 32
 MODES: dict[str, tuple[bool, dict[str, str]]] = {  # rotary or not, and options of `attach`
-    "learned, read": (False, {"at": "read"}), "learned, write": (False, {"at": "write"}),
-    "learned, never": (False, {"at": "write"}), "learned, no norm": (False, {"at": "read"}),
-    "learned, exact": (False, {"window": "exact"}), "rotary": (True, {}), "rotary, exact": (True, {"window": "exact"}),
+    "learned, read": (False, {"at": "read"}),
+    "learned, write": (False, {"at": "write"}),
+    "learned, never": (False, {"at": "write"}),
+    "learned, no norm": (False, {"at": "read"}),
+    "learned, exact": (False, {"window": "exact"}),
+    "rotary": (True, {}),
+    "rotary, exact": (True, {"window": "exact"}),
 }
 CALLS = 20  # steps in one timed round
 Row = dict[str, Any]
@@ -60,13 +72,24 @@ def build_model(rotary: bool, context: int, slides: int, seed: int) -> Any:
     config = EasyDict(json.loads(json.dumps(UniZeroPolicy.config["model"]["world_model_cfg"])))
     blocks = max(10, context)
     config.update(
-        context_length=context, max_blocks=blocks, max_tokens=2 * blocks, num_layers=LAYERS, num_heads=HEADS,
-        embed_dim=EMBED, env_num=ENVS, action_space_size=2, obs_type="vector", rotary_emb=rotary, device="cpu",
+        context_length=context,
+        max_blocks=blocks,
+        max_tokens=2 * blocks,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        embed_dim=EMBED,
+        env_num=ENVS,
+        action_space_size=2,
+        obs_type="vector",
+        rotary_emb=rotary,
+        device="cpu",
         max_seq_len=2 * (slides + context),  # beyond it rotations would start over
     )
     torch.manual_seed(seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        model = UniZeroModel(observation_shape=4, action_space_size=2, norm_type="BN", world_model_cfg=config)
+        model = UniZeroModel(
+            observation_shape=4, action_space_size=2, norm_type="BN", world_model_cfg=config
+        )
     with torch.no_grad():
         for weights in model.parameters():
             if not weights.abs().any():
@@ -80,12 +103,14 @@ class Play:
     """Root steps of one attached model, and the embeddings of all tokens it was given."""
 
     def __init__(self, model: Any, seed: int) -> None:
-        self.model, self.wm = model, model.world_model
+        self.model = model
+        self.wm = model.world_model
         self.random = np.random.default_rng(seed)
         self.seen = torch.zeros(ENVS, 4)
         self.actions = [-1] * ENVS
         self.time = -1
-        self.tokens: list[torch.Tensor] = []  # [B, 1, E] each: observation, action, observation, ...
+        # [B, 1, E] each: observation, action, observation, ...
+        self.tokens: list[torch.Tensor] = []
         self.slides = 0
 
     def step(self) -> None:
@@ -94,7 +119,9 @@ class Play:
         now = torch.from_numpy(self.random.normal(size=(ENVS, 4)).astype(np.float32))
         if self.time:
             self.tokens.append(self.wm.act_embedding_table(torch.tensor(self.actions)[:, None]))
-        answer = self.model.initial_inference(self.seen, self.actions, now, [np.array(self.time)] * ENVS)
+        answer = self.model.initial_inference(
+            self.seen, self.actions, now, [np.array(self.time)] * ENVS
+        )
         self.tokens.append(answer.latent_state)
         self.slides += len(self.tokens) >= self.wm.context_length - 1
         self.seen, self.actions = now, [int(a) for a in self.random.integers(2, size=ENVS)]
@@ -108,7 +135,9 @@ class Play:
         return [pool.handles()[0] for pool in self.wm.paged.manager.init_pools]
 
     def exact(self, size: int, first: int) -> Any:
-        """The newest `size` tokens in one forward pass, with nothing before them; rotary positions from `first` on."""
+        """The newest `size` tokens in one forward pass, with nothing before them; rotary positions
+        from `first` on.
+        """
         wm = self.wm
         window = torch.cat(self.tokens[-size:], dim=1)
         empty = wm.transformer.generate_empty_keys_values(ENVS, wm.context_length)
@@ -128,9 +157,12 @@ class Play:
 
 
 def relative(name: str, found: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
-    """The norm of a difference, over the norm of what is right and over that of what varies in it."""
+    """The norm of a difference, over the norm of what is right and over that of what
+    varies in it.
+    """
     tokens = (0, 2) if exact.ndim == 4 else (0,)  # [B, heads, tokens, head_size] or [B, ..., n]
-    error, varying = (found - exact).norm(), (exact - exact.mean(tokens, keepdim=True)).norm()
+    error = (found - exact).norm()
+    varying = (exact - exact.mean(tokens, keepdim=True)).norm()
     return {name: float(error / exact.norm()), f"{name}, varying": float(error / varying)}
 
 
@@ -139,8 +171,10 @@ def compare(play: Play) -> Row:
     cached = play.cached()
     size = cached.size
     first = len(play.tokens) - size
-    outputs, wanted = play.outputs(cached), play.outputs(play.exact(size, first))
-    exact = play.exact(size, 0 if play.wm.paged.window == "exact" else first)  # which counts positions from 0
+    outputs = play.outputs(cached)
+    wanted = play.outputs(play.exact(size, first))
+    # which counts positions from 0
+    exact = play.exact(size, 0 if play.wm.paged.window == "exact" else first)
     row: Row = {"window": size}
     for layer in range(LAYERS):
         for name, found, right in zip("KV", cached[layer].get(), exact[layer].get()):
@@ -166,9 +200,13 @@ def differences(mode: str, context: int, slides: Sequence[int], seeds: int) -> l
                 play.step()
             rows.append(compare(play))
         found.append(rows)
-    means = [{key: float(np.mean([row[key] for row in same])) for key in same[0]} for same in zip(*found)]
-    return [{"mode": mode, "context": context, "slides": count, **row, "window": int(row["window"])}
-            for count, row in zip(slides, means)]
+    means = [
+        {key: float(np.mean([row[key] for row in same])) for key in same[0]} for same in zip(*found)
+    ]
+    return [
+        {"mode": mode, "context": context, "slides": count, **row, "window": int(row["window"])}
+        for count, row in zip(slides, means)
+    ]
 
 
 def leave_positions(wm: Any) -> None:
@@ -189,14 +227,17 @@ CHANGES = {"learned, never": leave_positions, "learned, no norm": leave_norms}
 
 def timed(step: Callable[[], object]) -> tuple[float, float]:
     """Microseconds a step: by the wall clock, and of the process."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     for _ in range(CALLS):
         step()
     return (time.perf_counter() - wall) / CALLS * 1e6, (time.process_time() - cpu) / CALLS * 1e6
 
 
 def stepping(context: int, rotary: bool, **options: str) -> Callable[[], None]:
-    """A step from full windows that are never replaced: gather them, continue them by two tokens, store these."""
+    """A step from full windows that are never replaced: gather them, continue them by two tokens,
+    store these.
+    """
     play = Play(attach(build_model(rotary, context, 1, seed=0), **options), seed=0)
     while not play.slides:
         play.step()
@@ -215,7 +256,10 @@ def stepping(context: int, rotary: bool, **options: str) -> Callable[[], None]:
 def cost(mode: str, context: int, rounds: int) -> Row:
     """A step on stored keys and values, and one that computes its windows anew."""
     rotary, options = MODES[mode]
-    steps = {"cached": stepping(context, rotary, **options), "exact": stepping(context, rotary, window="exact")}
+    steps = {
+        "cached": stepping(context, rotary, **options),
+        "exact": stepping(context, rotary, window="exact"),
+    }
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -229,10 +273,19 @@ def cost(mode: str, context: int, rounds: int) -> Row:
 
 def report(rows: Sequence[Row], costs: Sequence[Row]) -> str:
     """Both tables, in Markdown."""
-    names = [f"{half}{layer}" for layer in range(LAYERS) for half in "KV"] + ["next latent", "policy", "value"]
-    lines = ["| positions | context | slides | " + " | ".join(names) + " |", "|---" * (3 + len(names)) + "|"]
+    names = [f"{half}{layer}" for layer in range(LAYERS) for half in "KV"] + [
+        "next latent",
+        "policy",
+        "value",
+    ]
+    lines = [
+        "| positions | context | slides | " + " | ".join(names) + " |",
+        "|---" * (3 + len(names)) + "|",
+    ]
     for row in rows:
-        figures = " | ".join(f"{share(row[name])} ({share(row[f'{name}, varying'])})" for name in names)
+        figures = " | ".join(
+            f"{share(row[name])} ({share(row[f'{name}, varying'])})" for name in names
+        )
         lines.append(f"| {row['mode']} | {row['context']} | {row['slides']} | {figures} |")
     lines += ["", "CPU time of a step of 8 windows, us", ""]
     lines += ["| positions | context | cached step | exact step | ratio |", "|---" * 5 + "|"]
@@ -247,11 +300,15 @@ def share(value: float) -> str:
     """A relative difference, for people."""
     if value < 1e-4:
         return f"{value:.0e}" if value else "0"
-    return f"{value:.2g}" if value >= 1 else f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
+    if value >= 1:
+        return f"{value:.2g}"
+    return f"{value:.1%}" if value >= 0.01 else f"{value:.2%}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--contexts", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--slides", type=int, nargs="+", default=[0, 1, 10, 100])
     parser.add_argument("--seeds", type=int, default=5)
@@ -261,18 +318,37 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     pairs = [(mode, context) for context in options.contexts for mode in MODES]
-    timed_pairs = [pair for pair in pairs if pair[0] not in CHANGES and "window" not in MODES[pair[0]][1]]
-    rows = [row for mode, context in pairs
-            for row in differences(mode, context, sorted(options.slides), options.seeds)]
+    timed_pairs = [
+        pair for pair in pairs if pair[0] not in CHANGES and "window" not in MODES[pair[0]][1]
+    ]
+    rows = [
+        row
+        for mode, context in pairs
+        for row in differences(mode, context, sorted(options.slides), options.seeds)
+    ]
     cost("rotary", 8, 1)  # warm-up
     costs = [cost(mode, context, options.rounds) for mode, context in timed_pairs]
     print(report(rows, costs))
     if options.json:
-        machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
-                   "torch": torch.__version__, "threads": torch.get_num_threads()}
-        work = {"envs": ENVS, "layers": LAYERS, "heads": HEADS, "embed": EMBED, "seeds": options.seeds,
-                "rounds": options.rounds, "calls_per_round": CALLS}
-        text = json.dumps({"machine": machine, "workload": work, "differences": rows, "costs": costs}, indent=1)
+        machine = {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+        work = {
+            "envs": ENVS,
+            "layers": LAYERS,
+            "heads": HEADS,
+            "embed": EMBED,
+            "seeds": options.seeds,
+            "rounds": options.rounds,
+            "calls_per_round": CALLS,
+        }
+        text = json.dumps(
+            {"machine": machine, "workload": work, "differences": rows, "costs": costs}, indent=1
+        )
         options.json.write_text(text + "\n")
 
 

@@ -1,4 +1,6 @@
-"""Settings of the documentation site: `make docs` builds it into build/site, strictly and without a network."""
+"""Settings of the documentation site: `make docs` builds it into build/site, strictly and without a
+network.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,15 @@ try:
 except ImportError:  # its page documents what can only be imported beside LightZero
     exclude_patterns.append("api/lightzero.md")
 
-FLAT = ("index", "tutorial", "how_it_works", "safety", "design", "glossary", "site")  # pages with none below them
+FLAT = (
+    "index",
+    "tutorial",
+    "how_it_works",
+    "safety",
+    "design",
+    "glossary",
+    "site",
+)  # pages with none below them
 # Pages that may not be there: some are written beside their code, one needs LightZero.
 OPTIONAL = {"tools": ("recording", "report", "estimate", "benchmarks"), "api/index": ("lightzero",)}
 
@@ -43,10 +53,13 @@ myst_heading_anchors = 4
 # Strict: a name in a signature that leads nowhere is an error, but for names of other packages.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|numpy|np|npt|collections|typing|threading|os|pathlib|sortedcontainers|prometheus_client)\b.*"),
+    (
+        r"py:.*",
+        r"(torch|numpy|np|npt|collections|typing|threading|os|pathlib|sortedcontainers|prometheus_client)\b.*",
+    ),
     (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
     # what verbs are made of: read by recordings, and no page of the reference
-    (r"py:class", r"paged_kv\.(change\.Change|block_table\.BlockTables|pool\.T)"),
+    (r"py:class", r"paged_kv\.pages\.(change\.Change|block_tables\.BlockTables|pool\.T)"),
 ]
 default_role = "code"  # docstrings write `names` as Markdown does
 
@@ -90,14 +103,19 @@ def nothing_from_elsewhere(app: Sphinx, error: Exception | None) -> None:
     """End the build where a page would load a script, a style or a picture from a network."""
     if error is None:
         for page in sorted(app.outdir.rglob("*.html")):
-            found = re.search(r"""(<link\b[^>]*\shref|\ssrc)=["']?(https?:)?//[^"'>]*""", page.read_text())
+            found = re.search(
+                r"""(<link\b[^>]*\shref|\ssrc)=["']?(https?:)?//[^"'>]*""", page.read_text()
+            )
             if found:
-                raise ExtensionError(f"{page.relative_to(app.outdir)} loads from elsewhere: {found.group()}")
+                raise ExtensionError(
+                    f"{page.relative_to(app.outdir)} loads from elsewhere: {found.group()}"
+                )
 
 
 def setup(app: Sphinx) -> None:
     """Sphinx calls this once."""
-    logging.getLogger().handlers.clear()  # LightZero's libraries make everybody log every step, the parser included
+    # LightZero's libraries make everybody log every step, the parser included
+    logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     app.connect("source-read", only_pages_there)
     app.connect("build-finished", nothing_from_elsewhere)

@@ -1,4 +1,6 @@
-"""Block tables and pages as SVG, legible in light and dark. No plotting library: boxes, numbers and a few arrows."""
+"""Block tables and pages as SVG, legible in light and dark. No plotting library: boxes, numbers and
+a few arrows.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +8,38 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, MARGIN = 560, 18
-SLOT, TALL, GAP = 27, 27, 11  # a slot's width and height, the gap between pages
+WIDTH = 560
+MARGIN = 18
+# a slot's width and height, the gap between pages
+SLOT = 27
+TALL = 27
+GAP = 11
 NAME = 92  # room for the names in front of rows
 
-# The colours of one scheme: paper, ink, faint ink, and (fill, edge) of what each kind of sequence wrote.
-LIGHT = ("#ffffff", "#1d2530", "#69737f", {
-    "root": ("#d3e5fa", "#2f6db0"), "left": ("#fde2c0", "#b8690f"),
-    "right": ("#cfeede", "#23805a"), "third": ("#e9dbf6", "#7a48a8"),
-})
-DARK = ("#14181e", "#e4e8ee", "#98a2ae", {
-    "root": ("#1d4369", "#74aee6"), "left": ("#67400f", "#eaad63"),
-    "right": ("#145039", "#63cb9e"), "third": ("#4a2d69", "#c09ae4"),
-})
+# The colours of one scheme: paper, ink, faint ink, and (fill, edge) of what each kind of sequence
+# wrote.
+LIGHT = (
+    "#ffffff",
+    "#1d2530",
+    "#69737f",
+    {
+        "root": ("#d3e5fa", "#2f6db0"),
+        "left": ("#fde2c0", "#b8690f"),
+        "right": ("#cfeede", "#23805a"),
+        "third": ("#e9dbf6", "#7a48a8"),
+    },
+)
+DARK = (
+    "#14181e",
+    "#e4e8ee",
+    "#98a2ae",
+    {
+        "root": ("#1d4369", "#74aee6"),
+        "left": ("#67400f", "#eaad63"),
+        "right": ("#145039", "#63cb9e"),
+        "third": ("#4a2d69", "#c09ae4"),
+    },
+)
 
 
 class Token(NamedTuple):
@@ -28,7 +49,9 @@ class Token(NamedTuple):
     kind: str
 
 
-EMPTY, DEAD, ZERO = Token("", "empty"), Token("", "dead"), Token("0", "zero")
+EMPTY = Token("", "empty")
+DEAD = Token("", "dead")
+ZERO = Token("0", "zero")
 
 
 def _scheme(colours: tuple[str, str, str, Mapping[str, tuple[str, str]]]) -> str:
@@ -43,7 +66,8 @@ def _scheme(colours: tuple[str, str, str, Mapping[str, tuple[str, str]]]) -> str
 
 
 STYLE = (
-    "text{font:14px system-ui,-apple-system,'Segoe UI',sans-serif} .small{font-size:12px} .head{font-weight:600}"
+    "text{font:14px system-ui,-apple-system,'Segoe UI',sans-serif} .small{font-size:12px} "
+    ".head{font-weight:600}"
     " .mid{text-anchor:middle} .end{text-anchor:end}"
     " .page{fill:none;stroke-width:1.6} .free{stroke-dasharray:4 4;opacity:.5}"
     " .empty,.zero{stroke-dasharray:2 3} .arrow{fill:none;stroke-width:1.6} .new{stroke-width:2.6}"
@@ -55,7 +79,8 @@ class Drawing:
     """A picture that grows downwards: each call draws below what is there."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.y = title, 2 * MARGIN
+        self.title = title
+        self.y = 2 * MARGIN
         self.parts: list[str] = []
 
     def text(self, x: float, y: float, words: str, look: str = "") -> None:
@@ -64,13 +89,20 @@ class Drawing:
 
     def box(self, x: float, y: float, wide: float, look: str, tall: float = TALL) -> None:
         """A box with its corner at (x, y)."""
-        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" rx="3"{_class(look)}/>')
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{wide:g}" height="{tall:g}" rx="3"{_class(look)}/>'
+        )
 
     def slot(self, x: float, y: float, token: Token, look: str = "") -> None:
         """One token in its slot."""
         self.box(x, y, SLOT, f"{token.kind} {look}".strip())
         if token.label:
-            self.text(x + SLOT / 2, y + TALL - 9, token.label, "small mid" + (" faint" if token == ZERO else ""))
+            self.text(
+                x + SLOT / 2,
+                y + TALL - 9,
+                token.label,
+                "small mid" + (" faint" if token == ZERO else ""),
+            )
 
     def heading(self, words: str, says: str) -> None:
         """The head of the next part, and what to see in it on a fainter line."""
@@ -103,13 +135,19 @@ class Drawing:
             self.text(MARGIN + NAME + (index + 0.5) * SLOT, self.y + 12, str(value), "small mid")
         self.y += 22
 
-    def pool(self, pages: Mapping[int, Sequence[Token]], refs: Mapping[int, int]) -> dict[int, tuple[float, float]]:
-        """Pages with their slots, number above and references below; returns where each is: its middle, its bottom."""
-        x, places = float(MARGIN), {}
+    def pool(
+        self, pages: Mapping[int, Sequence[Token]], refs: Mapping[int, int]
+    ) -> dict[int, tuple[float, float]]:
+        """Pages with their slots, number above and references below; returns where each is: its
+        middle, its bottom.
+        """
+        x = float(MARGIN)
+        places = {}
         for page, tokens in pages.items():
             wide = SLOT * len(tokens)
             if x + wide > WIDTH - MARGIN:
-                x, self.y = float(MARGIN), self.y + TALL + 48
+                x = float(MARGIN)
+                self.y = self.y + TALL + 48
             held = refs[page]
             number, look = (str(page), "small mid") if held else ("free", "small mid faint")
             self.text(x + wide / 2, self.y + 10, number, look)
@@ -125,7 +163,9 @@ class Drawing:
         self.y += TALL + 48
         return places
 
-    def tables(self, tables: Mapping[str, tuple[Sequence[int], int, int]], kinds: Mapping[str, str]) -> None:
+    def tables(
+        self, tables: Mapping[str, tuple[Sequence[int], int, int]], kinds: Mapping[str, str]
+    ) -> None:
         """Block tables: a name, the numbers of its pages, and in words where its tokens are."""
         for name, (pages, start, length) in tables.items():
             self.text(MARGIN, self.y + TALL - 9, name)
@@ -142,7 +182,9 @@ class Drawing:
         """An arrow below the pool from a page to its copy."""
         (x, y), (to, _) = places[source], places[target]
         low = y + 24
-        self.parts.append(f'<path d="M{x:g} {y:g}C{x:g} {low:g} {to:g} {low:g} {to:g} {y + 5:g}" class="arrow"/>')
+        self.parts.append(
+            f'<path d="M{x:g} {y:g}C{x:g} {low:g} {to:g} {low:g} {to:g} {y + 5:g}" class="arrow"/>'
+        )
         self.parts.append(f'<path d="M{to:g} {y - 1:g}l-5 9h10z" class="tip"/>')
         self.text((x + to) / 2, low + 10, "copied", "small mid")
         self.y += 26
@@ -151,17 +193,24 @@ class Drawing:
         """The picture as a document."""
         tall = self.y + 4
         hatch = (
-            '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+            '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" '
+            'patternTransform="rotate(45)">'
             '<path d="M0 0v6" class="rule" stroke-width="1.4"/></pattern>'
         )
-        return "\n".join([
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall:g}" width="{WIDTH}" height="{tall:g}" '
-            'role="img">',
-            f"<title>{escape(self.title)}</title><style>{STYLE}</style><defs>{hatch}</defs>",
-            f'<rect width="{WIDTH}" height="{tall:g}" rx="8" class="paper"/>',
-            *self.parts,
-            "</svg>",
-        ]) + "\n"
+        return (
+            "\n".join(
+                [
+                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall:g}" '
+                    f'width="{WIDTH}" height="{tall:g}" '
+                    'role="img">',
+                    f"<title>{escape(self.title)}</title><style>{STYLE}</style><defs>{hatch}</defs>",
+                    f'<rect width="{WIDTH}" height="{tall:g}" rx="8" class="paper"/>',
+                    *self.parts,
+                    "</svg>",
+                ]
+            )
+            + "\n"
+        )
 
 
 def _class(look: str) -> str:

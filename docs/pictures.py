@@ -1,6 +1,8 @@
-"""The pictures of how_it_works.md, drawn from real caches: `python docs/pictures.py` writes them into docs/images.
+"""The pictures of how_it_works.md, drawn from real caches: `python docs/pictures.py` writes them
+into docs/images.
 
-Every token holds its own number as its key. What stands in a slot is therefore read back from the cache, not assumed.
+Every token holds its own number as its key. What stands in a slot is therefore read back from the
+cache, not assumed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from drawing import DEAD, EMPTY, ZERO, Drawing, Token
 
 from paged_kv import PagedKVCache
-from paged_kv.reference.dense import DenseOracle
+from paged_kv.tools.reference.dense import DenseOracle
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -21,14 +23,16 @@ class Story:
     """A cache whose sequences have names, and whose tokens say who wrote them."""
 
     def __init__(self, page_size: int, pages: int) -> None:
-        self.cache = PagedKVCache(layers=1, heads=1, head_size=1, page_size=page_size, num_pages=pages)
+        self.cache = PagedKVCache(
+            layers=1, heads=1, head_size=1, page_size=page_size, num_pages=pages
+        )
         self.seqs: dict[str, int] = {}
         self.kinds: dict[str, str] = {}
         self.written: list[Token] = []
 
     def new(self, name: str, kind: str, start: int = 0) -> None:
         """An empty sequence."""
-        self.seqs[name], = self.cache.new(start=start)
+        (self.seqs[name],) = self.cache.new(start=start)
         self.kinds[name] = kind
 
     def fork(self, parent: str, **children: str) -> None:
@@ -38,11 +42,15 @@ class Story:
         self.kinds.update(children)
 
     def keys(self, name: str, count: int, after: str) -> torch.Tensor:
-        """Keys [1, 1, 1, count, 1] of new tokens that `name` writes where the sequence `after` ends."""
-        length, = self.cache.lengths([self.seqs[after]])
+        """Keys [1, 1, 1, count, 1] of new tokens that `name` writes where the sequence `after`
+        ends.
+        """
+        (length,) = self.cache.lengths([self.seqs[after]])
         first = len(self.written)
         letter = self.kinds[name][0]
-        self.written += [Token(f"{letter}{length + index}", self.kinds[name]) for index in range(count)]
+        self.written += [
+            Token(f"{letter}{length + index}", self.kinds[name]) for index in range(count)
+        ]
         return torch.arange(first, first + count, dtype=torch.float32).reshape(1, 1, 1, count, 1)
 
     def append(self, name: str, count: int) -> None:
@@ -56,13 +64,17 @@ class Story:
 
     def tokens(self, name: str) -> list[Token]:
         """What a sequence reads."""
-        return [self.written[int(key)] for key in self.cache.gather([self.seqs[name]]).keys.flatten()]
+        return [
+            self.written[int(key)] for key in self.cache.gather([self.seqs[name]]).keys.flatten()
+        ]
 
     def tables(self) -> dict[str, tuple[tuple[int, ...], int, int]]:
         """Pages, start and length of every sequence that lives."""
         handles = list(self.seqs.values())
         _, lengths, starts = self.cache.block_tables(handles)
-        return dict(zip(self.seqs, zip(self.cache.page_tables(handles), starts.tolist(), lengths.tolist())))
+        return dict(
+            zip(self.seqs, zip(self.cache.page_tables(handles), starts.tolist(), lengths.tolist()))
+        )
 
     def refs(self) -> dict[int, int]:
         """How many tables hold each page."""
@@ -71,9 +83,14 @@ class Story:
 
     def pages(self) -> dict[int, list[Token]]:
         """Every page of the pool with what stands in its slots."""
-        size, tables = self.cache.page_size, self.tables()
+        size = self.cache.page_size
+        tables = self.tables()
         pages = {page: [EMPTY] * size for page in range(1, self.cache.pages_reserved + 1)}
-        for table, start, _ in tables.values():  # slots in front of every window first: other windows may read them
+        for (
+            table,
+            start,
+            _,
+        ) in tables.values():  # slots in front of every window first: other windows may read them
             if table:
                 pages[table[0]][:start] = [DEAD] * start
         for name, (table, start, _) in tables.items():
@@ -105,7 +122,7 @@ def copies() -> Drawing:
     story.append("left", 3)
     story.append("right", 3)
     copies = DenseOracle(layers=1, heads=1, head_size=1)
-    root, = copies.new()
+    (root,) = copies.new()
     copies.append([root], torch.zeros(1, 1, 1, 6, 1), torch.zeros(1, 1, 1, 6, 1))
     children = copies.fork([root, root])
     copies.append(children, torch.zeros(1, 2, 1, 3, 1), torch.zeros(1, 2, 1, 3, 1))
@@ -116,7 +133,10 @@ def copies() -> Drawing:
     for name in story.seqs:
         drawing.row(name, story.tokens(name))
     drawing.gap(34)
-    drawing.heading("Pages of three tokens, and a block table a node", f"{story.cache.stored_tokens} tokens in memory")
+    drawing.heading(
+        "Pages of three tokens, and a block table a node",
+        f"{story.cache.stored_tokens} tokens in memory",
+    )
     story.draw(drawing)
     return drawing
 
@@ -149,7 +169,9 @@ def append() -> Drawing:
 
 def head_offset() -> Drawing:
     """The same tree with its root moved by a slot, and not."""
-    drawing = Drawing("A root of five tokens whose children add two, with and without a head offset")
+    drawing = Drawing(
+        "A root of five tokens whose children add two, with and without a head offset"
+    )
     for start in (0, 1):
         story = Story(page_size=2, pages=5 if start else 7)
         story.new("root", "root", start)
@@ -157,7 +179,8 @@ def head_offset() -> Drawing:
         story.fork("root", left="left", right="right")
         story.append("left", 2)
         story.append("right", 2)
-        copied, used = story.cache.stats.copied_pages, story.cache.pages_in_use
+        copied = story.cache.stats.copied_pages
+        used = story.cache.pages_in_use
         drawing.heading(f"new(start={start})", f"{copied} pages copied, {used} pages in use")
         story.draw(drawing)
         drawing.gap()
@@ -192,7 +215,10 @@ def step() -> Drawing:
     for name, kind, length in (("root", "root", 5), ("top", "third", 3)):
         story.new(name, kind, start=1)
         story.append(name, length)
-    drawing = Drawing("A model step: contexts are gathered into a dense batch, new tokens stored in pages of children")
+    drawing = Drawing(
+        "A model step: contexts are gathered into a dense batch, new tokens stored in pages of "
+        "children"
+    )
     drawing.heading("Before", "page size 2")
     story.draw(drawing)
     drawing.gap()
@@ -200,12 +226,17 @@ def step() -> Drawing:
     batch = story.cache.open([story.seqs[name] for name in parents], room=2)
     children = {"left": "left", "right": "right", "tip": "third"}
     story.kinds.update(children)
-    fresh = torch.cat([story.keys(name, 2, after=parent)[0] for name, parent in zip(children, parents)])
+    fresh = torch.cat(
+        [story.keys(name, 2, after=parent)[0] for name, parent in zip(children, parents)]
+    )
     batch.update(0, fresh, fresh)
     drawing.heading("open, and the model has run", "one read for all layers and rows")
-    columns, mask = batch.keys(0)[:, 0, :, 0], batch.mask()
+    columns = batch.keys(0)[:, 0, :, 0]
+    mask = batch.mask()
     for row, name in enumerate(parents):
-        shown = [story.written[int(key)] if kept else ZERO for key, kept in zip(columns[row], mask[row])]
+        shown = [
+            story.written[int(key)] if kept else ZERO for key, kept in zip(columns[row], mask[row])
+        ]
         drawing.row(f"row {row}: {name}", shown, new=2)
     drawing.note("0: padding, masked. Thick edges: what the model has just written.")
     drawing.gap()
@@ -224,7 +255,7 @@ def positions() -> Drawing:
     tokens = story.keys("left", 2, after="root")
     batch = story.cache.open([story.seqs["root"]], room=2)
     batch.update(0, tokens[0], tokens[0])
-    story.seqs["left"], = batch.commit(slide=2)
+    (story.seqs["left"],) = batch.commit(slide=2)
     drawing = Drawing("Positions: stored once beside each token, and moved when a window is read")
     drawing.heading("A root, and a child that slid by two and wrote two", "page size 2")
     batch = story.cache.open(list(story.seqs.values()), room=2)
@@ -260,7 +291,16 @@ def promote() -> Drawing:
     return drawing
 
 
-SCENES: list[Callable[[], Drawing]] = [copies, fork, append, head_offset, slide, step, positions, promote]
+SCENES: list[Callable[[], Drawing]] = [
+    copies,
+    fork,
+    append,
+    head_offset,
+    slide,
+    step,
+    positions,
+    promote,
+]
 
 
 def main() -> None:

@@ -12,7 +12,8 @@
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # type checkers know the name; importing `typing` would be most of the time that this file takes
+# type checkers know the name; importing `typing` would be most of the time that this file takes
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from paged_kv.cache import Gathered, PagedKVCache
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from paged_kv.eviction import FIFO, LRU, Policy, Priority
     from paged_kv.index import CacheIndex
     from paged_kv.manager import KVCacheManager, ManagerStats
-    from paged_kv.pool import Reclaimer
+    from paged_kv.pages.pool import Reclaimer
     from paged_kv.scope import Scope
     from paged_kv.staging import StagingBatch
     from paged_kv.stats import CacheStats, IndexStats
@@ -111,9 +112,19 @@ __all__ = [
     "UnsupportedVersion",
 ]
 
-# Where the public names live, what needs no torch first. They are imported when they are first asked for, so that
-# `paged-kv --help` and `paged-kv estimate` do not wait for torch.
-_HOMES = ("errors", "stats", "eviction", "index", "manager", "scope", "staging", "pool", "cache")
+# Where the public names live, what needs no torch first. They are imported when they are first
+# asked for, so that `paged-kv --help` and `paged-kv estimate` do not wait for torch.
+_HOMES = (
+    "errors",
+    "stats",
+    "eviction",
+    "index",
+    "manager",
+    "scope",
+    "staging",
+    "pages.pool",
+    "cache",
+)
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
 

@@ -1,4 +1,6 @@
-"""The entry of the command. It loads nothing but itself, so that Ctrl-C while the rest loads ends in one line, too."""
+"""The entry of the command. It loads nothing but itself, so that Ctrl-C while the rest loads ends
+in one line, too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import sys
 def main() -> int:
     """Run the command and return its exit status, which is that of `cli.main`."""
     try:
-        from . import cli
+        from paged_kv.tools import cli
 
         return cli.main()
     except KeyboardInterrupt:  # before `cli` could say so itself

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paged_kv.change import Record
 from paged_kv.checks import Counts, amount, choice, columns, flag, function, handle, handles
 from paged_kv.errors import (
     BadArgument,
@@ -25,12 +24,13 @@ from paged_kv.errors import (
     OutOfPages,
     ParentChanged,
 )
-from paged_kv.pool import PagePool
+from paged_kv.pages.buffers import Ints, Layout, Workspace
+from paged_kv.pages.change import Record
+from paged_kv.pages.pool import PagePool
+from paged_kv.pages.storage import window_slots
 from paged_kv.scope import Scope
 from paged_kv.staging import Rebase, StagingBatch, check_dense, check_tensor
-from paged_kv.storage import window_slots
 from paged_kv.turns import reader, verb
-from paged_kv.workspace import Ints, Layout, Workspace
 
 Mask = npt.NDArray[np.bool_]
 
@@ -46,7 +46,8 @@ class Gathered(NamedTuple):
 
 
 class PagedKVCache(PagePool):
-    """K/V contexts as block tables over shared pages: fork for free, copy on write, all layers at once.
+    """K/V contexts as block tables over shared pages: fork for free, copy on write, all layers at
+    once.
 
     Keys are [layers, B, heads, tokens, head_size], values the same with `value_head_size`; `heads`
     counts K/V heads. Sequences are int handles. Every verb takes a batch, succeeds whole or raises
@@ -71,11 +72,11 @@ class PagedKVCache(PagePool):
     _staged: StagingBatch | None = None
 
     # -- sequences
-    # ---------------------------------------------------------------------------------------
 
     @verb
     def new(self, count: int = 1, *, start: int = 0) -> list[int]:
-        """Make empty sequences. `start` (0 to page_size - 1) is the offset of the first token in its page.
+        """Make empty sequences. `start` (0 to page_size - 1) is the offset of the first token in
+        its page.
 
         A root of r tokens whose children add page_size tokens each wastes nothing with start = -r %
         page_size.
@@ -171,7 +172,8 @@ class PagedKVCache(PagePool):
 
     @verb
     def release_subtree(self, seq: int) -> int:
-        """Release `seq` and all its descendants; returns how many. Cost: O(live sequences), no tensor touched.
+        """Release `seq` and all its descendants; returns how many. Cost: O(live sequences), no
+        tensor touched.
 
         Descendants are found over live parents: release children before or with their parents.
         Sequences that an index owns end too, and their entries with them; raises PinnedEntry where
@@ -183,7 +185,8 @@ class PagedKVCache(PagePool):
 
     @verb
     def promote(self, child: int) -> int:
-        """Keep `child` and its path, release the subtrees of its siblings; returns how many were released.
+        """Keep `child` and its path, release the subtrees of its siblings; returns how many were
+        released.
 
         Sequences that an index owns end too, and their entries with them; raises PinnedEntry where
         one is pinned.
@@ -194,7 +197,6 @@ class PagedKVCache(PagePool):
         return len(doomed)
 
     # -- reading
-    # -----------------------------------------------------------------------------------------
 
     @reader
     def lengths(self, seqs: Iterable[int]) -> list[int]:
@@ -203,14 +205,16 @@ class PagedKVCache(PagePool):
 
     @reader
     def live(self) -> list[int]:
-        """All sequences that exist, the oldest first: also those that an interrupted verb made and nobody received.
+        """All sequences that exist, the oldest first: also those that an interrupted verb made and
+        nobody received.
 
         Cost: O(sequences).
         """
         return self._tables.live()
 
     def scope(self) -> Scope:
-        """A block at whose end every sequence is released that was made in it, unless it is kept or an index owns it.
+        """A block at whose end every sequence is released that was made in it, unless it is kept or
+        an index owns it.
 
         So nothing is lost however the block ends, by Ctrl-C within a verb too.
 
@@ -232,14 +236,16 @@ class PagedKVCache(PagePool):
 
         Cost: O(sequences made since).
         """
-        with suppress(ConcurrentCall, NestedCall):  # whoever is inside has settled: no scope must wait for him
+        # whoever is inside has settled: no scope must wait for him
+        with suppress(ConcurrentCall, NestedCall):
             self.settle()
         owned = self._tables.owned
         return [seq for seq in self._tables.made_since(mark) if seq not in owned]
 
     @verb
     def gather(self, seqs: Iterable[int], *, pad: str = "right") -> Gathered:
-        """Dense K/V of a batch, padded with zeros on the `pad` side ("left" or "right"), in one kernel.
+        """Dense K/V of a batch, padded with zeros on the `pad` side ("left" or "right"), in one
+        kernel.
 
         The tensors are views of a buffer that the next gather overwrites. Cost: bytes of B x the
         longest window.
@@ -264,7 +270,9 @@ class PagedKVCache(PagePool):
 
     @reader
     def block_tables(self, seqs: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pages [B, P] (padded with the null page 0), lengths [B] and head offsets [B], all int32."""
+        """Pages [B, P] (padded with the null page 0), lengths [B] and head offsets [B],
+        all int32.
+        """
         tables, starts, lengths = self._tables.windows(handles(seqs))
         longest = max(map(len, tables), default=0)
         padded = [(*table, *(0,) * (longest - len(table))) for table in tables]
@@ -273,12 +281,12 @@ class PagedKVCache(PagePool):
         return pages, torch.tensor(lengths, **options), torch.tensor(starts, **options)  # type: ignore[arg-type]
 
     # -- a model step
-    # ------------------------------------------------------------------------------------
 
     def open(
         self, seqs: Iterable[int], room: int, *, pad: str = "left", rebase: Rebase | None = None
     ) -> StagingBatch:
-        """Gather contexts into a reused dense buffer with room for `room` new tokens each, in one kernel.
+        """Gather contexts into a reused dense buffer with room for `room` new tokens each, in one
+        kernel.
 
         `rebase` is called on the batch after the gather; it may change `planes` in place, by `then`
         and `now`. A batch that is still open is closed first, whatever happens then: its buffers
@@ -318,7 +326,8 @@ class PagedKVCache(PagePool):
     def _placed(
         self, workspace: Workspace, records: list[Record], room: int, left: bool
     ) -> tuple[Layout, Ints, bool]:
-        """The buffers for a batch of windows, the pages or slots that they are filled from, and whether all are alike.
+        """The buffers for a batch of windows, the pages or slots that they are filled from, and
+        whether all are alike.
 
         Windows that end at one offset of their pages are gathered by pages, padded in front with
         the null page.
@@ -360,7 +369,9 @@ class PagedKVCache(PagePool):
             raise ParentChanged(batch.parents)
 
     def _positions(self, records: list[Record], left: bool) -> tuple[Ints, Mask]:
-        """Where each token of the windows was written, 0 in padding; and which columns are tokens. [B, past]."""
+        """Where each token of the windows was written, 0 in padding; and which columns are tokens.
+        [B, past].
+        """
         slots = self._slots(records, left)
         kept = slots >= self.page_size
         return np.where(kept, self._storage.positions.reshape(-1)[slots], 0), kept
@@ -374,7 +385,9 @@ class PagedKVCache(PagePool):
         positions: torch.Tensor | Ints | None = None,
         less: Sequence[torch.Tensor] | None = None,
     ) -> list[int]:
-        """Store the new tokens of a batch of this cache: see `StagingBatch.commit`, which calls this."""
+        """Store the new tokens of a batch of this cache: see `StagingBatch.commit`, which calls
+        this.
+        """
         if not isinstance(batch, StagingBatch) or batch.opened("commit") is not self:
             raise BadArgument("batch", batch, "what open() of this cache returned")
         rows = len(batch.parents)
@@ -466,7 +479,8 @@ class PagedKVCache(PagePool):
 def checked_less(
     less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """What can be subtracted from the new tokens without making them larger, without the graph of what made it.
+    """What can be subtracted from the new tokens without making them larger, without the graph of
+    what made it.
 
     Raises BadArgument, BadCount, BadShape or BadDtype.
     """
@@ -493,7 +507,9 @@ def following(lengths: Sequence[int], new: int) -> Ints:
 
 
 def own_positions(positions: torch.Tensor | Ints, shape: tuple[int, int]) -> Ints:
-    """A copy of int64 numbers [B, n], on the host. Raises BadArgument, BadShape, BadDtype or BadDevice."""
+    """A copy of int64 numbers [B, n], on the host. Raises BadArgument, BadShape, BadDtype or
+    BadDevice.
+    """
     if not isinstance(positions, (torch.Tensor, np.ndarray)):
         raise BadArgument("positions", positions, "an int64 tensor or array [B, n]")
     if isinstance(positions, torch.Tensor):

@@ -141,7 +141,9 @@ def handle_set(seqs: object, name: str) -> frozenset[int]:
 
 
 def listed(name: str, values: object, allowed: str, *, ordered: bool = True) -> list[object]:
-    """What lists values, as a list of its own; a set where no order is needed. Raises BadArgument."""
+    """What lists values, as a list of its own; a set where no order is needed. Raises
+    BadArgument.
+    """
     if ordered and isinstance(values, (set, frozenset)):
         raise BadArgument(name, values, f"{allowed}: a set has no order")
     found = _unpacked(values)

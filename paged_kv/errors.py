@@ -46,7 +46,8 @@ class OutOfPages(PagedKVError, RuntimeError):
 
     def __init__(self, requested: int, free: int, pinned: int = 0) -> None:
         super().__init__(
-            f"{requested} pages requested, {free} free, {pinned} pinned: release sequences, unpin entries, "
+            f"{requested} pages requested, {free} free, {pinned} pinned: release sequences, "
+            "unpin entries, "
             "or raise max_pages / max_bytes"
         )
         self.requested = requested
@@ -67,7 +68,8 @@ class ForeignHandle(PagedKVError, ValueError):
 
     def __init__(self, handle: object) -> None:
         super().__init__(
-            f"{_quoted(handle)} is not a sequence of this cache: use the handles that new() and fork() return"
+            f"{_quoted(handle)} is not a sequence of this cache: use the handles that new() and "
+            "fork() return"
         )
         self.handle = handle
 
@@ -158,13 +160,16 @@ class ConcurrentCall(PagedKVError, RuntimeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what}() was called from a second thread while a call is running: use one thread, or a lock"
+            f"{what}() was called from a second thread while a call is running: use one thread, "
+            "or a lock"
         )
         self.what = what
 
 
 class NestedCall(PagedKVError, RuntimeError):
-    """A call from inside another one of the same cache: from a finalizer, a signal handler or a policy."""
+    """A call from inside another one of the same cache: from a finalizer, a signal handler or a
+    policy.
+    """
 
     def __init__(self, what: str, running: str) -> None:
         super().__init__(
@@ -180,7 +185,8 @@ class NotCopyable(PagedKVError, TypeError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(
-            f"a {kind} cannot be copied or pickled: its sequences would have two owners. Make another one, and append "
+            f"a {kind} cannot be copied or pickled: its sequences would have two owners. Make "
+            "another one, and append "
             "what gather() returns"
         )
         self.kind = kind
@@ -207,18 +213,22 @@ class UnknownKey(PagedKVError, ValueError):
 
     def __init__(self, key: object, entries: int) -> None:
         super().__init__(
-            f"no entry with key {_quoted(key)} among {entries} entries: get() and `in` ask without raising"
+            f"no entry with key {_quoted(key)} among {entries} entries: get() and `in` ask "
+            "without raising"
         )
         self.key = key
         self.entries = entries
 
 
 class HandleInUse(PagedKVError, ValueError):
-    """A sequence stored under a second key: an index owns its sequences, and would release this one twice."""
+    """A sequence stored under a second key: an index owns its sequences, and would release this one
+    twice.
+    """
 
     def __init__(self, handle: int, key: object) -> None:
         super().__init__(
-            f"sequence {handle:#x} is already stored under key {_quoted(key)}: fork it to store it twice"
+            f"sequence {handle:#x} is already stored under key {_quoted(key)}: fork it to store "
+            "it twice"
         )
         self.handle = handle
         self.key = key
@@ -239,14 +249,17 @@ class PinnedEntry(PagedKVError, ValueError):
 
     def __init__(self, key: object, pins: int) -> None:
         super().__init__(
-            f"the entry with key {_quoted(key)} is pinned {pins} times: unpin() it, or clear() the index"
+            f"the entry with key {_quoted(key)} is pinned {pins} times: unpin() it, or clear() "
+            "the index"
         )
         self.key = key
         self.pins = pins
 
 
 class CapacityExceeded(PagedKVError, RuntimeError):
-    """An entry that does not fit beside the pinned ones. `unit` is "entries" or "bytes"; `pinned` counts entries."""
+    """An entry that does not fit beside the pinned ones. `unit` is "entries" or "bytes"; `pinned`
+    counts entries.
+    """
 
     def __init__(self, unit: str, needed: int, limit: int, pinned: int) -> None:
         super().__init__(
@@ -294,7 +307,8 @@ class UnsupportedVersion(PagedKVError, RuntimeError):
 
     def __init__(self, package: str, found: str, tested: tuple[str, ...]) -> None:
         super().__init__(
-            f"{package} {found} is installed; this integration was tested with {', '.join(tested)} only"
+            f"{package} {found} is installed; this integration was tested with "
+            f"{', '.join(tested)} only"
         )
         self.package = package
         self.found = found
@@ -318,8 +332,10 @@ class UnannouncedNode(PagedKVError, RuntimeError):
 
     def __init__(self, rows: int, announced: int | None) -> None:
         super().__init__(
-            f'a step of {rows} search nodes, of which {announced or 0} were announced: keys="node" works within the '
-            'search of UniZeroMCTSCtree and SampledUniZeroMCTSCtree, attach(..., keys="latent") with any caller'
+            f"a step of {rows} search nodes, of which {announced or 0} were announced: "
+            'keys="node" works within the '
+            'search of UniZeroMCTSCtree and SampledUniZeroMCTSCtree, attach(..., keys="latent") '
+            "with any caller"
         )
         self.rows = rows
         self.announced = announced
@@ -349,7 +365,8 @@ class NothingToRecord(PagedKVError, ValueError):
 
     def __init__(self, target: object) -> None:
         super().__init__(
-            f"{type(target).__name__} has no paged cache to record, allowed is a PagedKVCache, a KVCacheManager, or a "
+            f"{type(target).__name__} has no paged cache to record, allowed is a PagedKVCache, a "
+            "KVCacheManager, or a "
             "world model, model or policy that runs on pages"
         )
         self.target = target

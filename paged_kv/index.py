@@ -14,8 +14,6 @@ from itertools import count, islice
 from operator import itemgetter
 from typing import Any, NoReturn, Protocol
 
-from paged_kv.block_table import BlockTables
-from paged_kv.change import Change, Edit, Entry, Store
 from paged_kv.checks import handle, handle_set, handles, limit, listed, whole
 from paged_kv.checks import key as check_key
 from paged_kv.checks import priority as checked_priority
@@ -32,6 +30,8 @@ from paged_kv.errors import (
     UnknownKey,
 )
 from paged_kv.eviction import Policy, make_policy, page_counts, policy_maker, subtract
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Change, Edit, Entry, Store
 from paged_kv.stats import IndexStats
 from paged_kv.turns import Turns, reader, verb
 
@@ -61,7 +61,9 @@ class Counts:
 
 
 class Draft:
-    """What a change is going to do to the entries of an index: they are seen through it as they will be."""
+    """What a change is going to do to the entries of an index: they are seen through it as they
+    will be.
+    """
 
     def __init__(self, entries: dict[Hashable, Entry]) -> None:
         self._entries = entries
@@ -151,7 +153,6 @@ class CacheIndex:
         raise NotCopyable(type(self).__name__)
 
     # -- reading
-    # ---------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._settled()._entries) - len(self._ended)
@@ -172,7 +173,9 @@ class CacheIndex:
 
     @property
     def bytes_in_use(self) -> int:
-        """Bytes of the pages that the entries hold, each page counted once. Cost: O(their pages)."""
+        """Bytes of the pages that the entries hold, each page counted once. Cost:
+        O(their pages).
+        """
         return len(page_counts(self._tables(self.handles()))) * self.cache.page_bytes
 
     def handles(self) -> list[int]:
@@ -196,15 +199,18 @@ class CacheIndex:
 
     @verb
     def victims(self, keep: Collection[int] = ()) -> list[Hashable]:
-        """Keys, the first to evict first, but pinned ones and those whose handle is in `keep`. Cost: O(entries)."""
+        """Keys, the first to evict first, but pinned ones and those whose handle is in `keep`.
+        Cost: O(entries).
+        """
         return [entry.key for _, entry in candidates(self, handle_set(keep, "keep"))]
 
     # -- lookups and insertions
-    # --------------------------------------------------------------------------
 
     @verb
     def get(self, key: Hashable) -> int | None:
-        """The sequence stored under `key`, or None; counted as a query. It stays the index's own. Raises BadKey."""
+        """The sequence stored under `key`, or None; counted as a query. It stays the index's own.
+        Raises BadKey.
+        """
         return look_up((self,), key)
 
     @verb
@@ -221,7 +227,9 @@ class CacheIndex:
 
     @verb
     def put_batch(self, keys: Iterable[Hashable], seqs: Iterable[int]) -> None:
-        """`put` one sequence a key, in order: all or none. Raises as `put` does, and BadCount for unequal numbers."""
+        """`put` one sequence a key, in order: all or none. Raises as `put` does, and BadCount for
+        unequal numbers.
+        """
         names = listed("keys", keys, "a list of keys")
         rows = handles(seqs)
         if len(names) != len(rows):
@@ -250,7 +258,9 @@ class CacheIndex:
 
     @verb
     def pin(self, key: Hashable) -> None:
-        """Keep an entry from eviction until `unpin` was called as often as `pin`. Raises UnknownKey."""
+        """Keep an entry from eviction until `unpin` was called as often as `pin`. Raises
+        UnknownKey.
+        """
         self._known(key).pins += 1
 
     @verb
@@ -262,11 +272,11 @@ class CacheIndex:
         entry.pins -= 1
 
     # -- eviction
-    # ----------------------------------------------------------------------------------------
 
     @verb
     def reclaim(self, need: int, busy: Collection[int] = ()) -> bool:
-        """Free at least `need` pages by evicting the fewest entries in order, or none and return False.
+        """Free at least `need` pages by evicting the fewest entries in order, or none and return
+        False.
 
         Entries that are pinned or in `busy` stay. Cost: O(pages of the evicted entries), times the
         log of their number.
@@ -277,7 +287,9 @@ class CacheIndex:
 
     @reader
     def check(self) -> None:
-        """Raise CorruptCache unless keys, handles, pins, policy and capacity agree and all entries live."""
+        """Raise CorruptCache unless keys, handles, pins, policy and capacity agree and all entries
+        live.
+        """
         entries = self._alive()
         held = {entry.key for entry in entries}
         if self._in_order and not self._ended:
@@ -295,14 +307,14 @@ class CacheIndex:
         for entry in entries:
             if owned.get(entry.handle) is not entry:
                 raise CorruptCache(
-                    f"key {entry.key!r} holds sequence {entry.handle:#x}, which the index does not own"
+                    f"key {entry.key!r} holds sequence {entry.handle:#x}, which the index does "
+                    "not own"
                 )
         if self.max_entries is not None and len(held) > self.max_entries:
             raise CorruptCache(f"{len(held)} entries, allowed are {self.max_entries}")
         self.turns.tables.lengths([entry.handle for entry in entries])
 
     # -- inside
-    # ------------------------------------------------------------------------------------------
 
     def _find(self, key: Hashable) -> Entry | None:
         entry = self._entries.get(key)
@@ -349,7 +361,9 @@ class CacheIndex:
             self._reorder()
 
     def _forget_lost(self) -> None:
-        """Forget entries whose keys are not found any more, since their hash changed, and that ended."""
+        """Forget entries whose keys are not found any more, since their hash changed, and that
+        ended.
+        """
         if len(self._entries) != len(self._alive()):
             self._entries = {entry.key: entry for entry in self._alive()}
 
@@ -359,7 +373,9 @@ class CacheIndex:
         self._in_order = True
 
     def _told(self, entries: Collection[Entry]) -> Policy:
-        """A policy that is told of entries again, in the order in which they came and were last used."""
+        """A policy that is told of entries again, in the order in which they came and were last
+        used.
+        """
         policy = make_policy(self._make_policy)
         moments = [(entry.added, entry, True) for entry in entries]
         moments += [(entry.used, entry, False) for entry in entries if entry.used != entry.added]
@@ -397,7 +413,9 @@ class CacheIndex:
         self._in_order = True
 
     def _refuse_owned(self, keys: list[Hashable], seqs: list[int]) -> None:
-        """Raise HandleInUse where a sequence is stored under another key, or stands here under two."""
+        """Raise HandleInUse where a sequence is stored under another key, or stands
+        here under two.
+        """
         owned = self.turns.tables.owned
         seen: dict[int, Hashable] = {}
         for key, seq in zip(keys, seqs):
@@ -431,7 +449,8 @@ class CacheIndex:
     def _victims(self, draft: Draft) -> Iterator[Entry]:
         """Entries that are not pinned, the first to evict first.
 
-        A policy that fails while it is walked is made anew, once: the hash of a key may have changed.
+        A policy that fails while it is walked is made anew, once: the hash of a key may have
+        changed.
         """
         seen: set[int] = set()
         walk = self._unpinned(draft)
@@ -480,7 +499,9 @@ class CacheIndex:
     def _overweight(
         self, draft: Draft, old: Entry | None, seq: int, least: int, max_bytes: int
     ) -> list[Entry]:
-        """The first victims, at least `least`, without which the entries and `seq` fit into `max_bytes`."""
+        """The first victims, at least `least`, without which the entries and `seq` fit into
+        `max_bytes`.
+        """
         page_bytes = self.cache.page_bytes
         others = [entry for entry in draft.entries() if entry is not old]
         *tables, new = self._tables([*(entry.handle for entry in others), seq])
@@ -572,7 +593,9 @@ def drop(chosen: Chosen, *, evicted: bool = False) -> None:
 
 
 def reclaim(tables: BlockTables, need: int, candidates: Iterator[tuple[CacheIndex, Entry]]) -> bool:
-    """Evict the shortest run of `candidates` that frees `need` pages, or nothing at all and return False."""
+    """Evict the shortest run of `candidates` that frees `need` pages, or nothing at all and return
+    False.
+    """
     run: list[tuple[CacheIndex, Entry]] = []
     seqs: list[int] = []
     short = 0  # a run of `short` is too short, a run of `enough` is not
@@ -595,7 +618,9 @@ def reclaim(tables: BlockTables, need: int, candidates: Iterator[tuple[CacheInde
 
 
 def pinned_pages(indexes: Iterable[CacheIndex]) -> int:
-    """Pages that pinned entries of several indexes hold, each counted once. Cost: O(their pages)."""
+    """Pages that pinned entries of several indexes hold, each counted once. Cost:
+    O(their pages).
+    """
     pages: set[int] = set()
     for index in indexes:
         for table in index._tables([entry.handle for entry in index._alive() if entry.pins]):

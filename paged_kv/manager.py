@@ -1,4 +1,5 @@
-"""The pools of a planning agent: root contexts per environment, search nodes, the world model's own contexts.
+"""The pools of a planning agent: root contexts per environment, search nodes, the world model's own
+contexts.
 
 The manager knows keys and sequences, and nothing of padding, positions, models or searches.
 """
@@ -10,11 +11,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from paged_kv.change import Entry
 from paged_kv.checks import amount, flag, handle_set, limit, listed, whole
 from paged_kv.errors import BadCount, NotCopyable, UnknownEnv
 from paged_kv.eviction import Policy
 from paged_kv.index import CacheIndex, candidates, clear, look_up, pinned_pages, reclaim
+from paged_kv.pages.change import Entry
 from paged_kv.stats import IndexStats
 from paged_kv.turns import reader, verb
 
@@ -118,13 +119,13 @@ class KVCacheManager:
         return ManagerStats(per_env, init, recur, wm, combined)
 
     # -- lookups and insertions
-    # --------------------------------------------------------------------------
 
     @verb
     def retrieve_cache_hierarchical(
         self, env_id: SupportsIndex, cache_key: Hashable, check_recur: bool = True
     ) -> int | None:
-        """The sequence of `cache_key` in the environment's init pool, else in the recurrent pool, else None.
+        """The sequence of `cache_key` in the environment's init pool, else in the recurrent pool,
+        else None.
 
         `check_recur=False` asks the init pool alone. The handle stays the manager's own: fork it.
         Raises UnknownEnv.
@@ -152,7 +153,9 @@ class KVCacheManager:
         self.recur_pool.put(key, seq, priority)
 
     def set_recur_caches(self, keys: Sequence[Hashable], seqs: Sequence[int]) -> None:
-        """Hand one sequence a key over to the recurrent pool. Raises as `CacheIndex.put_batch` does."""
+        """Hand one sequence a key over to the recurrent pool. Raises as `CacheIndex.put_batch`
+        does.
+        """
         self.recur_pool.put_batch(keys, seqs)
 
     def get_wm_cache(self, key: Hashable) -> int | None:
@@ -170,11 +173,12 @@ class KVCacheManager:
         return self.cache.block_tables(handles)
 
     # -- clearing
-    # ----------------------------------------------------------------------------------------
 
     @verb
     def clear_init_caches(self, env_ids: Iterable[SupportsIndex] | None = None) -> None:
-        """Release the root contexts of some environments (None: of all) in one call. Raises UnknownEnv."""
+        """Release the root contexts of some environments (None: of all) in one call. Raises
+        UnknownEnv.
+        """
         pools: Iterable[CacheIndex] = self.init_pools
         if env_ids is not None:
             ids = listed("env_ids", env_ids, "None or a list of environment ids", ordered=False)
@@ -197,11 +201,11 @@ class KVCacheManager:
         clear(self.pools)
 
     # -- page pressure
-    # -----------------------------------------------------------------------------------
 
     @verb
     def reclaim(self, need: int, busy: Collection[int] = ()) -> bool:
-        """Free at least `need` pages by evicting the fewest entries in order, or none and return False.
+        """Free at least `need` pages by evicting the fewest entries in order, or none and return
+        False.
 
         Entries that are pinned or in `busy` stay. The cache calls this before it gives up with
         OutOfPages.

@@ -21,7 +21,8 @@ class Cache(Protocol):
 
 
 class Scope:
-    """At its end, releases what was made since it began, whoever made it, and neither kept nor put into an index.
+    """At its end, releases what was made since it began, whoever made it, and neither kept nor put
+    into an index.
 
     Made by `PagedKVCache.scope`, to be used as a context manager; `close` ends it early.
     """
@@ -33,7 +34,9 @@ class Scope:
         self._ended = False
 
     def keep(self, seqs: Iterable[int]) -> list[int]:
-        """Let these sequences outlive the block; returns them. Raises StaleHandle or ForeignHandle."""
+        """Let these sequences outlive the block; returns them. Raises StaleHandle or
+        ForeignHandle.
+        """
         kept = handles(seqs, ordered=False)
         self._cache.lengths(kept)
         self._kept.update(kept)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from paged_kv.change import Record
 from paged_kv.checks import whole
 from paged_kv.errors import (
     BadArgument,
@@ -19,7 +18,8 @@ from paged_kv.errors import (
     ClosedBatch,
     NotCopyable,
 )
-from paged_kv.workspace import Ints, Layout
+from paged_kv.pages.buffers import Ints, Layout
+from paged_kv.pages.change import Record
 
 if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
@@ -28,12 +28,16 @@ Rebase = Callable[["StagingBatch"], None]
 
 
 class StagingLayer:
-    """One layer of a batch, as attention reads it and appends to it. `size` counts its columns filled so far."""
+    """One layer of a batch, as attention reads it and appends to it. `size` counts its columns
+    filled so far.
+    """
 
     __slots__ = ("_batch", "_index", "size")
 
     def __init__(self, batch: StagingBatch, index: int) -> None:
-        self._batch, self._index, self.size = batch, index, batch.past
+        self._batch = batch
+        self._index = index
+        self.size = batch.past
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -184,7 +188,9 @@ class StagingBatch:
         return self._layer(layer).get()
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Append K and V [B, heads, n, head_size] to a layer, in place; see `StagingLayer.update`."""
+        """Append K and V [B, heads, n, head_size] to a layer, in place; see
+        `StagingLayer.update`.
+        """
         self._layer(layer).update(keys, values)
 
     def mask(self) -> torch.Tensor:
@@ -229,7 +235,9 @@ class StagingBatch:
         self.closed = True
 
     def opened(self, what: str) -> PagedKVCache:
-        """The cache of an open batch. Raises ClosedBatch, which names the call that needs it open."""
+        """The cache of an open batch. Raises ClosedBatch, which names the call that
+        needs it open.
+        """
         if self.closed:
             raise ClosedBatch(what)
         return self._cache
@@ -241,7 +249,9 @@ class StagingBatch:
 
 
 def check_dense(name: str, tensor: torch.Tensor) -> None:
-    """Raise BadArgument unless it is a tensor that holds its numbers one by one: neither sparse nor nested."""
+    """Raise BadArgument unless it is a tensor that holds its numbers one by one: neither sparse nor
+    nested.
+    """
     if not isinstance(tensor, torch.Tensor):
         raise BadArgument(name, tensor, "a tensor")
     if tensor.is_nested or tensor.layout is not torch.strided:

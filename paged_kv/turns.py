@@ -1,4 +1,5 @@
-"""One verb at a time: who is let in, who waits, what is put off, what an interrupt left to do. No tensors in here.
+"""One verb at a time: who is let in, who waits, what is put off, what an interrupt left to do. No
+tensors in here.
 
 A cache and the indexes over it share one `Turns`. Their methods are `verb`s and `reader`s: each
 takes the lock, a plain one, and gives it back however it ends. While it is held
@@ -30,9 +31,9 @@ from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar
 
-from paged_kv.block_table import BlockTables
-from paged_kv.change import Edit
 from paged_kv.errors import ConcurrentCall, NestedCall, PagedKVError, unraisable
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Edit
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE = 10.0  # seconds that a verb waits for another thread's release
@@ -95,7 +96,9 @@ class Turns:
                 unraisable(error)
 
     def meet(self, lock: LockType, name: str, reading: bool) -> bool:
-        """Come upon a lock that is held: wait, raise, or return True for a reader that is let in without it."""
+        """Come upon a lock that is held: wait, raise, or return True for a reader that is let in
+        without it.
+        """
         looks = 0
         until = monotonic() + PATIENCE
         while lock.locked() and self.lock is lock:
@@ -118,7 +121,9 @@ class Turns:
         return False
 
     def _replace(self, lock: LockType) -> None:
-        """Put a fresh lock in place of one that nobody will give back, and wake those who wait for it."""
+        """Put a fresh lock in place of one that nobody will give back, and wake those who wait for
+        it.
+        """
         fresh = allocate_lock()
         if self.lock is lock:  # nothing may come between this and the next line
             self.lock = fresh
@@ -147,7 +152,9 @@ class Turns:
         return found
 
     def _attempt(self) -> str | None:
-        """The verb of this thread that waits for the lock, or has just got it, and that a signal handler interrupts."""
+        """The verb of this thread that waits for the lock, or has just got it, and that a signal
+        handler interrupts.
+        """
         frame = sys._getframe(2).f_back  # below the verb that called `meet`
         while frame is not None:
             if frame.f_code is GUARD and frame.f_locals.get("turns") is self:
@@ -158,7 +165,9 @@ class Turns:
         return None
 
     def _verb_of(self, frame: FrameType | None) -> str | None:
-        """The verb that holds the lock, on a stack of frames: `inside` is set there, once it is got."""
+        """The verb that holds the lock, on a stack of frames: `inside` is set there, once it is
+        got.
+        """
         while frame is not None:
             if (
                 frame.f_code is GUARD
@@ -182,7 +191,9 @@ def verb(method: F) -> F:
 
 
 def reader(method: F) -> F:
-    """A method that changes nothing: it runs alone, or inside a verb of its own thread that has changed nothing yet."""
+    """A method that changes nothing: it runs alone, or inside a verb of its own thread that has
+    changed nothing yet.
+    """
     return _guarded(method, True)
 
 

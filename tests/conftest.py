@@ -18,7 +18,11 @@ if CORE_ONLY:
     collect_ignore_glob = ["*lightzero*", "*cli*", "*profile*", "*html*"]
 
 settings.register_profile(
-    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "ci",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dev")
@@ -38,7 +42,8 @@ def device(request: pytest.FixtureRequest) -> str:
 def modes_as_they_were() -> Iterator[None]:
     """Autograd and the collector are on again after each test.
 
-    Errors that tests place between any two instructions may leave them off; signals find no such place.
+    Errors that tests place between any two instructions may leave them off; signals find no such
+    place.
     """
     yield
     torch.set_grad_enabled(True)
@@ -46,10 +51,14 @@ def modes_as_they_were() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs LightZero in the core environment; fail it anywhere else where LightZero is missing."""
+    """Skip what needs LightZero in the core environment; fail it anywhere else where LightZero is
+    missing.
+    """
     if item.get_closest_marker("lightzero") is None:
         return
     if CORE_ONLY:
         pytest.skip("the core environment has no LightZero")
     if importlib.util.find_spec("lzero") is None:
-        pytest.fail("LightZero is missing: run make test, or test the core alone with PAGED_KV_CORE_ONLY=1")
+        pytest.fail(
+            "LightZero is missing: run make test, or test the core alone with PAGED_KV_CORE_ONLY=1"
+        )

@@ -1,1 +1,3 @@
-"""Other keepers of K/V contexts beside `paged_kv`, on the same tree searches, in one run: see run.py."""
+"""Other keepers of K/V contexts beside `paged_kv`, on the same tree searches, in one run: see
+run.py.
+"""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from .peer import Peer
 
-# Name of the row; module and class of its tables and of its K/V, where it has the one and the other.
+# Name of the row; module and class of its tables and of its K/V, where it has the one and the
+# other.
 ROWS = (
     ("paged_kv", "paged", "PagedTables", "PagedCache"),
     ("python floor", "floors", "PythonFloor", ""),

@@ -1,7 +1,9 @@
-"""Whether a peer is driven rightly: every node is read back against a dense copy that shares nothing.
+"""Whether a peer is driven rightly: every node is read back against a dense copy that shares
+nothing.
 
-No peer is timed before it passed. `check_tables` plays a script on the tables alone, with an array of token numbers in
-place of K/V; `check_contents` plays it with K/V, and compares attention as well.
+No peer is timed before it passed. `check_tables` plays a script on the tables alone, with an array
+of token numbers in place of K/V; `check_contents` plays it with K/V, and compares attention as
+well.
 """
 
 from __future__ import annotations
@@ -40,19 +42,29 @@ class Handles:
 
 
 def check_tables(kind: type[Peer], work: Workload, seed: int = 1) -> int:
-    """Play a script on the tables of a peer; the number of contexts read back. Raises WrongContents."""
-    made, handles = script(work, seed), Handles()
+    """Play a script on the tables of a peer; the number of contexts read back. Raises
+    WrongContents.
+    """
+    made = script(work, seed)
+    handles = Handles()
     peer = kind(work, work.nodes, work.unique_tokens)
     stored: dict[int, int] = {}  # slot -> number of the token in it
     wanted: dict[int, list[int]] = {}
-    counter, compared, size = 0, 0, work.page_size
+    counter = 0
+    compared = 0
+    size = work.page_size
 
     def write(new: int) -> list[list[int]]:
         nonlocal counter
         slots, copies = peer.placed()
         for source, target in copies:
-            stored.update({target * size + i: stored[source * size + i] for i in range(size)
-                           if source * size + i in stored})
+            stored.update(
+                {
+                    target * size + i: stored[source * size + i]
+                    for i in range(size)
+                    if source * size + i in stored
+                }
+            )
         tokens = list(range(counter, counter + len(slots)))
         counter += len(slots)
         stored.update(zip(slots, tokens))
@@ -73,7 +85,9 @@ def check_tables(kind: type[Peer], work: Workload, seed: int = 1) -> int:
     return compared
 
 
-def _compare(peer: Peer, handles: Handles, stored: dict[int, int], wanted: dict[int, list[int]]) -> int:
+def _compare(
+    peer: Peer, handles: Handles, stored: dict[int, int], wanted: dict[int, list[int]]
+) -> int:
     for node, handle in handles.known.items():
         got = [stored.get(slot) for slot in peer.slots(handle)]
         if got != wanted[node]:
@@ -85,7 +99,8 @@ class Dense:
     """What every node holds, as one dense tensor of its own."""
 
     def __init__(self, work: Workload, seed: int = 0) -> None:
-        self.work, self.draw = work, torch.Generator().manual_seed(seed)
+        self.work = work
+        self.draw = torch.Generator().manual_seed(seed)
         self.contexts: dict[int, KV] = {}  # [layers, heads, length, head_size]
 
     def tokens(self, rows: int, count: int) -> KV:
@@ -105,14 +120,19 @@ class Dense:
     def attended(self, node: int, queries: torch.Tensor, layer: int) -> torch.Tensor:
         """Of queries [heads, n, head_size] that belong to the last n tokens of the node."""
         keys, values = (part[layer] for part in self.contexts[node])
-        width, new = keys.shape[1], queries.shape[1]
+        width = keys.shape[1]
+        new = queries.shape[1]
         mask = torch.ones(new, width, dtype=torch.bool).tril(width - new)
-        return scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask)[0]
+        return scaled_dot_product_attention(
+            queries[None], keys[None], values[None], attn_mask=mask
+        )[0]
 
 
 def check_contents(kind: type[Peer], work: Workload, seed: int = 1) -> int:
     """Play a script with K/V on a peer; the number of contexts read back. Raises WrongContents."""
-    made, handles, dense = script(work, seed), Handles(), Dense(work)
+    made = script(work, seed)
+    handles = Handles()
+    dense = Dense(work)
     peer = kind(work, work.nodes, work.unique_tokens)
     compared = 0
     for search in made.searches:
@@ -121,10 +141,19 @@ def check_contents(kind: type[Peer], work: Workload, seed: int = 1) -> int:
             dense.add(node, 0, tokens, 0)
             handles.add([node], [peer.begin(made.lengths[node], peer.arrange(tokens))])
         for parents, children in search.steps:
-            tokens, (queries, _) = dense.tokens(work.envs, work.new), dense.tokens(work.envs, work.new)
-            handles.add(children, peer.step(
-                handles.of(parents), peer.arrange(tokens), work.new, peer.arrange_queries(queries)
-            ))
+            tokens, (queries, _) = (
+                dense.tokens(work.envs, work.new),
+                dense.tokens(work.envs, work.new),
+            )
+            handles.add(
+                children,
+                peer.step(
+                    handles.of(parents),
+                    peer.arrange(tokens),
+                    work.new,
+                    peer.arrange_queries(queries),
+                ),
+            )
             for row, (parent, child) in enumerate(zip(parents, children)):
                 dense.add(child, parent, tokens, row)
             _compare_attention(peer, dense, children, queries)
@@ -146,9 +175,16 @@ def _compare_contents(peer: Peer, handles: Handles, dense: Dense) -> int:
     return len(handles.known)
 
 
-def _compare_attention(peer: Peer, dense: Dense, children: Sequence[int], queries: torch.Tensor) -> None:
+def _compare_attention(
+    peer: Peer, dense: Dense, children: Sequence[int], queries: torch.Tensor
+) -> None:
     loose = 1e-5 if dense.work.dtype == torch.float32 else 3e-2
     for layer in range(dense.work.layers):
-        wanted = torch.stack([dense.attended(node, queries[layer, row], layer) for row, node in enumerate(children)])
+        wanted = torch.stack(
+            [dense.attended(node, queries[layer, row], layer) for row, node in enumerate(children)]
+        )
         if not torch.allclose(peer.output(layer), wanted, atol=loose, rtol=loose):
-            raise WrongContents(f"{peer.name}: attention of layer {layer} over {children} differs from the dense one")
+            raise WrongContents(
+                f"{peer.name}: attention of layer {layer} over {children} differs from the dense "
+                "one"
+            )

@@ -1,4 +1,6 @@
-"""The least that paged bookkeeping does in python: no handles, no checks, no errors, nothing to undo."""
+"""The least that paged bookkeeping does in python: no handles, no checks, no errors, nothing to
+undo.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,15 @@ class PythonFloor(Peer):
         return made
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        tables, starts, ends, refs, free, size = self.tables, self.starts, self.ends, self.refs, self.free, self.size
-        written, copied, children = [], [], []
+        tables = self.tables
+        starts = self.starts
+        ends = self.ends
+        refs = self.refs
+        free = self.free
+        size = self.size
+        written = []
+        copied = []
+        children = []
         for parent in parents:
             end = ends[parent]
             pages = tables[parent].copy()
@@ -54,14 +63,21 @@ class PythonFloor(Peer):
             for index in range(end, end + new):
                 written.append(pages[index // size] * size + index % size)
             child = self.next
-            tables[child], starts[child], ends[child] = pages, starts[parent], end + new
+            tables[child] = pages
+            starts[child] = starts[parent]
+            ends[child] = end + new
             self.next = child + 1
             children.append(child)
-        self.written, self.copied = written, copied
+        self.written = written
+        self.copied = copied
         return children
 
     def release(self, nodes: Sequence[Handle]) -> None:
-        tables, starts, ends, refs, free = self.tables, self.starts, self.ends, self.refs, self.free
+        tables = self.tables
+        starts = self.starts
+        ends = self.ends
+        refs = self.refs
+        free = self.free
         for node in nodes:
             for page in tables.pop(node):
                 count = refs[page] - 1
@@ -76,24 +92,29 @@ class PythonFloor(Peer):
         return self.written, self.copied
 
     def slots(self, node: Handle) -> list[int]:
-        pages, size = self.tables[node], self.size
+        pages = self.tables[node]
+        size = self.size
         window = range(self.starts[node], self.ends[node])
         return [pages[index // size] * size + index % size for index in window]
 
 
 class NumpyTables(Peer):
-    """Tables as rows of an array, reference counts as an array; a batch is done in whole-array calls."""
+    """Tables as rows of an array, reference counts as an array; a batch is done in whole-array
+    calls.
+    """
 
     name = "numpy floor"
     note = "arrays without any check"
 
     def __init__(self, work: Workload, nodes: int, tokens: int) -> None:
         super().__init__(work, nodes, tokens)
-        self.size, pages = work.page_size, nodes + tokens // work.page_size
+        self.size = work.page_size
+        pages = nodes + tokens // work.page_size
         self.free = np.arange(pages, 0, -1)
         self.free_count = pages
         self.refs = np.zeros(pages + 1, np.int32)
-        self.tables = np.zeros((nodes + work.envs + 1, -(-work.window // self.size) + 1), np.int64)  # 0: no page
+        # 0: no page
+        self.tables = np.zeros((nodes + work.envs + 1, -(-work.window // self.size) + 1), np.int64)
         self.starts, self.ends = (np.zeros(len(self.tables), np.int64) for _ in range(2))
         self.rows = np.arange(len(self.tables) - 1, -1, -1)  # a stack of free rows
         self.row_count = len(self.rows)
@@ -111,14 +132,19 @@ class NumpyTables(Peer):
         return made[0]
 
     def fork(self, parents: Sequence[Handle], new: int) -> Any:
-        parents, size = np.asarray(parents), self.size
+        parents = np.asarray(parents)
+        size = self.size
         batch = len(parents)
         self.row_count -= batch
         children = self.rows[self.row_count : self.row_count + batch].copy()
-        tables, starts, ends = self.tables[parents], self.starts[parents], self.ends[parents]
-        first, total = ends // size, -(-(ends + new) // size)
+        tables = self.tables[parents]
+        starts = self.starts[parents]
+        ends = self.ends[parents]
+        first = ends // size
+        total = -(-(ends + new) // size)
         columns = np.arange(tables.shape[1])
-        fresh = (columns >= first[:, None]) & (columns < total[:, None])  # a partial tail page is made anew
+        # a partial tail page is made anew
+        fresh = (columns >= first[:, None]) & (columns < total[:, None])
         count = int(np.count_nonzero(fresh))
         self.free_count -= count
         rows = np.flatnonzero((ends % size > 0) & (ends > starts))
@@ -126,7 +152,9 @@ class NumpyTables(Peer):
         tables[fresh] = self.free[self.free_count : self.free_count + count]
         self.copied = np.stack((old, tables[rows, first[rows]]), 1)
         np.add.at(self.refs, tables.ravel(), 1)
-        self.tables[children], self.starts[children], self.ends[children] = tables, starts, ends + new
+        self.tables[children] = tables
+        self.starts[children] = starts
+        self.ends[children] = ends + new
         index = ends[:, None] + np.arange(new)
         self.written = np.take_along_axis(tables, index // size, 1) * size + index % size
         return children
@@ -151,13 +179,16 @@ class NumpyTables(Peer):
 
 
 class NumpyFloor(NumpyTables):
-    """The same with K/V in one array [slots, layers, K and V, heads, head_size], read and written by index."""
+    """The same with K/V in one array [slots, layers, K and V, heads, head_size], read and written
+    by index.
+    """
 
     def __init__(self, work: Workload, nodes: int, tokens: int) -> None:
         super().__init__(work, nodes, tokens)
         shape = len(self.refs) * self.size, work.layers, 2, work.heads, work.head_size
         self.torch_dtype = work.dtype
-        dtype = np.float32 if work.dtype == torch.float32 else np.uint16  # numpy has no bfloat16: its bits
+        # numpy has no bfloat16: its bits
+        dtype = np.float32 if work.dtype == torch.float32 else np.uint16
         self.pool = np.zeros(shape, dtype)
 
     def _array(self, tensor: torch.Tensor) -> Any:
@@ -179,20 +210,32 @@ class NumpyFloor(NumpyTables):
             pages = self.pool.reshape(-1, self.size, *self.pool.shape[1:])
             pages[self.copied[:, 1]] = pages[self.copied[:, 0]]
         self.pool[self.written] = tokens
-        starts, ends = self.starts[children], self.ends[children]
+        starts = self.starts[children]
+        ends = self.ends[children]
         width = (ends - starts).max()
         index = np.arange(width) + (ends - width)[:, None]  # padded on the left
         inside = index >= starts[:, None]
-        pages = np.take_along_axis(self.tables[children], np.where(inside, index // self.size, 0), 1)
-        slots = np.where(inside, pages * self.size + index % self.size, 0)  # slot 0 is never written: zeros
+        pages = np.take_along_axis(
+            self.tables[children], np.where(inside, index // self.size, 0), 1
+        )
+        # slot 0 is never written: zeros
+        slots = np.where(inside, pages * self.size + index % self.size, 0)
         batch = self.pool[slots]  # [B, W, layers, 2, heads, head_size]
         if queries is not None:
             dense = torch.from_numpy(batch).view(self.torch_dtype).permute(2, 3, 0, 4, 1, 5)
-            self.attend(queries, lambda layer: tuple(dense[layer]), lambda: causal(torch.from_numpy(inside), new))
+            self.attend(
+                queries,
+                lambda layer: tuple(dense[layer]),
+                lambda: causal(torch.from_numpy(inside), new),
+            )
         return children
 
     def read(self, node: Handle) -> KV:
-        dense = torch.from_numpy(self.pool[self.slots(node)]).view(self.torch_dtype).permute(1, 2, 3, 0, 4)
+        dense = (
+            torch.from_numpy(self.pool[self.slots(node)])
+            .view(self.torch_dtype)
+            .permute(1, 2, 3, 0, 4)
+        )
         return dense[:, 0], dense[:, 1]
 
     def kv_bytes(self, lengths: Iterable[int]) -> int:

@@ -1,4 +1,6 @@
-"""Hugging Face transformers: the paged cache of continuous batching, and a deep-copied DynamicCache."""
+"""Hugging Face transformers: the paged cache of continuous batching, and a deep-copied
+DynamicCache.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Request:
     __slots__ = ("length", "request_id")
 
     def __init__(self, request_id: str, length: int) -> None:
-        self.request_id, self.length = request_id, length
+        self.request_id = request_id
+        self.length = length
 
     def current_len(self) -> int:
         """Tokens stored."""
@@ -35,7 +38,9 @@ class Request:
 
 
 class PagedAttentionPeer(Peer):
-    """PagedAttentionCache with its own fork: full blocks are shared, a partial one is copied at the fork."""
+    """PagedAttentionCache with its own fork: full blocks are shared, a partial one is copied at the
+    fork.
+    """
 
     name = "HF paged cache"
     note = "its own fork; one call a request"
@@ -43,17 +48,28 @@ class PagedAttentionPeer(Peer):
     def __init__(self, work: Workload, nodes: int, tokens: int) -> None:
         super().__init__(work, nodes, tokens)
         config = LlamaConfig(
-            num_hidden_layers=work.layers, num_attention_heads=work.heads, num_key_value_heads=work.heads,
-            head_dim=work.head_size, hidden_size=work.heads * work.head_size, vocab_size=16,
+            num_hidden_layers=work.layers,
+            num_attention_heads=work.heads,
+            num_key_value_heads=work.heads,
+            head_dim=work.head_size,
+            hidden_size=work.heads * work.head_size,
+            vocab_size=16,
         )
         config._attn_implementation = "sdpa"
         # A partial block of every node is a copy of its own.
         blocks = 2 * nodes + tokens // work.page_size
         batching = ContinuousBatchingConfig(
-            page_size=work.page_size, num_blocks=blocks, max_batch_tokens=1, max_memory_percent=0.95,
-            max_blocks_per_request=0, max_requests_per_batch=work.envs, use_async_batching=False,
+            page_size=work.page_size,
+            num_blocks=blocks,
+            max_batch_tokens=1,
+            max_memory_percent=0.95,
+            max_blocks_per_request=0,
+            max_requests_per_batch=work.envs,
+            use_async_batching=False,
         )
-        self.cache = PagedAttentionCache(config, batching, "cpu", DistributedHelper(None, None), work.dtype)
+        self.cache = PagedAttentionCache(
+            config, batching, "cpu", DistributedHelper(None, None), work.dtype
+        )
         (self.allocator,) = self.cache.cache_allocators.values()
         self.group = next(iter(self.cache.cache_allocators))
         self.number = 0
@@ -75,11 +91,15 @@ class PagedAttentionPeer(Peer):
         if not self.cache.can_store_request_tokens(node, new):
             raise MemoryError
         self.written = []
-        self.cache.extend_read_and_write_indices(node.request_id, node.length, new, None, [self.written])
+        self.cache.extend_read_and_write_indices(
+            node.request_id, node.length, new, None, [self.written]
+        )
         node.length += new
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        cache, copies, children = self.cache, {self.group: ([], [])}, []
+        cache = self.cache
+        copies = {self.group: ([], [])}
+        children = []
         written: list[int] = []
         for parent in parents:
             self.number += 1
@@ -88,10 +108,13 @@ class PagedAttentionPeer(Peer):
                 raise MemoryError
             if not cache.can_store_request_tokens(child, new):
                 raise MemoryError
-            cache.extend_read_and_write_indices(child.request_id, child.length, new, None, [written])
+            cache.extend_read_and_write_indices(
+                child.request_id, child.length, new, None, [written]
+            )
             child.length += new
             children.append(child)
-        self.written, self.copied = written, copies[self.group]
+        self.written = written
+        self.copied = copies[self.group]
         return children
 
     def release(self, nodes: Sequence[Handle]) -> None:
@@ -107,25 +130,32 @@ class PagedAttentionPeer(Peer):
         return block * self.work.page_size + offset
 
     def slots(self, node: Handle) -> list[int]:
-        return [self._slot(row) for row in self.allocator.get_read_indices(node.request_id, node.length, 0)]
+        return [
+            self._slot(row)
+            for row in self.allocator.get_read_indices(node.request_id, node.length, 0)
+        ]
 
     def arrange(self, tokens: KV) -> Any:
         """[tokens, heads, head_size] of each layer, the rows one after the other."""
         return [
-            tuple(part.transpose(1, 2).flatten(0, 1).contiguous() for part in layer) for layer in zip(*tokens)
+            tuple(part.transpose(1, 2).flatten(0, 1).contiguous() for part in layer)
+            for layer in zip(*tokens)
         ]
 
     def arrange_queries(self, queries: torch.Tensor) -> Any:
         """[1, heads, all new tokens, head_size] of each layer."""
         return queries.transpose(1, 2).flatten(2, 3)[:, None].contiguous()
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
         children = self.fork(parents, new)
         self.cache.perform_cache_copy({self.group: self.copied})
         read: list[int] = []
         for child in children:
             read += self.allocator.get_read_indices(child.request_id, child.length, 0)
-        read_index, write_index = torch.tensor(read), torch.tensor(self.written)
+        read_index = torch.tensor(read)
+        write_index = torch.tensor(self.written)
         contexts = [
             self.allocator.update(keys, values, layer, read_index, write_index)
             for layer, (keys, values) in enumerate(tokens)
@@ -150,12 +180,16 @@ class PagedAttentionPeer(Peer):
     def read(self, node: Handle) -> KV:
         rows = torch.tensor(self.allocator.get_read_indices(node.request_id, node.length, 0))
         views = [self.allocator._kv_token_views[layer] for layer in range(self.work.layers)]
-        keys, values = (torch.stack([view[part][rows].transpose(0, 1) for view in views]) for part in range(2))
+        keys, values = (
+            torch.stack([view[part][rows].transpose(0, 1) for view in views]) for part in range(2)
+        )
         return keys, values
 
     def kv_bytes(self, lengths: Iterable[int]) -> int:
         cache = self.cache
-        return cache.num_sectors * cache.bytes_per_sector - int(cache.compute_free_capacity(relative=False))
+        return cache.num_sectors * cache.bytes_per_sector - int(
+            cache.compute_free_capacity(relative=False)
+        )
 
 
 class DynamicCachePeer(Peer):
@@ -168,7 +202,9 @@ class DynamicCachePeer(Peer):
     def begin(self, length: int, tokens: Any = None) -> Handle:
         cache = DynamicCache()
         if tokens is None:
-            empty = torch.zeros(1, self.work.heads, length, self.work.head_size, dtype=self.work.dtype)
+            empty = torch.zeros(
+                1, self.work.heads, length, self.work.head_size, dtype=self.work.dtype
+            )
             tokens = [[(empty, empty)] for _ in range(self.work.layers)]
         for layer, ((keys, values),) in enumerate(tokens):
             cache.update(keys, values, layer)
@@ -184,20 +220,31 @@ class DynamicCachePeer(Peer):
         """By layer and row: K and V [1, heads, n, head_size]."""
         return [list(zip(keys.split(1), values.split(1))) for keys, values in zip(*tokens)]
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
         children = self.fork(parents, new)
         contexts = []
         for layer, rows in enumerate(tokens):
-            kept = [child.update(keys, values, layer) for child, (keys, values) in zip(children, rows)]
+            kept = [
+                child.update(keys, values, layer) for child, (keys, values) in zip(children, rows)
+            ]
             width = max(keys.shape[2] for keys, _ in kept)
-            contexts.append(tuple(
-                torch.cat([pad(row[part], (0, 0, width - row[part].shape[2], 0)) for row in kept]) for part in range(2)
-            ))
+            contexts.append(
+                tuple(
+                    torch.cat(
+                        [pad(row[part], (0, 0, width - row[part].shape[2], 0)) for row in kept]
+                    )
+                    for part in range(2)
+                )
+            )
         if queries is not None:
             lengths = torch.tensor([child.get_seq_length() for child in children])[:, None]
             width = int(lengths.max())
             self.attend(
-                queries, contexts.__getitem__, lambda: causal(torch.arange(width) >= width - lengths, new)
+                queries,
+                contexts.__getitem__,
+                lambda: causal(torch.arange(width) >= width - lengths, new),
             )
         return children
 

@@ -1,8 +1,8 @@
 """LightZero 0.2.0: a full-capacity KeysValues a node, copied when it is read and when it is stored.
 
-The copies, the padding and the stacking are LightZero's own methods, called on an object that has no more of a world
-model than these methods touch. Taking the batch apart again is spelt out here, as `update_cache_context` does it for a
-window that still has room.
+The copies, the padding and the stacking are LightZero's own methods, called on an object that has
+no more of a world model than these methods touch. Taking the batch apart again is spelt out here,
+as `update_cache_context` does it for a window that still has room.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class LightZeroPeer(Peer):
         self.num_layers = work.layers
         self.shared_pool_recur_infer: list[KeysValues | None] = [None] * nodes
         self.shared_pool_wm: list[KeysValues | None] = [None] * work.envs
-        self.shared_pool_size, self.shared_pool_size_wm = nodes, work.envs
+        self.shared_pool_size = nodes
+        self.shared_pool_size_wm = work.envs
         self.shared_pool_index = self.shared_pool_index_wm = 0
         self.keys_values_wm, self.keys_values_wm_single_env = self._empty(work.envs), self._empty(1)
         self.keys_values_wm_list: list[KeysValues] = []
@@ -60,7 +61,12 @@ class LightZeroPeer(Peer):
         work = self.work
         with default_dtype(work.dtype):
             return KeysValues(
-                rows, work.heads, work.window, work.heads * work.head_size, work.layers, torch.device("cpu")
+                rows,
+                work.heads,
+                work.window,
+                work.heads * work.head_size,
+                work.layers,
+                torch.device("cpu"),
             )
 
     def _store(self, source: KeysValues, length: int) -> int:
@@ -78,10 +84,13 @@ class LightZeroPeer(Peer):
         return self._store(made, length)
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        pool, lengths = self.shared_pool_recur_infer, self.lengths
+        pool = self.shared_pool_recur_infer
+        lengths = self.lengths
         return [self._store(pool[parent], lengths[parent] + new) for parent in parents]
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
         pool = self.shared_pool_recur_infer
         with default_dtype(self.work.dtype):
             self.keys_values_wm_list = [self.copy_to_wm(pool[parent]) for parent in parents]
@@ -93,8 +102,13 @@ class LightZeroPeer(Peer):
         if queries is not None:
             width = max(lengths) + new
             kept = torch.arange(width) >= width - new - torch.tensor(lengths)[:, None]
-            self.attend(queries, lambda layer: self.keys_values_wm[layer].get(), lambda: causal(kept, new))
-        return [self._take_out(row, max(lengths) - length, length + new) for row, length in enumerate(lengths)]
+            self.attend(
+                queries, lambda layer: self.keys_values_wm[layer].get(), lambda: causal(kept, new)
+            )
+        return [
+            self._take_out(row, max(lengths) - length, length + new)
+            for row, length in enumerate(lengths)
+        ]
 
     def _take_out(self, row: int, padding: int, length: int) -> int:
         single = self.keys_values_wm_single_env
@@ -103,7 +117,8 @@ class LightZeroPeer(Peer):
                 kept = getattr(source, part)._cache[row]
                 if padding:
                     kept = pad(kept[:, padding:], (0, 0, 0, padding))
-                getattr(target, part)._cache, getattr(target, part)._size = kept.unsqueeze(0), length
+                getattr(target, part)._cache = kept.unsqueeze(0)
+                getattr(target, part)._size = length
         return self._store(single, length)
 
     def release(self, nodes: Sequence[Handle]) -> None:
@@ -112,7 +127,10 @@ class LightZeroPeer(Peer):
     def read(self, node: Handle) -> KV:
         kept = self.shared_pool_recur_infer[node]
         length = self.lengths[node]
-        parts = [[cache._cache[0, :, :length] for cache in (layer._k_cache, layer._v_cache)] for layer in kept]
+        parts = [
+            [cache._cache[0, :, :length] for cache in (layer._k_cache, layer._v_cache)]
+            for layer in kept
+        ]
         keys, values = zip(*parts)
         return torch.stack(keys), torch.stack(values)
 

@@ -1,4 +1,6 @@
-"""Timings, bytes and scaling. Rounds are interleaved, so that whatever else the machine does hits all peers alike."""
+"""Timings, bytes and scaling. Rounds are interleaved, so that whatever else the machine does hits
+all peers alike.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ def spread(seconds: Sequence[float]) -> Figures:
     """Median, quartiles and extremes in microseconds."""
     values = sorted(value * 1e6 for value in seconds)
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return {"median": middle, "q1": low, "q3": high, "min": values[0], "max": values[-1], "samples": len(values)}
+    return {
+        "median": middle,
+        "q1": low,
+        "q3": high,
+        "min": values[0],
+        "max": values[-1],
+        "samples": len(values),
+    }
 
 
 @dataclass
@@ -64,8 +73,12 @@ class Side:
         doomed.clear()  # contexts without a verb of their own go with the last reference
 
 
-def sides(rows: Sequence[Row], work: Workload, seed: int, *, contents: bool) -> list[tuple[Row, Side]]:
-    """A fresh peer for each row that has what is measured; those that copy play as many simulations as fit."""
+def sides(
+    rows: Sequence[Row], work: Workload, seed: int, *, contents: bool
+) -> list[tuple[Row, Side]]:
+    """A fresh peer for each row that has what is measured; those that copy play as many simulations
+    as fit.
+    """
     found = []
     for row in rows:
         kind = row.contents if contents else row.tables
@@ -80,7 +93,8 @@ def tables(rows: Sequence[Row], work: Workload, repeats: int) -> dict[str, Figur
     """Bookkeeping alone: fork + append of a batch, and release of one."""
 
     def play(side: Side, search: Search) -> Iterator[None]:
-        peer, handles = side.peer, side.handles
+        peer = side.peer
+        handles = side.handles
         for node in search.begun:
             handles.add([node], [peer.begin(side.made.lengths[node])])
         for number, (parents, children) in enumerate(search.steps):
@@ -94,24 +108,39 @@ def tables(rows: Sequence[Row], work: Workload, repeats: int) -> dict[str, Figur
 
 
 def contents(rows: Sequence[Row], work: Workload, repeats: int) -> dict[str, Figures]:
-    """Fork, write and gather of a batch; in every fourth step attention over what was gathered; bytes held."""
+    """Fork, write and gather of a batch; in every fourth step attention over what was gathered;
+    bytes held.
+    """
     dense = Dense(work)
     fresh = [dense.tokens(work.envs, work.new) for _ in range(KINDS_OF_TOKENS)]
     prefix = dense.tokens(1, work.window)
     arranged: dict[int, Any] = {}
 
     def play(side: Side, search: Search) -> Iterator[None]:
-        peer, handles, made = side.peer, side.handles, side.made
+        peer = side.peer
+        handles = side.handles
+        made = side.made
         if id(peer) not in arranged:
-            arranged[id(peer)] = [peer.arrange(part) for part in fresh], peer.arrange_queries(fresh[0][0])
+            arranged[id(peer)] = (
+                [peer.arrange(part) for part in fresh],
+                peer.arrange_queries(fresh[0][0]),
+            )
         tokens, queries = arranged[id(peer)]
         for node in search.begun:
             length = made.lengths[node]
-            handles.add([node], [peer.begin(length, peer.arrange(tuple(part[:, :, :, :length] for part in prefix)))])
+            handles.add(
+                [node],
+                [
+                    peer.begin(
+                        length, peer.arrange(tuple(part[:, :, :, :length] for part in prefix))
+                    )
+                ],
+            )
         for number, (parents, children) in enumerate(search.steps):
             if not number % TURN:
                 yield
-            batch, new = handles.of(parents), tokens[number % KINDS_OF_TOKENS]
+            batch = handles.of(parents)
+            new = tokens[number % KINDS_OF_TOKENS]
             if number % 4 == 3:
                 handles.add(children, peer.step(batch, new, work.new, queries))
                 side.times.setdefault("attention", []).append(peer.attention_seconds)
@@ -126,7 +155,9 @@ def contents(rows: Sequence[Row], work: Workload, repeats: int) -> dict[str, Fig
 
 
 def unique_tokens(made: Script, live: Sequence[int]) -> int:
-    """Different tokens among live nodes: each node's own, and what it shares with ancestors that are gone."""
+    """Different tokens among live nodes: each node's own, and what it shares with ancestors that
+    are gone.
+    """
     seen: set[int] = set()
     total = 0
     for node in live:
@@ -139,7 +170,12 @@ def unique_tokens(made: Script, live: Sequence[int]) -> int:
 
 
 def collected(
-    rows: Sequence[Row], work: Workload, repeats: int, play: Callable[[Side, Search], Iterator[None]], *, contents: bool
+    rows: Sequence[Row],
+    work: Workload,
+    repeats: int,
+    play: Callable[[Side, Search], Iterator[None]],
+    *,
+    contents: bool,
 ) -> dict[str, Figures]:
     """Play all searches, the peers in turn; the first search of each repeat warms up."""
     times: dict[str, dict[str, list[float]]] = {}
@@ -161,7 +197,10 @@ def collected(
             simulations[row.name] = side.peer.work.simulations
     found = {}
     for name, known in times.items():
-        found[name] = {"us": {what: spread(values) for what, values in known.items()}, "simulations": simulations[name]}
+        found[name] = {
+            "us": {what: spread(values) for what, values in known.items()},
+            "simulations": simulations[name],
+        }
         if contents:
             found[name]["kv_bytes_over_unique"] = bytes_[name]
     return found
@@ -175,15 +214,19 @@ def in_turn(games: list[Iterator[None]]) -> None:
         games = games[1:] + games[:1]
 
 
-# -- many live sequences -------------------------------------------------------------------------------------
+# -- many live sequences
 
 
 def forest(peer: Peer, live: int, draw: random.Random) -> list[Any]:
-    """So many live nodes, as searches leave them: trees whose roots have an odd length from 5 to 13."""
-    work, known = peer.work, []
+    """So many live nodes, as searches leave them: trees whose roots have an odd length from 5 to
+    13.
+    """
+    work = peer.work
+    known = []
     while len(known) < live:
         length = draw.choice(range(5, 14, 2))
-        lengths, tree = [length], [peer.begin(length)]
+        lengths = [length]
+        tree = [peer.begin(length)]
         known.append(tree[0])
         while len(tree) < TREE and len(known) < live:
             place = draw.randrange(len(tree))
@@ -196,16 +239,23 @@ def forest(peer: Peer, live: int, draw: random.Random) -> list[Any]:
     return known
 
 
-def scaling(rows: Sequence[Row], work: Workload, live: Sequence[int], rounds: int) -> dict[str, dict[int, Figures]]:
-    """Fork + append beside so many live sequences; parents near (of the newest) and any (of all)."""
+def scaling(
+    rows: Sequence[Row], work: Workload, live: Sequence[int], rounds: int
+) -> dict[str, dict[int, Figures]]:
+    """Fork + append beside so many live sequences; parents near (of the newest) and any
+    (of all).
+    """
     found: dict[str, dict[int, Figures]] = {}
     for count in live:
         fitting = replace(work, layers=1, heads=1, head_size=16, window=24)
         playing = []
         for row in rows:
             if row.tables is not None and not row.tables.copies:
-                peer = row.tables(fitting, count + 2 * NEAR, 2 * count + count // TREE * 16 + 50_000)
-                gc.freeze()  # the collector should not walk a million idle records in the middle of a timing
+                peer = row.tables(
+                    fitting, count + 2 * NEAR, 2 * count + count // TREE * 16 + 50_000
+                )
+                # the collector should not walk a million idle records in the middle of a timing
+                gc.freeze()
                 playing.append((row.name, peer, forest(peer, count, random.Random(0))))
         gc.collect()
         gc.freeze()
@@ -214,7 +264,9 @@ def scaling(rows: Sequence[Row], work: Workload, live: Sequence[int], rounds: in
         for _ in range(rounds):
             for parents in ("near", "any"):
                 first = max(0, count - NEAR) if parents == "near" else 0
-                places = [[draw.randrange(first, count) for _ in range(work.envs)] for _ in range(8)]
+                places = [
+                    [draw.randrange(first, count) for _ in range(work.envs)] for _ in range(8)
+                ]
                 for name, peer, known in playing:
                     for batch in places:
                         chosen = [known[place] for place in batch]

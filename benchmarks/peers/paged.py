@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from paged_kv import PagedKVCache
-from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables
+from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.block_tables import BlockTables
 
 from .peer import KV, Handle, Peer, causal
 from .workload import Workload
@@ -48,7 +48,9 @@ class PagedTables(Peer):
 
     def slots(self, node: Handle) -> list[int]:
         ((pages,), (start,), (length,)), size = self.tables.windows([node]), self.work.page_size
-        return [pages[index // size] * size + index % size for index in range(start, start + length)]
+        return [
+            pages[index // size] * size + index % size for index in range(start, start + length)
+        ]
 
 
 class PagedCache(Peer):
@@ -59,7 +61,11 @@ class PagedCache(Peer):
     def __init__(self, work: Workload, nodes: int, tokens: int) -> None:
         super().__init__(work, nodes, tokens)
         self.cache = PagedKVCache(
-            layers=work.layers, heads=work.heads, head_size=work.head_size, page_size=work.page_size, dtype=work.dtype,
+            layers=work.layers,
+            heads=work.heads,
+            head_size=work.head_size,
+            page_size=work.page_size,
+            dtype=work.dtype,
             num_pages=nodes + tokens // work.page_size,
         )
 
@@ -71,7 +77,9 @@ class PagedCache(Peer):
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
         raise NotImplementedError
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
         keys, values = tokens
         batch = self.cache.open(parents, new)
         for layer, context in enumerate(batch.layers):

@@ -19,8 +19,9 @@ KV = tuple[torch.Tensor, torch.Tensor]  # K and V [layers, B, heads, n, head_siz
 class Peer(ABC):
     """Contexts as one library keeps them. A verb acts on a batch, one row an environment.
 
-    `cannot` says which verbs a peer has not, and why. A peer with `pages` describes where tokens go; its K/V,
-    where it has any, may lie anywhere. A peer with `copies` keeps every context for itself.
+    `cannot` says which verbs a peer has not, and why. A peer with `pages` describes where tokens
+    go; its K/V, where it has any, may lie anywhere. A peer with `copies` keeps every context for
+    itself.
     """
 
     name: ClassVar[str]
@@ -34,40 +35,52 @@ class Peer(ABC):
         self.outputs: list[torch.Tensor] = []
         self.attention_seconds = 0.0
 
-    # -- bookkeeping -----------------------------------------------------------------------------------
+    # -- bookkeeping
 
     @abstractmethod
     def begin(self, length: int, tokens: Any = None) -> Handle:
-        """A new context of `length` tokens; their K/V in the form of `arrange`, or None where none are kept."""
+        """A new context of `length` tokens; their K/V in the form of `arrange`, or None where none
+        are kept.
+        """
 
     @abstractmethod
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        """A child a parent with room for `new` tokens more, and the slots that these go to. Writes none of them."""
+        """A child a parent with room for `new` tokens more, and the slots that these go to. Writes
+        none of them.
+        """
 
     @abstractmethod
     def release(self, nodes: Sequence[Handle]) -> None:
         """Forget contexts and free what nobody shares."""
 
     def placed(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """Of the latest fork: the slots of its new tokens, row by row; pages to copy first (source, target)."""
+        """Of the latest fork: the slots of its new tokens, row by row; pages to copy first (source,
+        target).
+        """
         raise NotImplementedError
 
     def slots(self, node: Handle) -> list[int]:
         """The slot of every token of a context."""
         raise NotImplementedError
 
-    # -- keys and values -------------------------------------------------------------------------------
+    # -- keys and values
 
     def arrange(self, tokens: KV) -> Any:
         """K/V of a step in the form in which the model of this library has them. Not timed."""
         return tokens
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
-        """Fork, write the new tokens, and gather the batch for the model; with `queries`, also attend."""
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
+        """Fork, write the new tokens, and gather the batch for the model; with `queries`, also
+        attend.
+        """
         raise NotImplementedError
 
     def arrange_queries(self, queries: torch.Tensor) -> Any:
-        """Queries [layers, B, heads, n, head_size] in the form in which the model has them. Not timed."""
+        """Queries [layers, B, heads, n, head_size] in the form in which the model has them. Not
+        timed.
+        """
         return queries
 
     def output(self, layer: int) -> torch.Tensor:
@@ -82,7 +95,9 @@ class Peer(ABC):
         """Bytes of K/V held for the live nodes, whose lengths these are."""
         raise NotImplementedError
 
-    def attend(self, queries: Any, contexts: Callable[[int], KV], mask: Callable[[], torch.Tensor | None]) -> None:
+    def attend(
+        self, queries: Any, contexts: Callable[[int], KV], mask: Callable[[], torch.Tensor | None]
+    ) -> None:
         """SDPA of every layer over what was gathered; its time is kept apart."""
         begin = time.perf_counter()
         bias = mask()
@@ -94,7 +109,9 @@ class Peer(ABC):
 
 
 def causal(kept: torch.Tensor, new: int) -> torch.Tensor:
-    """Bool [B, 1, new, W] from the columns that are tokens [B, W], the last `new` of which are the queries' own."""
+    """Bool [B, 1, new, W] from the columns that are tokens [B, W], the last `new` of which are the
+    queries' own.
+    """
     width = kept.shape[1]
     order = torch.ones(new, width, dtype=torch.bool, device=kept.device).tril(width - new)
     return kept[:, None, None, :] & order

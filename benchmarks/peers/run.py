@@ -2,11 +2,12 @@
 
     python benchmarks/peers/run.py --json benchmarks/results/peers.json --plots benchmarks/results/
 
-Every peer is first checked for right contents: each node of a search is read back and compared with a dense copy.
-Then, one thread, in turns: bookkeeping alone (fork + append of a batch of 8, release of 8), a whole step (fork, write,
-gather), attention over what was gathered, bytes of K/V over what is really needed, fork + append beside up to a
-million live sequences, and host memory of a sequence. A peer whose library is not installed is a line that says so.
-`make bench` sets up an environment with all of them.
+Every peer is first checked for right contents: each node of a search is read back and compared with
+a dense copy. Then, one thread, in turns: bookkeeping alone (fork + append of a batch of 8, release
+of 8), a whole step (fork, write, gather), attention over what was gathered, bytes of K/V over what
+is really needed, fork + append beside up to a million live sequences, and host memory of a
+sequence. A peer whose library is not installed is a line that says so. `make bench` sets up an
+environment with all of them.
 """
 
 from __future__ import annotations
@@ -44,11 +45,16 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    )
     return {
-        "processor": next(named, platform.machine()), "cores": os.cpu_count(),
-        "memory_gib": memory and round(memory / 2**30), "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(), "threads": torch.get_num_threads(),
+        "processor": next(named, platform.machine()),
+        "cores": os.cpu_count(),
+        "memory_gib": memory and round(memory / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
         "load_at_start": round(os.getloadavg()[0], 2),
     }
 
@@ -65,10 +71,13 @@ def versions() -> dict[str, str]:
 
 
 def checked(found: Sequence[Row], work: Workload) -> tuple[list[Row], dict[str, Any]]:
-    """The peers that keep what they are given, and the number of contexts read back from each, or what was wrong."""
+    """The peers that keep what they are given, and the number of contexts read back from each, or
+    what was wrong.
+    """
     few = 10 if work.window <= 64 else 4
     short = replace(work, simulations=min(few, work.simulations), searches=min(3, work.searches))
-    passed, report = [], {}
+    passed = []
+    report = {}
     for row in found:
         if row.kind is None:
             continue
@@ -93,29 +102,42 @@ def described(row: Row) -> dict[str, Any]:
 
 def shown(work: Workload) -> dict[str, Any]:
     """A workload as JSON has it."""
-    return {**asdict(work), "dtype": str(work.dtype).removeprefix("torch."), "token_bytes": work.token_bytes}
+    return {
+        **asdict(work),
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "token_bytes": work.token_bytes,
+    }
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """All of it."""
     found = [row for row in rows() if not options.only or row.name in options.only]
     results: dict[str, Any] = {
-        "schema": 1, "command": "python " + " ".join(sys.argv), "when": time.strftime("%Y-%m-%d"),
-        "machine": machine(), "versions": versions(), "peers": [described(row) for row in found], "workloads": {},
+        "schema": 1,
+        "command": "python " + " ".join(sys.argv),
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": versions(),
+        "peers": [described(row) for row in found],
+        "workloads": {},
     }
     for work in (WORKLOADS[name] for name in options.workloads):
         say(f"{work.name}: reading back what every peer keeps")
         passed, report = checked(found, work)
         say(f"{work.name}: timing {len(passed)} peers")
         results["workloads"][work.name] = {
-            "sizes": shown(work), "checks": report,
+            "sizes": shown(work),
+            "checks": report,
             "tables": measure.tables(passed, work, options.repeats),
             "contents": measure.contents(passed, work, options.content_repeats),
         }
     say(f"beside {', '.join(f'{count:,}' for count in options.live)} live sequences")
     work = SMALL if SMALL.name in options.workloads else WORKLOADS[options.workloads[0]]
     results["scaling"] = measure.scaling(found, work, options.live, options.rounds)
-    results["host_bytes"] = {"live": options.host_live, **measure.host_bytes(found, work, options.host_live)}
+    results["host_bytes"] = {
+        "live": options.host_live,
+        **measure.host_bytes(found, work, options.host_live),
+    }
     results["machine"]["load_at_end"] = round(os.getloadavg()[0], 2)
     return results
 
@@ -130,13 +152,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plots", type=Path, help="write the plots to this folder")
-    parser.add_argument("--workloads", nargs="+", choices=sorted(WORKLOADS), default=[SMALL.name, LONG.name])
-    parser.add_argument("--only", nargs="+", metavar="PEER", help="these peers only, by their names in the table")
-    parser.add_argument("--repeats", type=int, default=5, help="times that all searches are played on the tables")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=sorted(WORKLOADS), default=[SMALL.name, LONG.name]
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PEER", help="these peers only, by their names in the table"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="times that all searches are played on the tables"
+    )
     parser.add_argument("--content-repeats", type=int, default=1, help="the same with K/V")
     parser.add_argument("--live", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6])
-    parser.add_argument("--rounds", type=int, default=60, help="rounds of 8 batches beside so many live sequences")
-    parser.add_argument("--host-live", type=int, default=20_000, help="sequences whose host memory is counted")
+    parser.add_argument(
+        "--rounds", type=int, default=60, help="rounds of 8 batches beside so many live sequences"
+    )
+    parser.add_argument(
+        "--host-live", type=int, default=20_000, help="sequences whose host memory is counted"
+    )
     options = parser.parse_args()
     measure.pin_threads()
     results = json.loads(json.dumps(benchmark(options)))  # as a reader of the file will have it

@@ -11,11 +11,16 @@ from torch.nn.attention.experimental._paged_attention import PagedAttention
 from .peer import KV, Handle, Peer, causal
 from .workload import Workload
 
-NO_SHARING = "no sharing: rows that name one page overwrite each other, and erasing one row frees the page of both"
+NO_SHARING = (
+    "no sharing: rows that name one page overwrite each other, and erasing one row "
+    "frees the page of both"
+)
 
 
 class TorchPagedPeer(Peer):
-    """PagedAttention with one row a node. It cannot fork, so a child is a row of its own with a copy."""
+    """PagedAttention with one row a node. It cannot fork, so a child is a row of its own with a
+    copy.
+    """
 
     name = "torch PagedAttention"
     note = "copies the context"
@@ -45,23 +50,29 @@ class TorchPagedPeer(Peer):
         return rows
 
     def _assign(self, rows: Sequence[int], ends: Sequence[int], new: int, tokens: Any) -> None:
-        batch, places = torch.tensor(rows), torch.tensor(ends)[:, None] + torch.arange(new)
+        batch = torch.tensor(rows)
+        places = torch.tensor(ends)[:, None] + torch.arange(new)
         for layer, (keys, values) in enumerate(zip(*tokens)):
             self.paged.assign(batch, places, keys, values, *self.pool[layer])
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
         raise NotImplementedError
 
-    def step(self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None) -> list[Handle]:
+    def step(
+        self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
+    ) -> list[Handle]:
         ends = [self.lengths[parent] for parent in parents]
         children = self._reserved([end + new for end in ends])
         for parent, child, end in zip(parents, children, ends):
             self._assign([child], [0], end, self.read(parent, batch=1))
         self._assign(children, ends, new, tokens)
-        width, index = max(ends) + new, torch.tensor(ends)[:, None] + new
+        width = max(ends) + new
+        index = torch.tensor(ends)[:, None] + new
         columns = torch.arange(width) - (width - index)  # padded on the left
         kept = columns >= 0
-        pages = self.paged.page_table[torch.tensor(children)].gather(1, columns.clamp(min=0) // self.work.page_size)
+        pages = self.paged.page_table[torch.tensor(children)].gather(
+            1, columns.clamp(min=0) // self.work.page_size
+        )
         slots = torch.where(kept, pages * self.work.page_size + columns % self.work.page_size, 0)
         batch = self.pool[:, :, 0].index_select(3, slots.flatten()).unflatten(3, slots.shape)
         dense = batch.transpose(2, 3)  # [layers, 2, B, heads, W, head_size]
@@ -91,11 +102,15 @@ class TorchPagedPeer(Peer):
 
 
 def aliases_are_lost() -> bool:
-    """Show it: two rows that name one page, as a fork would. What one writes the other reads; freed twice."""
+    """Show it: two rows that name one page, as a fork would. What one writes the other reads; freed
+    twice.
+    """
     paged = PagedAttention(4, 2, 4, device="cpu")
-    keys, values = torch.zeros(1, 1, 8, 1), torch.zeros(1, 1, 8, 1)
+    keys = torch.zeros(1, 1, 8, 1)
+    values = torch.zeros(1, 1, 8, 1)
     paged.reserve(torch.tensor([0]), torch.tensor([2]))
-    paged.page_table[1], paged.capacity[1] = paged.page_table[0], paged.capacity[0]
+    paged.page_table[1] = paged.page_table[0]
+    paged.capacity[1] = paged.capacity[0]
     for row in range(2):  # each appends its second token
         token = torch.full((1, 1, 1, 1), 1.0 + row)
         paged.assign(torch.tensor([row]), torch.tensor([[1]]), token, token, keys, values)

@@ -1,6 +1,7 @@
 """vLLM's BlockPool with a fork made by hand: its own cache manager has none.
 
-The pool is plain python and needs no accelerator; tables, copies and slots are kept here, as its caller would.
+The pool is plain python and needs no accelerator; tables, copies and slots are kept here, as its
+caller would.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class VllmPoolPeer(Peer):
     def __init__(self, work: Workload, nodes: int, tokens: int) -> None:
         super().__init__(work, nodes, tokens)
         self.size = work.page_size
-        self.pool = BlockPool(1 + nodes + tokens // self.size, enable_caching=False, hash_block_size=self.size)
+        self.pool = BlockPool(
+            1 + nodes + tokens // self.size, enable_caching=False, hash_block_size=self.size
+        )
         self.tables: dict[int, list[Any]] = {}
         self.lengths: dict[int, int] = {}
         self.next = 0
@@ -31,17 +34,24 @@ class VllmPoolPeer(Peer):
         self.copied: list[tuple[int, int]] = []
 
     def begin(self, length: int, tokens: Any = None) -> Handle:
-        self.tables[self.next], self.lengths[self.next] = [], 0
+        self.tables[self.next] = []
+        self.lengths[self.next] = 0
         self.next += 1
         (made,) = self.fork([self.next - 1], length)
         self.release([self.next - 2])
         return made
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        pool, tables, lengths, size = self.pool, self.tables, self.lengths, self.size
-        written, copied, children = [], [], []
+        pool = self.pool
+        tables = self.tables
+        lengths = self.lengths
+        size = self.size
+        written = []
+        copied = []
+        children = []
         for parent in parents:
-            end, source = lengths[parent], tables[parent]
+            end = lengths[parent]
+            source = tables[parent]
             full = end // size
             blocks = source[:full]
             pool.touch(blocks)
@@ -51,10 +61,12 @@ class VllmPoolPeer(Peer):
             for index in range(end, end + new):
                 written.append(blocks[index // size].block_id * size + index % size)
             child = self.next
-            tables[child], lengths[child] = blocks, end + new
+            tables[child] = blocks
+            lengths[child] = end + new
             self.next = child + 1
             children.append(child)
-        self.written, self.copied = written, copied
+        self.written = written
+        self.copied = copied
         return children
 
     def release(self, nodes: Sequence[Handle]) -> None:
@@ -66,5 +78,9 @@ class VllmPoolPeer(Peer):
         return self.written, self.copied
 
     def slots(self, node: Handle) -> list[int]:
-        blocks, size = self.tables[node], self.size
-        return [blocks[index // size].block_id * size + index % size for index in range(self.lengths[node])]
+        blocks = self.tables[node]
+        size = self.size
+        return [
+            blocks[index // size].block_id * size + index % size
+            for index in range(self.lengths[node])
+        ]

@@ -1,10 +1,11 @@
 """What every peer is asked to do: tree searches, drawn once from a seed and the same for all.
 
-Nodes are numbered by the script; a peer keeps its own handle for each number. A search starts from one context an
-environment. Each simulation draws a node of every environment's tree, at random among those with room in the window,
-and adds one child to it. Afterwards the root's first child is the context that the next search starts from; every
-other node is released, in batches and in an order that is the same for all. A context that outgrew the lengths of a
-prefix is released as well, and a new one takes its place.
+Nodes are numbered by the script; a peer keeps its own handle for each number. A search starts from
+one context an environment. Each simulation draws a node of every environment's tree, at random
+among those with room in the window, and adds one child to it. Afterwards the root's first child is
+the context that the next search starts from; every other node is released, in batches and in an
+order that is the same for all. A context that outgrew the lengths of a prefix is released as well,
+and a new one takes its place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Workload:
     simulations: int
     searches: int
     envs: int = 8
-    dense_simulations: int | None = None  # for peers that copy contexts, where all simulations would not fit
+    dense_simulations: int | None = (
+        None  # for peers that copy contexts, where all simulations would not fit
+    )
 
     @property
     def token_bytes(self) -> int:
@@ -51,11 +54,17 @@ class Workload:
 
     def for_copies(self) -> Workload:
         """The same, as short as peers need it that copy whole contexts."""
-        return self if self.dense_simulations is None else replace(self, simulations=self.dense_simulations)
+        return (
+            self
+            if self.dense_simulations is None
+            else replace(self, simulations=self.dense_simulations)
+        )
 
 
 SMALL = Workload("small", 2, 8, 96, torch.float32, 2, (4, 14), 14, 2, 20, 50, 20)
-LONG = Workload("long", 8, 8, 64, torch.bfloat16, 16, (512, 512), 544, 16, 1024, 200, 3, dense_simulations=12)
+LONG = Workload(
+    "long", 8, 8, 64, torch.bfloat16, 16, (512, 512), 544, 16, 1024, 200, 3, dense_simulations=12
+)
 TINY = Workload("tiny", 2, 2, 4, torch.float32, 2, (2, 6), 6, 2, 12, 12, 3, envs=3)
 TINY_LONG = Workload("tiny long", 1, 2, 4, torch.bfloat16, 4, (5, 7), 9, 3, 24, 8, 2, envs=3)
 WORKLOADS = {work.name: work for work in (SMALL, LONG, TINY, TINY_LONG)}
@@ -63,16 +72,21 @@ WORKLOADS = {work.name: work for work in (SMALL, LONG, TINY, TINY_LONG)}
 
 @dataclass
 class Search:
-    """One search: contexts that begin anew, then steps, then what is released; all by node number."""
+    """One search: contexts that begin anew, then steps, then what is released; all by
+    node number.
+    """
 
     begun: list[int] = field(default_factory=list)
-    steps: list[tuple[list[int], list[int]]] = field(default_factory=list)  # parents and children, one an environment
+    # parents and children, one an environment
+    steps: list[tuple[list[int], list[int]]] = field(default_factory=list)
     released: list[list[int]] = field(default_factory=list)  # batches
 
 
 @dataclass
 class Script:
-    """All searches of a workload, the length of each node and the node that it was forked from (0: none)."""
+    """All searches of a workload, the length of each node and the node that it was forked from (0:
+    none).
+    """
 
     searches: list[Search] = field(default_factory=list)
     lengths: dict[int, int] = field(default_factory=dict)
@@ -81,13 +95,15 @@ class Script:
     def node(self, parent: int, length: int) -> int:
         """The number of a new node."""
         number = len(self.lengths) + 1
-        self.lengths[number], self.parents[number] = length, parent
+        self.lengths[number] = length
+        self.parents[number] = parent
         return number
 
 
 def script(work: Workload, seed: int = 0) -> Script:
     """Draw all searches of a workload."""
-    draw, made = random.Random(seed), Script()
+    draw = random.Random(seed)
+    made = Script()
     roots = [0] * work.envs
     for _ in range(work.searches):
         search = Search()
@@ -97,8 +113,10 @@ def script(work: Workload, seed: int = 0) -> Script:
                 search.begun.append(roots[env])
         trees = [[root] for root in roots]
         for _ in range(work.simulations):
-            parents = [draw.choice([node for node in tree if made.lengths[node] + work.new <= work.window])
-                       for tree in trees]
+            parents = [
+                draw.choice([node for node in tree if made.lengths[node] + work.new <= work.window])
+                for tree in trees
+            ]
             children = [made.node(parent, made.lengths[parent] + work.new) for parent in parents]
             search.steps.append((parents, children))
             for tree, child in zip(trees, children):
@@ -109,6 +127,8 @@ def script(work: Workload, seed: int = 0) -> Script:
             doomed += [node for node in tree if node != kept]
             roots[env] = kept
         draw.shuffle(doomed)
-        search.released = [doomed[first : first + work.envs] for first in range(0, len(doomed), work.envs)]
+        search.released = [
+            doomed[first : first + work.envs] for first in range(0, len(doomed), work.envs)
+        ]
         made.searches.append(search)
     return made

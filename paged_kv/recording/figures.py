@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from paged_kv.allocator import PageAllocator
-from paged_kv.block_table import BlockTables
 from paged_kv.cache import PagedKVCache
-from paged_kv.change import Record
+from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Record
 
 MOST_NODES = 4096  # of a tree
 MOST_PAGES = 16384  # of a page map

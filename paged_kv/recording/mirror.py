@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from paged_kv.block_table import BlockTables
-from paged_kv.change import Change, Record
 from paged_kv.errors import StaleHandle
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Change, Record
 from paged_kv.recording.lives import PageLives
 from paged_kv.recording.tally import Tally
 
@@ -46,7 +46,12 @@ class Mirror:
         self.sequences_peak = len(self.live)
 
     def note(
-        self, now: float, running: Tally | None, change: Change, taken: Sequence[int], freed: Sequence[int]
+        self,
+        now: float,
+        running: Tally | None,
+        change: Change,
+        taken: Sequence[int],
+        freed: Sequence[int],
     ) -> None:
         """Something changed."""
         drops = change.drops

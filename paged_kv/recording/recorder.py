@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import IO, Any
 from weakref import WeakKeyDictionary
 
-from paged_kv.block_table import BlockTables
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import AlreadyRecording, BadCount, ConcurrentCall, NestedCall
+from paged_kv.pages.block_tables import BlockTables
 from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
 from paged_kv.recording.lives import EDGES, histogram
@@ -123,7 +123,7 @@ class Recorder:
             self.close(type(error).__name__)
             raise
 
-    # -- for the caller ----------------------------------------------------------------------------
+    # -- for the caller
 
     def mark(self, name: str) -> None:
         """Note this moment under a name; marks of one name in an interval become one event."""
@@ -163,7 +163,7 @@ class Recorder:
                     del state.start
             self._writer.close(self._now(), reason)
 
-    # -- caches come and go ------------------------------------------------------------------------
+    # -- caches come and go
 
     def _follow(self, state: Any) -> None:
         """Go along when `state` begins with another cache."""
@@ -210,7 +210,7 @@ class Recorder:
         self._writer.write("pages", now, title="end", **self._pages(verbs))
         self._writer.write("lives", now, **histogram(self._lives))
 
-    # -- what the hooks call -----------------------------------------------------------------------
+    # -- what the hooks call
 
     def _now(self) -> float:
         return perf_counter() - self._start
@@ -237,7 +237,7 @@ class Recorder:
         self._largest = max(self._largest, sequences)
         self._snapshots.looked(now, self._now() - now)
 
-    # -- lines -------------------------------------------------------------------------------------
+    # -- lines
 
     def _sample(self, verbs: Verbs, now: float, tables: BlockTables) -> None:
         """Write what the verbs did since the last sample, and how the cache stands."""

@@ -15,10 +15,10 @@ from operator import attrgetter
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from paged_kv.block_table import BlockTables
 from paged_kv.cache import PagedKVCache
-from paged_kv.change import Change
 from paged_kv.errors import NestedCall
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Change
 from paged_kv.recording.lives import PageLives
 from paged_kv.recording.mirror import Mirror
 from paged_kv.recording.patience import patiently

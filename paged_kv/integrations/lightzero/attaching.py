@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
-from paged_kv.integrations.lightzero.state import Choices
-from paged_kv.integrations.lightzero.versions import FOUND, MAIN
+from paged_kv.integrations.lightzero.shared.state import Choices
+from paged_kv.integrations.lightzero.shared.versions import FOUND, MAIN
 
 if FOUND == MAIN:
-    from paged_kv.integrations.lightzero.main_world_model import BUILDERS, swap_in, swap_out
+    from paged_kv.integrations.lightzero.main.world_model import BUILDERS, swap_in, swap_out
 else:
-    from paged_kv.integrations.lightzero.world_model import BUILDERS, swap_in, swap_out
+    from paged_kv.integrations.lightzero.release.world_model import BUILDERS, swap_in, swap_out
 
 Target = TypeVar("Target")
 CACHES = ("paged", "lightzero")
@@ -24,24 +24,33 @@ _MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_m
 
 
 def attach(
-    target: Target, cache: str = "paged", *, at: str = "read", page_size: int = 2, keys: str = "node",
-    padding: str = "masked", window: str = "cached", **pool: Any,
+    target: Target,
+    cache: str = "paged",
+    *,
+    at: str = "read",
+    page_size: int = 2,
+    keys: str = "node",
+    padding: str = "masked",
+    window: str = "cached",
+    **pool: Any,
 ) -> Target:
-    """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache again.
+    """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
+    again.
 
-    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide: "read" (what is
-    stored stays untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its window).
-    `keys` says how contexts are found again: "node" by environment and by the search tree's own names of its nodes
-    (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero
-    does, but compared as a whole.
-    `padding` says what shorter windows of a batch see of the zeros in front of them: "masked" nothing, so that a row
-    gives the numbers it gives alone, or "attended" LightZero 0.2.0's numbers, which depend on the longest window.
-    `window` says what a context is: "cached" keys and values, corrected or not when the window slides, as LightZero
-    does; or "exact" the tokens alone, from which every step computes its windows anew (release 0.2.0; main has modes of
-    its own for it).
-    `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). All contexts held so far are dropped.
-    Deep copies of an attached model have pools of their own. Returns `target`.
-    Raises BadCount for unknown choices and where `target` holds no UniZero world model.
+    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide:
+    "read" (what is stored stays untouched and shared) or "write" (LightZero's arithmetic bit for
+    bit; every slide rewrites its window). `keys` says how contexts are found again: "node" by
+    environment and by the search tree's own names of its nodes (nothing is hashed, lost or mixed
+    up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero does, but
+    compared as a whole. `padding` says what shorter windows of a batch see of the zeros in front of
+    them: "masked" nothing, so that a row gives the numbers it gives alone, or "attended" LightZero
+    0.2.0's numbers, which depend on the longest window. `window` says what a context is: "cached"
+    keys and values, corrected or not when the window slides, as LightZero does; or "exact" the
+    tokens alone, from which every step computes its windows anew (release 0.2.0; main has modes of
+    its own for it). `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`).
+    All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
+    Returns `target`. Raises BadCount for unknown choices and where `target` holds no UniZero world
+    model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
@@ -49,7 +58,11 @@ def attach(
     choices.check()
     models = list(_world_models(target))
     if not models:
-        raise BadCount("target", type(target).__name__, "a UniZero world model, or a model or policy that holds one")
+        raise BadCount(
+            "target",
+            type(target).__name__,
+            "a UniZero world model, or a model or policy that holds one",
+        )
     for model in models:
         if cache == "paged":
             swap_in(model, choices, {"page_size": page_size, **pool})
@@ -60,10 +73,12 @@ def attach(
 
 @contextlib.contextmanager
 def installed(cache: str = "paged", **options: Any) -> Iterator[None]:
-    """Within the block, every UniZero model that LightZero builds gets the chosen cache, with options of `attach`.
+    """Within the block, every UniZero model that LightZero builds gets the chosen cache, with
+    options of `attach`.
 
     For entry points that build the model themselves, such as `lzero.entry.train_unizero`.
     """
+
     def building(original: Any) -> Any:
         def build(*args: Any, **kwargs: Any) -> Any:
             return attach(original(*args, **kwargs), cache, **options)
@@ -89,7 +104,9 @@ def _world_models(target: Any) -> Iterator[Any]:
     seen: set[int] = set()
     models = [getattr(target, name, None) for name in _MODELS]
     for holder in (target, *models):
-        world_model = holder if isinstance(holder, WorldModel) else getattr(holder, "world_model", None)
+        world_model = (
+            holder if isinstance(holder, WorldModel) else getattr(holder, "world_model", None)
+        )
         if isinstance(world_model, WorldModel) and id(world_model) not in seen:
             seen.add(id(world_model))
             yield world_model

@@ -1,8 +1,0 @@
-"""Says before anything runs how many bytes a tree search's KV caches will take. Arithmetic only: no torch."""
-
-from __future__ import annotations
-
-from .main import Estimate, Held, estimate
-from .workload import Workload
-
-__all__ = ["Estimate", "Held", "Workload", "estimate"]

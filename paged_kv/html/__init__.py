@@ -1,5 +1,0 @@
-"""One self-contained page that shows what a search did to a cache. Needs the extra `report`. See docs/report.md."""
-
-from .page import page
-
-__all__ = ["page"]

@@ -1,0 +1,1 @@
+"""What the release and the main branch of LightZero have in common."""

@@ -1,0 +1,121 @@
+"""Which node of which tree: LightZero's search knows, and tells the world model here.
+
+The search finds its leaves with `batch_traverse`, which names every leaf by (simulation that made
+it, row of the batch). LightZero drops these names and looks the context up again by a hash of the
+latent state. Here the search runs with a tree module that passes the names on, so that no context
+is hashed, lost or taken for another one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from types import FunctionType
+from typing import Any
+
+from lzero.mcts.tree_search.mcts_ctree import UniZeroMCTSCtree
+from lzero.mcts.tree_search.mcts_ctree_sampled import SampledUniZeroMCTSCtree
+
+from paged_kv.errors import UnannouncedNode
+
+TREES = {UniZeroMCTSCtree: "tree_muzero", SampledUniZeroMCTSCtree: "tree_sampled_muzero"}
+
+
+class SearchNodes:
+    """The contexts of one search by (simulation, row); simulation 0 are the roots, which belong to
+    somebody else.
+
+    A context that was released during the search leaves None in its place, and a step that was
+    released as a whole an empty one, so that the names of the others stay theirs.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[Sequence[int | None]] = [[]]
+        self._chosen: tuple[Sequence[int], Sequence[int]] | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._nodes[1:]))
+
+    def begin(self, roots: Sequence[int]) -> None:
+        """A new search below these contexts."""
+        self._nodes = [roots]
+        self._chosen = None
+
+    def choose(self, simulations: Sequence[int], rows: Sequence[int]) -> None:
+        """The leaves that the next step starts from."""
+        self._chosen = simulations, rows
+
+    def take(self, rows: int) -> list[int | None]:
+        """The contexts of the chosen leaves, once; None for those released meanwhile. Raises
+        UnannouncedNode.
+        """
+        chosen = self._chosen
+        nodes = self._nodes
+        self._chosen = None
+        if chosen is None or len(chosen[0]) != rows:
+            raise UnannouncedNode(rows, None if chosen is None else len(chosen[0]))
+        steps = [nodes[simulation] for simulation in chosen[0]]
+        return [step[row] if step else None for step, row in zip(steps, chosen[1])]
+
+    def add(self, children: list[int]) -> None:
+        """The contexts of the nodes that a step made."""
+        self._nodes.append(children)
+
+    def lose_roots(self, roots: Collection[int]) -> None:
+        """Forget these roots, which somebody is about to release."""
+        self._nodes[0] = [None if root in roots else root for root in self._nodes[0]]
+
+    def made(self) -> list[int]:
+        """The contexts that the search made: all but the roots."""
+        return [node for step in self._nodes[1:] for node in step if node is not None]
+
+    def end(self) -> None:
+        """Forget the nodes, which are released."""
+        self._nodes[1:] = [()] * (len(self._nodes) - 1)
+
+
+def announce_searches() -> None:
+    """Have LightZero's UniZero searches tell models with node keys which leaves they chose, and
+    when they end.
+    """
+    for search, tree in TREES.items():
+        if not hasattr(search.search, "__wrapped__"):
+            search.search = _announcing(search.search, tree)
+
+
+class _Announcer:
+    """LightZero's tree module, noting what `batch_traverse` finds."""
+
+    def __init__(self, tree: Any, nodes: SearchNodes) -> None:
+        self._tree = tree
+        self._nodes = nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tree, name)
+
+    def batch_traverse(self, *arguments: Any) -> Any:
+        found = self._tree.batch_traverse(*arguments)
+        self._nodes.choose(found[0], found[1])
+        return found
+
+
+def _announcing(search: Any, tree: str) -> Callable[..., Any]:
+    """`search`, run for models with node keys by a copy of itself whose global `tree` is an
+    announcer.
+    """
+
+    @wraps(search)
+    def announced(mcts: Any, roots: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        paged = getattr(getattr(model, "world_model", None), "paged", None)
+        if paged is None or paged.keys != "node":
+            return search(mcts, roots, model, *arguments, **options)
+        names = {**search.__globals__, tree: _Announcer(search.__globals__[tree], paged.nodes)}
+        own = FunctionType(
+            search.__code__, names, search.__name__, search.__defaults__, search.__closure__
+        )
+        try:
+            return own(mcts, roots, model, *arguments, **options)
+        finally:
+            paged.end_search()
+
+    return announced

@@ -1,0 +1,418 @@
+"""The contexts of one world model: a paged cache, its pools, the nodes of the search, and the batch
+in work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from paged_kv.cache import PagedKVCache
+from paged_kv.errors import BadCount, UnknownEnv
+from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
+from paged_kv.integrations.lightzero.shared.search import SearchNodes
+from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
+from paged_kv.manager import KVCacheManager
+from paged_kv.staging import StagingBatch
+
+SLIDE = 2  # a window that is full loses its oldest observation and action
+ROOM = 2  # a step appends an action and an observation
+CHOICES = {
+    "at": ("read", "write"),
+    "keys": ("node", "latent"),
+    "padding": ("masked", "attended"),
+    "window": ("cached", "exact"),
+}
+
+
+class Choices(NamedTuple):
+    """What a user chose when a model was attached; `attach` explains each."""
+
+    at: str = "read"
+    keys: str = "node"
+    padding: str = "masked"
+    window: str = "cached"
+
+    def check(self) -> None:
+        """Raise BadCount for an unknown choice, and where two do not go together."""
+        for name, value in self._asdict().items():
+            if value not in CHOICES[name]:
+                raise BadCount(name, value, " or ".join(map(repr, CHOICES[name])))
+        if self.window == "exact":
+            for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
+                if value != only:
+                    raise BadCount(name, value, f"{only!r} where window is 'exact'")
+
+
+class Roots(NamedTuple):
+    """Rows of a batch, the environments they are, and the observations of the whole batch."""
+
+    rows: list[int]
+    envs: list[int]
+    seen: torch.Tensor
+
+
+class PagedState:
+    """The contexts of one world model, and the batch that is in work.
+
+    `cache` and `manager` are made at the first use, on the device of the model. A copy, deep or
+    pickled, is empty: a target network starts without contexts, and never shares any.
+    """
+
+    # The last root of an environment is all that a later step asks for: the step after it, and its
+    # own search.
+    init_entries = 1
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        *,
+        envs: int,
+        context_length: int,
+        choices: Choices,
+        rotary: bool,
+    ) -> None:
+        choices.check()
+        self.options = options
+        self.envs = envs
+        self.context_length = context_length
+        self.rotary = rotary
+        self.choices = choices
+        self.at, self.keys, self.padding, self.window = choices
+        self.nodes = SearchNodes()
+        self.environments: list[int] | None = (
+            None  # of the rows of the step that is running, where a policy tells
+        )
+        self._envs: list[int] = []  # of the rows of the search
+        # what each root ends with: a batch and a row of it
+        self._seen: dict[int, tuple[torch.Tensor, int]] = {}
+        shifts = not rotary and context_length > SLIDE and self.window == "cached"
+        self.read_shift = ReadShift() if shifts and self.at == "read" else None
+        self.write_shift = WriteShift(context_length) if shifts and self.at == "write" else None
+        self._cache: PagedKVCache | None = None
+        self._manager: KVCacheManager | None = None
+        self._batch: StagingBatch | None = None
+        # contexts that live for one step: of nodes that were not found
+        self._guests: list[int] = []
+
+    def __reduce__(self) -> Any:
+        return _empty_state, (
+            type(self),
+            self.options,
+            self.envs,
+            self.context_length,
+            self.choices,
+            self.rotary,
+        )
+
+    @property
+    def cache(self) -> PagedKVCache:
+        """The paged cache."""
+        if self._cache is None:
+            self.start("cpu", torch.float32)
+        assert self._cache is not None
+        return self._cache
+
+    @property
+    def started(self) -> bool:
+        """Whether the cache was made."""
+        return self._cache is not None
+
+    @property
+    def manager(self) -> KVCacheManager:
+        """The pools: one root context an environment, and the nodes of the search."""
+        self.cache  # noqa: B018  (makes both)
+        assert self._manager is not None
+        return self._manager
+
+    def start(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Begin with an empty cache on a device, and drop what another one held."""
+        self._batch = None
+        self._guests = []
+        self._seen = {}
+        self.nodes.begin([])
+        self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
+        self._manager = KVCacheManager(self._cache, self.envs, init_entries=self.init_entries)
+
+    # -- the roots
+
+    def environments_of(self, rows: int) -> list[int]:
+        """The environment of each row of a root step: what the policy said, or else the
+        row itself.
+        """
+        envs = list(range(rows)) if self.environments is None else self.environments
+        if len(envs) != rows:
+            raise BadCount(
+                "ready environments", envs, f"one for each of the {rows} rows of the batch"
+            )
+        for env in envs:
+            if not 0 <= env < self.envs:
+                raise UnknownEnv(env, self.envs)
+        return envs
+
+    def roots_after(self, roots: Roots) -> list[int | None]:
+        """The root of each environment, or None where its window does not end with what the row has
+        seen.
+        """
+        if self._manager is None:
+            return [None] * len(roots.envs)
+        known = [self._manager.get_init_cache(env, env) for env in roots.envs]
+        pairs = zip(known, roots.envs, roots.rows)
+        return [
+            root if root is not None and self._saw(env, roots.seen, row) else None
+            for root, env, row in pairs
+        ]
+
+    def roots_at(self, roots: Roots, keys: Sequence[Hashable]) -> list[int | None]:
+        """The root of each environment, or None where its window does not end with the latent state
+        of the row.
+        """
+        if self._manager is None:
+            return [None] * len(roots.envs)
+        return [
+            self._manager.get_init_cache(env, keys[row]) for env, row in zip(roots.envs, roots.rows)
+        ]
+
+    def store_roots(
+        self, roots: Roots, children: Sequence[int], keys: Sequence[Hashable] | None
+    ) -> None:
+        """Keep the root of each environment in place of the one before: under its key, or else as
+        the only one.
+        """
+        for place, (env, row, child) in enumerate(zip(roots.envs, roots.rows, children)):
+            if keys is not None:
+                self.manager.set_init_cache(env, keys[place], child)
+                continue
+            pool = self.manager.init_pools[env]
+            pool.put(env, child)
+            if not pool.pinned(env):  # a search goes on from its root: no lack of pages may take it
+                pool.pin(env)
+            self._seen[env] = roots.seen, row
+
+    def begin_search(self, envs: list[int]) -> None:
+        """A search below the roots of these environments, one a row."""
+        self._envs = envs
+        if self.keys == "node" and self.context_length > SLIDE:
+            self.nodes.begin([self.manager.init_pools[env].handles()[0] for env in envs])
+
+    def _saw(self, env: int, seen: torch.Tensor, row: int) -> bool:
+        """Whether the root of an environment ends with this observation."""
+        batch, place = self._seen[env]
+        if batch is seen and place == row:  # the policy hands the same tensor over again
+            return True
+        return row < len(seen) and torch.equal(batch[place], seen[row])
+
+    # -- the nodes of the search
+
+    def lookup(self, keys: Sequence[Hashable]) -> list[int | None]:
+        """The context of each row's node, first among the roots of its environment, then among the
+        nodes; or None.
+        """
+        if self._manager is None:
+            return [None] * len(keys)
+        lookup = self._manager.retrieve_cache_hierarchical
+        envs = self._envs if len(self._envs) == len(keys) else range(len(keys))
+        return [lookup(env, key) for env, key in zip(envs, keys)]
+
+    def entry(self, handle: int) -> Entry:
+        """A stored context as LightZero sees it."""
+        return Entry(handle, self.cache.lengths((handle,))[0])
+
+    def store_nodes(self, keys: Sequence[Hashable], children: Sequence[int]) -> None:
+        """Keep search nodes until the next search."""
+        self.manager.set_recur_caches(keys, children)
+
+    def end_search(self) -> None:
+        """Release the nodes of the search, in one call; one that was interrupted may be
+        made again.
+        """
+        doomed = self.nodes.made()
+        if doomed:
+            self.cache.release(doomed, missing_ok=True)
+        self.nodes.end()
+
+    def forget_nodes(self) -> None:
+        """Release the nodes of the search."""
+        self.end_search()
+        if self._manager is not None:
+            self._manager.clear_recur_cache()
+
+    def forget_roots(self, env: int) -> None:
+        """Release the root of one environment."""
+        if self._manager is not None:
+            self.nodes.lose_roots(self._manager.init_pools[env].handles())
+            self._manager.clear_init_caches((env,))
+
+    # -- a model step
+
+    def open(self, model: Any, contexts: Sequence[Any]) -> Any:
+        """Gather a batch of stored contexts and of fresh `KeysValues`, left-padded."""
+        self._drop_guests()
+        parents = [context.handle if type(context) is Entry else 0 for context in contexts]
+        strangers = [row for row, parent in enumerate(parents) if not parent]
+        for size in {contexts[row].size for row in strangers}:
+            rows = [row for row in strangers if contexts[row].size == size]
+            guests = self.take_in(model, [contexts[row] for row in rows], len(rows), size)
+            self._guests += guests
+            for row, guest in zip(rows, guests):
+                parents[row] = guest
+        return self.open_sequences(model, parents)
+
+    def open_sequences(self, model: Any, parents: list[int]) -> Any:
+        """Gather a batch of sequences, left-padded."""
+        shift = self.read_shift
+        if shift is not None:
+            shift.follow(model)
+        self._batch = self.cache.open(parents, ROOM, rebase=shift)
+        return StepBatch(self._batch, self.padding == "masked")
+
+    def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> Any:
+        """A batch of contexts that begin with their next token."""
+        cache = self._cache
+        if cache is None or device != cache.device or dtype != cache.dtype:
+            self.start(device, dtype)
+        self._drop_guests()
+        # so that later pairs fill whole pages
+        self._guests = self.cache.new(rows, start=-1 % self.cache.page_size)
+        return self.open_sequences(model, self._guests)
+
+    def commit(self, model: Any, sizes: Sequence[int]) -> list[int]:
+        """Store the batch of a search step, whose contexts have `sizes` tokens; returns the new
+        contexts.
+        """
+        batch = self._in_work()
+        size = batch.size
+        if not batch.uniform or self.write_shift is not None or batch.past < SLIDE:
+            return self._commit(model, batch, sizes, [None] * len(batch.parents))
+        less = None if self.read_shift is None else [self.read_shift.new_tokens(batch)]
+        children = batch.commit(slide=SLIDE if size >= self.context_length - 1 else 0, less=less)
+        self._batch = None
+        if self._guests:
+            self._drop_guests()
+        return children
+
+    def commit_roots(self, model: Any) -> list[int]:
+        """Store a batch of roots.
+
+        LightZero 0.2.0 stores every root with the length of the longest, so that the zeros in front
+        of a shorter one become tokens of it. They take part in attention from then on; here too
+        where padding is "attended", so that both give the same numbers. Where it is "masked", every
+        root keeps its own length.
+        """
+        batch = self._in_work()
+        size = batch.size
+        if batch.uniform or self.padding == "masked":
+            return self.commit(model, [length + size - batch.past for length in batch.lengths])
+        # what is stored whole is stored without positions, padding included
+        if self.read_shift is not None:
+            batch.layout.columns(0, size)[0].sub_(self.read_shift.of(0, size))
+        return self._commit(model, batch, [size] * len(batch.parents), [0] * len(batch.parents))
+
+    def close(self) -> None:
+        """Give up the batch in work; nothing is stored."""
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
+        self._drop_guests()
+
+    def take_in(self, model: Any, contexts: Sequence[Any], rows: int, size: int) -> list[int]:
+        """New sequences with the `size` tokens of one or more `KeysValues`, `rows` rows in all."""
+        first = contexts[0][0]._k_cache._cache
+        cache = self._cache
+        if cache is None or first.device != cache.device or first.dtype != cache.dtype:
+            self.start(first.device, first.dtype)
+        dense = [
+            torch.stack(
+                [
+                    getattr(context[layer], half)._cache[:, :, :size]
+                    for layer in range(len(contexts[0]))
+                    for context in contexts
+                ]
+            )
+            for half in ("_k_cache", "_v_cache")
+        ]
+        keys, values = (half.reshape(-1, rows, *half.shape[2:]) for half in dense)
+        if self.read_shift is not None:
+            self.read_shift.follow(model)
+            positions = self.read_shift.of(0, size)
+            keys = keys - positions[0::2]
+            values = values - positions[1::2]
+        # Placed so that the pairs appended later fill whole pages.
+        guests = self.cache.new(rows, start=-size % self.cache.page_size)
+        self.cache.append(guests, keys, values)
+        return guests
+
+    def adopt(self, model: Any, context: Any) -> int:
+        """A sequence of its own with the contents of a stored context or of a `KeysValues` of one
+        row.
+        """
+        if isinstance(context, Entry):
+            return self.cache.fork([context.handle])[0]
+        return self.take_in(model, [context], 1, context.size)[0]
+
+    # -- inside
+
+    def _commit(
+        self, model: Any, batch: StagingBatch, sizes: Sequence[int], rewrite: list[int | None]
+    ) -> list[int]:
+        limit = self.context_length - 1
+        slide = [0] * len(sizes)
+        late = [0] * len(sizes)
+        full = [row for row, size in enumerate(sizes) if size >= limit]
+        if full and self.write_shift is not None:
+            self.write_shift.follow(model)
+            self._shift_and_slide(self.write_shift, batch, sizes, full, rewrite)
+        else:
+            # what is rewritten as a whole, or has too short a parent, slides once it is stored
+            for row in full:
+                (slide if rewrite[row] is None and batch.lengths[row] >= SLIDE else late)[row] = (
+                    SLIDE
+                )
+        less = None
+        if self.read_shift is not None and any(column is None for column in rewrite):
+            less = [self.read_shift.new_tokens(batch)]
+        children = batch.commit(slide=slide, rewrite=rewrite, less=less)
+        if any(late):
+            self.cache.slide(children, late)
+        self._batch = None
+        self._drop_guests()
+        return children
+
+    def _shift_and_slide(
+        self,
+        shift: WriteShift,
+        batch: StagingBatch,
+        sizes: Sequence[int],
+        full: list[int],
+        rewrite: list[int | None],
+    ) -> None:
+        """Correct the windows that slide, and have them stored anew from the third token on."""
+        begins = {row: batch.size - sizes[row] + SLIDE for row in full}
+        for first in set(begins.values()):
+            shift.apply(batch, [row for row in full if begins[row] == first], first)
+        for row, first in begins.items():
+            rewrite[row] = first
+
+    def _drop_guests(self) -> None:
+        if self._guests:
+            # an interrupt may have come after it before
+            self.cache.release(self._guests, missing_ok=True)
+            self._guests = []
+
+    def _in_work(self) -> StagingBatch:
+        if self._batch is None:
+            raise BadCount("keys_values_wm", None, "a batch made by trim_and_pad_kv_cache")
+        return self._batch
+
+
+def _empty_state(
+    kind: type[PagedState],
+    options: dict[str, Any],
+    envs: int,
+    context_length: int,
+    choices: Choices,
+    rotary: bool,
+) -> PagedState:
+    return kind(options, envs=envs, context_length=context_length, choices=choices, rotary=rotary)

@@ -1,0 +1,1 @@
+"""What the command `paged-kv` needs, and nothing else does."""

@@ -1,0 +1,169 @@
+"""`paged-kv estimate`: how many bytes a tree search's KV caches will take, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from paged_kv.tools.commands.common import fail, file, shortened, unusable_file
+from paged_kv.tools.commands.profile import PRESET_NAMES
+
+NEEDED = ("layers", "heads", "head_size", "context", "envs", "simulations")
+DESCRIPTION = """\
+Say how many bytes the KV caches of a tree search will take: in LightZero's
+own caches, as one dense tensor a node, and in pages. Sizes come from options,
+a preset or a configuration file; options win. No search is run, and the answer
+comes at once."""
+EXAMPLES = """\
+examples:
+  paged-kv estimate --preset atari --envs 32
+  paged-kv estimate --layers 2 --heads 8 --head-size 96 --context 8 \\
+                    --envs 8 --simulations 50
+  paged-kv estimate --transformers-config Llama/ --context 4096 \\
+                    --root-tokens 1000 --simulations 100"""
+SIZES = {
+    "layers": "transformer layers",
+    "heads": "attention heads",
+    "head_size": "numbers of a key in one head",
+    "kv_heads": "heads of keys and values (default: --heads)",
+    "value_head_size": "numbers of a value in one head (default: --head-size)",
+    "context": "tokens of a full window",
+    "envs": "environments, or trees, searched in one batch (default with --transformers-config: 1)",
+    "simulations": "simulations per root step: nodes added to each tree",
+    "tokens_per_step": "tokens a node adds (default: 2, an action and an observation)",
+    "root_tokens": "tokens of a root's window (default: as many as it keeps once it is full)",
+    "root_steps": "estimate after so many root steps (default: when windows and LightZero's "
+    "rings are full)",
+    "page_size": "token slots per page (default: the advised one)",
+}
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers of `paged-kv`."""
+    command = commands.add_parser(
+        "estimate",
+        help="say how many bytes the caches of a search will take, before anything runs",
+        usage="%(prog)s [options]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+    )
+    sources = command.add_argument_group("where sizes come from")
+    source = sources.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset",
+        choices=(*PRESET_NAMES, "all"),
+        metavar="NAME",
+        help=f"a workload of `paged-kv profile`: {', '.join(PRESET_NAMES)} or all",
+    )
+    source.add_argument(
+        "--lightzero-config",
+        type=file,
+        metavar="FILE.py",
+        help="a LightZero configuration, a python module that sets main_config; it is run",
+    )
+    source.add_argument(
+        "--transformers-config",
+        type=file,
+        metavar="PATH",
+        help="a transformer's config.json, or its folder",
+    )
+    sizes = command.add_argument_group("sizes")
+    for name, about in SIZES.items():
+        sizes.add_argument("--" + name.replace("_", "-"), type=whole, metavar="N", help=about)
+    sizes.add_argument(
+        "--dtype",
+        metavar="NAME",
+        help="of keys and values (default: float32, or the configuration's)",
+    )
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "--json",
+        type=file,
+        metavar="FILE",
+        help="also write the figures to FILE; - prints them in place of the table",
+    )
+    command.set_defaults(run=run)
+
+
+def whole(text: str) -> int:
+    """A whole number of any size, for argparse; whether it makes sense is checked where all are
+    known.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is not a whole number") from None
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    from paged_kv.errors import PagedKVError
+    from paged_kv.tools.estimate import estimate
+    from paged_kv.tools.estimate.table import text
+
+    to_screen = str(options.json) == "-"
+    wrong = None if to_screen else unusable_file(options.json)
+    if wrong:
+        return fail(wrong, status=2)
+    given = {
+        name: value for name in (*SIZES, "dtype") if (value := getattr(options, name)) is not None
+    }
+    found = []
+    name = ""
+    try:
+        for name, fields in _sources(options):
+            missing = [field for field in NEEDED if field not in fields | given]
+            if missing:
+                return fail(_incomplete(missing, options), status=2)
+            found.append((name or "search", estimate(**(fields | given))))
+    except PagedKVError as error:
+        return fail(f"{name}: {error}" if name else str(error), status=2)
+    figures = [{"name": name, **each.as_dict()} for name, each in found]
+    written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
+    if to_screen:
+        print(written, end="")
+        return 0
+    lightzero = options.transformers_config is None
+    print("\n\n".join(text(each, name, lightzero=lightzero) for name, each in found))
+    try:
+        if options.json:
+            options.json.write_text(written)
+    except OSError as error:
+        return fail(f"cannot write to {str(options.json)!r}: {error.strerror}")
+    return 0
+
+
+def _sources(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """The name and the fields of each workload, as far as a preset or a file gives them."""
+    from paged_kv.tools.estimate import configs
+
+    if options.preset:
+        from paged_kv.tools.profile.presets import PRESETS
+
+        names = PRESET_NAMES if options.preset == "all" else (options.preset,)
+        return [(name, configs.preset(PRESETS[name])) for name in names]
+    if options.lightzero_config is not None:
+        return [(options.lightzero_config.name, configs.lightzero(options.lightzero_config))]
+    if options.transformers_config is not None:
+        path = options.transformers_config
+        name = path.parent.name if path.name == "config.json" else path.name
+        return [(name or "transformer", {"envs": 1, **configs.transformers(path)})]
+    return [("", {})]
+
+
+def _incomplete(missing: list[str], options: argparse.Namespace) -> str:
+    """What to add where sizes are missing."""
+    from paged_kv.tools.estimate.configs import LIGHTZERO_NAMES, TRANSFORMERS_NAMES
+
+    flags = ", ".join("--" + field.replace("_", "-") for field in missing)
+    path = options.lightzero_config or options.transformers_config
+    if path is None:
+        return f"give {flags}, or one of --preset, --lightzero-config, --transformers-config"
+    names = LIGHTZERO_NAMES if options.lightzero_config else TRANSFORMERS_NAMES
+    absent = ", ".join(names[field] for field in missing if field in names)
+    return (
+        f"{str(path)!r} has no {absent}: give {flags}"
+        if absent
+        else f"with {str(path)!r}, give {flags}, too"
+    )

@@ -1,0 +1,328 @@
+"""The charts over the time of a search: bytes, references, hits, time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from paged_kv.tools import summary
+from paged_kv.tools.html.figure import Figure, Line, choose, lines
+from paged_kv.tools.html.series import Axis, Row, Source, byte_unit, number
+from paged_kv.tools.html.style import BIN_COLOURS, BIN_LABELS, DOTS, HEIGHT, LONG, SHORT, SOLID
+from paged_kv.tools.units import count, size
+
+Look = tuple[str, str, str, list[int]]  # field of a sample, name, colour, dash
+
+INSIDE: tuple[Look, ...] = (
+    ("bytes_reserved", "reserved by the pool", "var(--reserved)", LONG),
+    ("bytes_in_use", "pages in use", "var(--paged)", SOLID),
+    ("bytes_shared", "pages that are shared", "var(--shared)", SHORT),
+    ("bytes_unique", "unique tokens need", "var(--unique)", DOTS),
+)
+DENSE: Look = ("bytes_dense", "dense copies would hold", "var(--dense)", LONG)
+UNIQUE: Look = ("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
+
+
+def held(found: Sequence[Source], under: Axis) -> Figure | None:
+    """Bytes held by every side, beside what dense copies would hold and what the unique tokens
+    need.
+    """
+    drawn = [
+        _line(source, ("bytes_in_use", source.name, source.colour, source.dash), under)
+        for source in found
+    ]
+    paged = next((source for source in found if source.paged), None)
+    first = paged or (found[0] if found else None)
+    if first is not None:
+        drawn += [_line(first, look, under) for look in (DENSE, UNIQUE)]
+    if not any(line.points for line in drawn):
+        return None
+    reading = (
+        "Each line is what would have to lie in memory at that moment; the lower, the better. "
+        "The unique tokens are the floor: every token of every live context, stored once."
+    )
+    return Figure(
+        "held",
+        _held_title(found, paged),
+        _bytes(drawn, under),
+        _with_breaks(reading, under),
+        wide=True,
+    )
+
+
+def _held_title(found: Sequence[Source], paged: Source | None) -> str:
+    other = next((source for source in found if not source.paged), None)
+    ours = 0 if paged is None else paged.peak("bytes_in_use")
+    if paged is None or not ours:
+        return "Key/value bytes held"
+    theirs = 0 if other is None else other.peak("bytes_in_use")
+    if other is not None and theirs:
+        return (
+            f"{other.name} peaks at {size(theirs)}, pages at {size(ours)}: {_times(theirs / ours)}"
+        )
+    dense = paged.peak("bytes_dense")
+    if not dense:
+        return f"Pages peak at {size(ours)}"
+    return (
+        f"Pages peak at {size(ours)}; dense copies would hold {size(dense)}: {_times(dense / ours)}"
+    )
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3g}x less" if ratio >= 1 else f"{1 / ratio:.3g}x more"
+
+
+def inside(source: Source, under: Axis) -> Figure | None:
+    """What the pool reserves, uses and shares."""
+    drawn = [_line(source, look, under) for look in INSIDE]
+    if not any(line.points for line in drawn):
+        return None
+    used = source.peak("bytes_in_use")
+    unique = source.peak("bytes_unique")
+    title = "What the pool reserves, uses and shares"
+    if unique:
+        title = (
+            f"At their peak the pages in use hold {used / unique:.3g}x the bytes of the "
+            "unique tokens"
+        )
+    reading = (
+        "The closer the pages in use lie to the unique tokens, the less is wasted inside pages; "
+        "what is "
+        "reserved above them is room that the pool took when it grew."
+    )
+    return Figure(f"inside-{source.key}", title, _bytes(drawn, under), _with_breaks(reading, under))
+
+
+def references(source: Source, under: Axis) -> Figure | None:
+    """Pages by how many sequences hold them, stacked."""
+    rows: list[Row] = []
+    for sample in source.samples:
+        bins = sample.get("pages_by_refs")
+        if isinstance(bins, dict):
+            rows += [
+                {"x": under.of(sample), "b": name, "i": place, "y": number(bins, name) or 0}
+                for place, name in enumerate(BIN_LABELS)
+            ]
+    if not rows:
+        return None
+    picked = alt.selection_point(name="picked", fields=["b"], bind="legend")
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_area(interpolate="step-after")
+        .encode(
+            alt.X(
+                "x:Q",
+                title=under.title,
+                scale=alt.Scale(nice=False),
+                axis=alt.Axis(grid=False, tickCount=8),
+            ),
+            alt.Y("y:Q", title="pages in use", stack="zero", axis=alt.Axis(tickCount=6)),
+            alt.Color(
+                "b:O",
+                sort=BIN_LABELS,
+                scale=alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS),
+                legend=alt.Legend(title="sequences that hold a page", columns=6),
+            ),
+            order=alt.Order("i:Q", sort="descending"),
+            opacity=alt.condition(picked, alt.value(1), alt.value(0.15)),
+            tooltip=[
+                alt.Tooltip("b:O", title="held by"),
+                alt.Tooltip("x:Q", title=under.title),
+                alt.Tooltip("y:Q", title="pages"),
+            ],
+        )
+        .add_params(picked)
+        .properties(height=HEIGHT)
+    )
+    reading = (
+        "The height is the number of pages in use; the darker (on dark: the lighter) the band, "
+        "the more "
+        "sequences read the same page. Click a number to single it out."
+    )
+    return Figure(f"references-{source.key}", _references_title(source), chart, reading)
+
+
+def _references_title(source: Source) -> str:
+    found = max(source.samples, key=lambda row: number(row, "bytes_in_use") or 0).get(
+        "pages_by_refs"
+    )
+    bins: Row = found if isinstance(found, dict) else {}
+    pages = sum(number(bins, name) or 0 for name in BIN_LABELS)
+    if not pages:
+        return "Pages by the number of sequences that hold them"
+    shared = pages - (number(bins, "1") or 0)
+    return f"At the peak {count(shared)} of {count(pages)} pages are held by more than one sequence"
+
+
+def hits(found: Sequence[Source], under: Axis) -> Figure | None:
+    """Share of the lookups that found their context, since the recording began."""
+    drawn = []
+    # dashed lines on top of those of pages
+    for source in sorted(found, key=lambda source: not source.paged):
+        pairs = [
+            (under.of(row), number(row, "queries"), number(row, "hits")) for row in source.samples
+        ]
+        points = [(x, 100 * (good or 0) / asked) for x, asked, good in pairs if asked]
+        if points:
+            drawn.append(Line(source.key, source.name, source.colour, source.dash, points))
+    if not drawn:
+        return None
+    last = {line.name: line.points[-1][1] for line in drawn}
+    if all(rate == 100 for rate in last.values()):
+        title = "Every lookup found its context"
+    else:
+        title = "; ".join(f"{name}: {rate:.3g} % of lookups hit" for name, rate in last.items())
+    lowest = min(y for line in drawn for _, y in line.points)
+    low = max(start for start in (0, 50, 90) if start <= max(lowest, 0))
+    chart = lines(
+        drawn, under.title, "hits / lookups so far", "%", breaks=under.breaks, low=low, high=100
+    )
+    reading = (
+        f"A miss means that a context is computed anew. The axis begins at {low} %; a dashed "
+        "line on top of "
+        "another one is equal to it."
+    )
+    return Figure("hits", title, chart, reading)
+
+
+def cache_time(found: Sequence[Source], under: Axis) -> Figure | None:
+    """Seconds spent in the cache so far."""
+    drawn = []
+    for source in found:
+        line = _line(
+            source, ("cache_s", source.name, source.colour, source.dash), under, scale=1e-3
+        )
+        if any(y for _, y in line.points):
+            drawn.append(line)
+    if not drawn:
+        return None
+    spent = ", ".join(f"{line.name} {count(line.points[-1][1])} ms" for line in drawn)
+    chart = lines(drawn, under.title, "time in the cache so far", "ms", breaks=under.breaks)
+    reading = (
+        "The steeper a line, the more each step costs. Recording and timing cost some time "
+        "themselves, so read "
+        "this for its shape; the bars of a profile are the measurement."
+    )
+    return Figure("cache-time", f"Time in the cache, added up: {spent}", chart, reading)
+
+
+def verbs(source: Source) -> Figure | None:
+    """Seconds by verb, from the events."""
+    found = [verb for verb in summary.verbs(source.recording) if verb.seconds]
+    if not found:
+        return None
+    rows = [
+        {"n": verb.name, "y": 1000 * verb.seconds, "c": verb.calls, "e": verb.us_per_call}
+        for verb in found
+    ]
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar(color="var(--cache)", cornerRadiusEnd=2)
+        .encode(
+            alt.Y(
+                "n:N",
+                title=None,
+                sort=None,
+                axis=alt.Axis(labelLimit=140, ticks=False, domain=False),
+            ),
+            alt.X("y:Q", title="time in all calls (ms)", axis=alt.Axis(tickCount=5)),
+            tooltip=[
+                alt.Tooltip("n:N", title="verb"),
+                alt.Tooltip("y:Q", title="all calls (ms)", format=",.4~g"),
+                alt.Tooltip("c:Q", title="calls", format=","),
+                alt.Tooltip("e:Q", title="a call (us)", format=",.3~g"),
+            ],
+        )
+        .properties(height=max(80, 34 * len(rows)))
+    )
+    most = max(found, key=lambda verb: verb.seconds)
+    share = 100 * most.seconds / sum(verb.seconds for verb in found)
+    title = f"{share:.3g} % of the time in the cache's verbs goes into {most.name}"
+    reading = (
+        "The verbs of the cache, each with all its calls; a verb that runs within another "
+        "one counts in both."
+    )
+    return Figure(f"verbs-{source.key}", title, chart, reading)
+
+
+def split(parts: Sequence[tuple[str, float, float]], unit: str, reading: str) -> Figure | None:
+    """Bars of (name, time in the cache, time in all), one a side."""
+    rows: list[dict[str, Any]] = []
+    for name, cache, whole in parts:
+        rows += [
+            {"n": name, "p": "cache", "y": cache, "i": 0, "s": cache / whole},
+            {
+                "n": name,
+                "p": "rest",
+                "y": max(0.0, whole - cache),
+                "i": 1,
+                "s": max(0.0, 1 - cache / whole),
+            },
+        ]
+    if not rows:
+        return None
+    names = {"cache": "the cache", "rest": "the model, the tree, all the rest"}
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar(height=34, cornerRadius=2)
+        .encode(
+            alt.Y(
+                "n:N",
+                title=None,
+                sort=None,
+                axis=alt.Axis(labelLimit=140, ticks=False, domain=False),
+            ),
+            alt.X("y:Q", title=unit, stack="zero", axis=alt.Axis(tickCount=4)),
+            alt.Color(
+                "p:N",
+                scale=alt.Scale(domain=list(names), range=["var(--cache)", "var(--rest)"]),
+                legend=alt.Legend(title=None, labelExpr=choose(names)),
+            ),
+            order=alt.Order("i:Q"),
+            tooltip=[
+                alt.Tooltip("n:N", title="side"),
+                alt.Tooltip("p:N", title="part"),
+                alt.Tooltip("y:Q", title=unit, format=",.4~g"),
+                alt.Tooltip("s:Q", title="share", format=".1%"),
+            ],
+        )
+        .properties(height=60 * len(parts))
+    )
+    shares = ", ".join(f"{100 * cache / whole:.3g} % ({name})" for name, cache, whole in parts)
+    return Figure(
+        "split", f"The share of the time that goes into the cache: {shares}", chart, reading
+    )
+
+
+def _line(source: Source, look: Look, under: Axis, scale: float = 1.0) -> Line:
+    name, label, colour, dash = look
+    pairs = [(under.of(row), number(row, name)) for row in source.samples]
+    return Line(
+        f"{source.key}_{name}",
+        label,
+        colour,
+        dash,
+        [(x, y / scale) for x, y in pairs if y is not None],
+    )
+
+
+def _bytes(drawn: Sequence[Line], under: Axis) -> alt.LayerChart:
+    full = [line for line in drawn if line.points]
+    unit, scale = byte_unit(max(y for line in full for _, y in line.points))
+    scaled = [
+        Line(
+            line.key,
+            line.name,
+            line.colour,
+            line.dash,
+            [(x, round(y / scale, 4)) for x, y in line.points],
+        )
+        for line in full
+    ]
+    return lines(scaled, under.title, "key/value bytes", unit, breaks=under.breaks, form=",.3~f")
+
+
+def _with_breaks(reading: str, under: Axis) -> str:
+    return f"{reading} Dotted uprights: the next root step begins." if under.breaks else reading

@@ -1,0 +1,208 @@
+"""The document: one file with its charts, its data and all that draws them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from paged_kv import __version__
+from paged_kv.recording import Recording
+from paged_kv.tools.html import charts, glance
+from paged_kv.tools.html.figure import Figure
+from paged_kv.tools.html.histograms import fill, lives
+from paged_kv.tools.html.pagemap import page_map
+from paged_kv.tools.html.series import Source, axis, sources
+from paged_kv.tools.html.tree import tree
+from paged_kv.tools.profile.words import notes, sides, title
+
+NOTHING = "Nothing was recorded: there is no sample to draw."
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures under one heading."""
+
+    title: str
+    figures: list[Figure]
+
+
+def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) -> str:
+    """One self-contained HTML text: loads nothing, follows light and dark, about 1 MB.
+
+    `recordings` may be of pages and of other caches; `result` is what `profile` returned. Where
+    there is nothing to show the page says so. Raises ImportError where the libraries of the extra
+    `report` are missing.
+    """
+    found = sources(recordings)
+    parts = [section for section in _sections(found, result) if section.figures]
+    specs = {figure.name: figure.spec() for part in parts for figure in part.figures}
+    paged = [source for source in found if source.paged]
+    code = script()
+    table = None
+    cards = []
+    if result:
+        table = glance.both(result)
+        cards = glance.cards(result)
+    elif found:
+        table = glance.recorded(found)
+        cards = glance.recorded_cards(paged[0]) if len(paged) == 1 else []
+    return _template().render(
+        title=_title(found, result),
+        lead=_lead(found, result),
+        notices=list(_notices(found, result)),
+        cards=cards,
+        table=table,
+        sections=parts,
+        facts=list(_facts(found, result)),
+        version=__version__,
+        style=Markup(_file("page.css")),
+        charts=Markup(embedded(specs)),
+        script=Markup(code),
+        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'",
+    )
+
+
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it ends the element or begins a
+    comment.
+
+    >>> embedded("</script>")
+    '"\\\\u003c/script\\\\u003e"'
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def script() -> str:
+    """page.js with Vega, Vega-Lite and Vega-Embed, which vl-convert brings along. Cost: about a
+    second, once.
+    """
+    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])  # the one that the charts are written for
+    bundle = vl_convert.javascript_bundle(_file("page.js"), vl_version=version)
+    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_file("page.html"))
+
+
+def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Section]:
+    under = axis(found)
+    paged = [source for source in found if source.paged]
+    pools = [part(source, under) for source in paged for part in (charts.inside, charts.references)]
+    yield _section("Memory over the search", charts.held(found, under), *pools)
+    yield _section(
+        "Time and lookups",
+        charts.split(*_times(found, result)),
+        charts.cache_time(found, under),
+        *(charts.verbs(source) for source in paged),
+        charts.hits(found, under),
+    )
+    for source in paged:
+        name = f" of {source.name}" if len(paged) > 1 else ""
+        yield _section(f"The tree of one search{name}", tree(source))
+        yield _section(
+            f"The pool, page by page{name}", page_map(source), fill(source), lives(source)
+        )
+
+
+def _section(heading: str, *figures: Figure | None) -> Section:
+    return Section(heading, [figure for figure in figures if figure is not None])
+
+
+def _times(
+    found: list[Source], result: dict[str, Any] | None
+) -> tuple[list[tuple[str, float, float]], str, str]:
+    """Bars of time: of the profile, where there is one, or else of the recordings."""
+    if result:
+        caches = result["caches"]
+        each = zip(sides(result["workload"]), (caches["lightzero"], caches["paged"]))
+        wholes = [
+            (name, side["search_us_per_simulation"], side["cache_share_of_search"])
+            for name, side in each
+        ]
+        bars = [(name, whole * share, whole) for name, whole, share in wholes]
+        reading = (
+            "Medians of the timed root steps, in which nothing was recorded. The shorter, "
+            "the better."
+        )
+        return [bar for bar in bars if bar[2]], "microseconds per simulation", reading
+    bars = [(source.name, source.peak("cache_s"), source.recording.seconds) for source in found]
+    return (
+        [bar for bar in bars if bar[1] and bar[2]],
+        "seconds recorded",
+        "The whole bar is the time from the beginning of the recording to its end, idle time "
+        "included.",
+    )
+
+
+def _title(found: list[Source], result: dict[str, Any] | None) -> str:
+    if result:
+        return f"{result['workload']['preset']}: {sides(result['workload'])[0]} against pages"
+    return " and ".join(source.name for source in found) or "A report without a recording"
+
+
+def _lead(found: list[Source], result: dict[str, Any] | None) -> str:
+    if result:
+        return f"{title(result['workload'])}. {notes(result)}"
+    parts = []
+    for source in found:
+        sizes = source.recording.cache
+        recording = source.recording
+        of = f"pages of {sizes['page_size']} tokens, " if source.paged else ""
+        parts.append(
+            f"{source.name}: {of}{len(recording.samples):,} samples in {recording.seconds:,.3g} "
+            "seconds."
+        )
+    return " ".join(parts)
+
+
+def _notices(found: list[Source], result: dict[str, Any] | None) -> Iterator[str]:
+    if not any(source.samples for source in found):
+        yield NOTHING
+    for source in found:
+        if source.recording.torn:
+            yield (
+                f"{source.name}: {source.recording.torn} lines of the file could not be read; "
+                "the rest is shown."
+            )
+        if source.recording.reason is None and source.samples:
+            yield f"{source.name}: the recording was cut off; what was written until then is shown."
+        if len(source.samples) < len(source.recording.samples):
+            yield (
+                f"{source.name}: {len(source.samples):,} of {len(source.recording.samples):,} "
+                "samples are drawn, of "
+                "each group of neighbours the one that held the most."
+            )
+
+
+def _facts(found: list[Source], result: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    for part in ("workload", "machine"):
+        for name, value in (result or {}).get(part, {}).items():
+            yield name.replace("_", " "), "none" if value is None else str(value)
+    for source in found:
+        for name, value in {
+            **source.recording.cache,
+            **source.recording.header.get("labels", {}),
+        }.items():
+            yield (
+                f"{source.name}: {name.replace('_', ' ')}",
+                "none" if value is None else str(value),
+            )

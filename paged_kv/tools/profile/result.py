@@ -1,0 +1,133 @@
+"""The result of one preset as plain data, ready for JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paged_kv.tools.profile.presets import Preset
+from paged_kv.tools.profile.side import Setting
+from paged_kv.tools.profile.workload import Measured, Run, typical
+
+SCHEMA = 1
+
+
+def as_dict(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -> dict[str, Any]:
+    """One JSON object: `about` holds what the client says of itself (client, client_version,
+    weights, ...).
+    """
+    old = run.sides["lightzero"]
+    new = run.sides["paged"]
+    paged = _cache(new) | {
+        "pool_bytes_reserved": new.peak.reserved,
+        "sharing_ratio_peak": round(new.peak.sharing, 3),
+        "copied_pages": new.totals.get("copied_pages", 0),
+        "evictions": new.totals.get("evictions", 0),
+    }
+    return {
+        "schema": SCHEMA,
+        "machine": machine(setting.device),
+        "workload": _workload(run, preset, setting, about),
+        "caches": {"lightzero": _cache(old), "paged": paged},
+        "ratios": _ratios(old, new),
+        "fidelity": {
+            "actions_compared": run.fidelity.compared,
+            "actions_equal": run.fidelity.equal,
+            "visit_counts_equal": run.fidelity.visits_equal,
+            "max_abs_value_difference": run.fidelity.value_difference,
+        },
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _workload(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "preset": preset.name,
+        "client": about["client"],
+        "client_version": about["client_version"],
+        "envs": setting.envs,
+        "simulations": setting.simulations,
+        "roots": run.roots,
+        "layers": preset.layers,
+        "context_length": preset.context,
+        "seed": setting.seed,
+        "threads": torch.get_num_threads(),
+        "embed_dim": preset.embed,
+        "heads": preset.heads,
+        "positions": "rotary" if preset.rotary else "learned",
+        "device": str(setting.device),
+        "page_size": setting.page_size,
+        "at": setting.at,
+        "keys": setting.keys,
+        "window": setting.window,
+        "warmup_roots": preset.warmup,
+        "metered_roots": run.metered,
+        "observations": {"cartpole": "CartPole-v0"}.get(
+            preset.observation, f"random ({preset.observation})"
+        ),
+        "weights": about["weights"],
+        "tie_breaking": about["tie_breaking"],
+        "seconds": round(run.seconds, 1),
+    }
+
+
+def _cache(side: Measured) -> dict[str, Any]:
+    return {
+        "kv_bytes_peak": side.peak.kv,
+        "kv_bytes_end": side.end.kv,
+        "unique_token_bytes_peak": side.unique_peak,
+        "working_bytes_peak": side.peak.working,
+        "tensor_kernels_per_simulation": round(side.kernels, 3),
+        "host_copies_per_simulation": round(side.host_copies, 3),
+        "cache_us_per_simulation": round(typical(side.cache_us), 2),
+        "search_us_per_simulation": round(typical(side.search_us), 2),
+        "cache_share_of_search": round(typical(side.cache_shares), 4),
+        "lookups": side.lookups,
+        "hits": side.hits,
+        "misses": side.lookups - side.hits,
+        "transformer_cache_kernels_per_simulation": round(side.layer_kernels, 3),
+        "transformer_cache_us_per_simulation": round(typical(side.layer_us), 2),
+        "kernels_by_name": {name: round(n, 3) for name, n in sorted(side.kernel_names.items())},
+    }
+
+
+def _ratios(old: Measured, new: Measured) -> dict[str, float | None]:
+    return {
+        "kv_bytes_peak": _ratio(old.peak.kv, new.peak.kv),
+        "kv_bytes_over_unique": _ratio(new.peak.kv, new.unique_peak),
+        "tensor_kernels": _ratio(old.kernels, new.kernels),
+        "cache_time": _ratio(typical(old.cache_us), typical(new.cache_us)),
+        "search_time": _ratio(typical(old.search_us), typical(new.search_us)),
+    }
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return round(above / below, 4) if below else None

@@ -1,0 +1,94 @@
+"""What a run needs of one side of the comparison, and the numbers it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from paged_kv.cache import PagedKVCache
+
+
+# What the caches are called, by client and kind.
+TITLES = {
+    "lightzero": {"lightzero": "LightZero's cache", "paged": "paged"},
+    "reference": {"lightzero": "dense cache", "paged": "paged"},
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one root step decided: per environment the action, the visit counts of the root's
+    children, two values.
+    """
+
+    actions: list[int]
+    visits: list[list[int]]
+    values: list[float]
+
+
+@dataclass
+class Held:
+    """Bytes held at one moment."""
+
+    kv: int
+    working: int
+    reserved: int = 0
+    sharing: float = 0.0
+
+
+class Side(Protocol):
+    """One model with one cache, playing its own copy of the environments."""
+
+    kind: str
+    title: str  # as readers know its cache
+    token_bytes: int
+    envs: int
+    on_simulation: Callable[[], None] | None
+
+    def step(self, simulations: int, seed: int) -> Outcome:
+        """One root step: search from every environment's state, then act."""
+
+    def probes(self) -> list[tuple[Any, str, str]]:
+        """The methods that are cache work or model work, for `counters.Probes`."""
+
+    def held(self) -> Held:
+        """What the stores and the working buffers take now."""
+
+    def root_tokens(self) -> int:
+        """Tokens in the root windows of all environments."""
+
+    def lookups(self) -> tuple[int, int]:
+        """Lookups and hits since the side was made."""
+
+    def pages(self) -> PagedKVCache | None:
+        """The paged cache of this side, or None where it has another one."""
+
+    def totals(self) -> dict[str, int]:
+        """Counters that only some caches have."""
+
+
+def unique_bytes(side: Side, roots: int, simulations: int) -> int:
+    """Bytes that the unique tokens take, so many simulations after roots of so many tokens.
+
+    Every simulation expands one node per environment, and a node adds an action and an observation.
+    """
+    return (roots + 2 * simulations * side.envs) * side.token_bytes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that both sides share."""
+
+    envs: int
+    simulations: int
+    seed: int
+    device: torch.device
+    page_size: int
+    at: str
+    keys: str = "node"
+    window: str = "cached"
+    extra: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,205 @@
+"""Block tables in single cases: tail pages, handles, search steps, and what `check` finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from paged_kv.errors import (
+    BadCount,
+    CorruptCache,
+    DuplicateSequence,
+    ForeignHandle,
+    StaleHandle,
+)
+from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.block_tables import NO_PARENT, BlockTables
+
+
+def made(page_size: int, pages: int = 8) -> BlockTables:
+    return BlockTables(PageAllocator(pages, max_pages=pages), page_size)
+
+
+def filled(tables: BlockTables, *lengths: int) -> list[int]:
+    seqs = tables.new(len(lengths))
+    return tables.carry_out(tables.plan(seqs, lengths))
+
+
+def test_the_last_owner_writes_in_place_only_where_the_others_end() -> None:
+    """Two owners of a tail page append at once: whoever stays must not write what the other still
+    reads.
+    """
+    tables = made(4)
+    (long,) = filled(tables, 3)
+    (short,) = tables.fork([long], at=2)
+    assert len(tables.plan([short, long], 1).copies) == 1
+    both = tables.plan([long, short], 1)
+    assert len(both.copies) == 2
+    tables.carry_out(both)
+    tables.check()
+    assert tables.pages.used_count == 2
+
+
+def test_a_handle_is_never_used_twice() -> None:
+    tables = made(2)
+    (first,) = tables.new(1)
+    tables.release([first])
+    with pytest.raises(ForeignHandle):  # the next handle, which nobody was given yet
+        tables.lengths([first + 1])
+    (second,) = tables.new(1)
+    assert second == first + 1
+    with pytest.raises(StaleHandle):
+        tables.lengths([first])
+    with pytest.raises(ForeignHandle):
+        tables.lengths([first - 1])
+    assert tables.siblings(second) == []
+
+
+def test_a_handle_of_another_cache_is_refused() -> None:
+    ours = made(2)
+    theirs = made(2)
+    (own,) = ours.new(1)
+    (other,) = theirs.new(1)
+    with pytest.raises(ForeignHandle, match=f"{other} is not a sequence of this cache"):
+        ours.lengths([other])
+    for number in (True, own + 1):  # the second is in reach, and nobody was given it yet
+        with pytest.raises(ForeignHandle):
+            ours.lengths([number])
+
+
+def test_rows_that_write_to_a_page_each() -> None:
+    """A page a row and one offset; whatever needs more than that has none."""
+    tables = made(2)
+    roots = filled(tables, 2, 4)  # pages 1 and 2, 3
+    assert tables.plan(roots, 2, fork=True).row_pages() == ([4, 5], 0)
+    assert tables.plan(roots, 1, fork=True).row_pages() == ([4, 5], 0)
+    children = tables.carry_out(tables.plan(roots, 1, fork=True))
+    assert tables.plan(children, 1).row_pages() == ([4, 5], 1)
+    assert tables.plan(children[::-1], 1).row_pages() == ([5, 4], 1)
+    assert tables.plan(roots, 3, fork=True).row_pages() is None, "two pages a row"
+    assert tables.plan(roots, [1, 2], fork=True).row_pages() is None, "different numbers"
+    mixed = [roots[0], children[1]]
+    assert tables.plan(mixed, 1, fork=True).row_pages() is None, "different offsets"
+    assert tables.plan([], 1).row_pages() is None
+    assert tables.plan(tables.new(2, start=1), 0).row_pages() is None, "nothing to write"
+
+
+class Batch:
+    """What a step closes as it takes effect."""
+
+    closed = False
+
+
+def test_extend_is_plan_and_carry_out_of_a_search_step() -> None:
+    for drop in (0, 1):
+        short = made(2, 16)
+        long = made(2, 16)
+        roots = [filled(tables, 4, 6) for tables in (short, long)]
+        fresh = short.pages.peek(2)
+        assert fresh == [6, 7]
+        batches = [Batch(), Batch()]
+        children = short.extend(roots[0], short.records(roots[0]), drop, fresh, batches[0])
+        plan = long.plan(roots[1], 2, fork=True, slide=2 * drop)
+        others = long.carry_out(plan, batches[1])
+        assert [batch.closed for batch in batches] == [True, True]
+        assert short.windows(children) == long.windows(others)
+        assert [short.siblings(child) for child in children] == [[], []]
+        assert (short.pages.refs, short.pages.free) == (long.pages.refs, long.pages.free)
+        assert short.figures == long.figures
+        assert short.pages.peak == long.pages.peak
+        short.check()
+
+
+def test_a_duplicate_is_named() -> None:
+    tables = made(2)
+    one, two = tables.new(2)
+    with pytest.raises(DuplicateSequence) as caught:
+        tables.plan([one, two, two], 1)
+    assert caught.value.handle == two
+
+
+def test_a_page_holds_a_token() -> None:
+    with pytest.raises(BadCount, match="page_size is 0"):
+        made(0)
+
+
+def test_what_was_made_since_a_moment_that_lives() -> None:
+    tables = made(2)
+    marks = [tables.mark()]
+    (first,) = tables.new(1)
+    marks.append(tables.mark())
+    second, third = tables.fork([first, first])
+    marks.append(tables.mark())
+    assert [tables.made_since(mark) for mark in marks] == [
+        [third, second, first],
+        [third, second],
+        [],
+    ]
+    tables.release([second])
+    assert tables.made_since(marks[1]) == [third]
+    many = tables.new(1000)  # over several runs of numbers
+    assert tables.made_since(marks[2]) == many[::-1]
+    assert tables.made_since(marks[0]) == [*many[::-1], third, first]
+
+
+# -- check
+
+
+def change(tables: BlockTables, **fields: Any) -> None:
+    """Other fields in the record of the oldest sequence."""
+    seq, record = tables.items()[0]
+    names = ("pages", "start", "length", "parent")
+    changed = tuple(fields.get(name, value) for name, value in zip(names, record))
+    tables._live[seq] = changed  # type: ignore[assignment]
+
+
+def to_come(tables: BlockTables) -> int:
+    """A number that nobody was given yet."""
+    return max(tables.live()) + 50
+
+
+def add(tables: BlockTables) -> None:
+    """A sequence under such a number."""
+    tables._live[to_come(tables)] = ((), 0, 0, NO_PARENT)
+
+
+# Each breaks one invariant behind the back of tables with a shared page, a released sequence and a
+# free page.
+DAMAGES: dict[str, tuple[str, Callable[[BlockTables], Any]]] = {
+    "free twice": ("is free twice", lambda tables: tables.pages.free.append(tables.pages.free[0])),
+    "null page freed": ("null page", lambda tables: tables.pages.free.append(0)),
+    "null page held": ("null page", lambda tables: change(tables, pages=(0, 2))),
+    "null page counted": ("null page", lambda tables: tables.pages.refs.__setitem__(0, 1)),
+    "lost reference": (
+        "page 1: 1 references, 2 holders",
+        lambda tables: tables.pages.refs.__setitem__(1, 1),
+    ),
+    "lost page": (
+        "with 0 references, on the free stack: False",
+        lambda tables: tables.pages.free.pop(),
+    ),
+    "counter too many": ("counters for 8 pages", lambda tables: tables.pages.refs.append(0)),
+    "page twice": ("holds a page twice", lambda tables: change(tables, pages=(1, 1))),
+    "short table": (r"pages \(1,\), start 0, length 3", lambda tables: change(tables, pages=(1,))),
+    "bad start": ("start 7", lambda tables: change(tables, start=7)),
+    "parent to come": (
+        "not a number that was given out",
+        lambda tables: change(tables, parent=to_come(tables)),
+    ),
+    "number to come": ("not a number that was given out", add),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_check_finds_what_is_broken(how: str) -> None:
+    words, damage = DAMAGES[how]
+    tables = made(2)
+    (root,) = filled(tables, 3)
+    tables.fork([root])
+    tables.release(tables.fork([root]))
+    tables.check()
+    damage(tables)
+    with pytest.raises(CorruptCache, match=words):
+        tables.check()

@@ -1,0 +1,871 @@
+"""Every verb of a cache, of its indexes and of a manager, in a tiny world whose tokens are letters.
+
+A scenario says what sequences hold before and after its call, so the words in here are the dense
+model. All else that can be seen of a world is compared with a world in which nothing was broken
+off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+
+from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, Scope, StagingBatch
+from paged_kv.eviction import LRU
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import Change, Record
+from paged_kv.stats import CacheStats, IndexStats
+
+SHAPE: dict[str, Any] = {"layers": 1, "heads": 1, "head_size": 1, "page_size": 2}
+
+
+@lru_cache
+def tokens(*words: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of one word a row. Nobody may change them."""
+    rows = [[float(ord(letter)) for letter in word] for word in words]
+    keys = torch.tensor(rows).reshape(1, len(words), 1, len(words[0]), 1)
+    return keys, -keys
+
+
+def words(gathered: Gathered) -> list[str]:
+    """What sequences hold."""
+    keys = gathered.keys.flatten(1).reshape(gathered.mask.shape)
+    assert torch.equal(gathered.values, -gathered.keys)
+    rows = zip(keys.tolist(), gathered.lengths.tolist())
+    return ["".join(chr(int(key)) for key in row[:length]) for row, length in rows]
+
+
+class IndexState(NamedTuple):
+    """All that can be seen of an index. Sequences are places among the live ones."""
+
+    entries: dict[Hashable, int]
+    pinned: tuple[Hashable, ...]
+    order: tuple[Hashable, ...]
+    stats: IndexStats
+    length: int
+    bytes: int
+    pinned_pages: int
+    second: int
+
+
+class State(NamedTuple):
+    """All that can be seen of a world. Sequences are places among the live ones, pages are numbered
+    as they are met.
+    """
+
+    words: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+    parents: tuple[int | None, ...]
+    tables: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+    used: int
+    free: int
+    stats: CacheStats
+    indexes: tuple[IndexState, ...]
+    batch: tuple[Any, ...]
+    kept: tuple[int, ...]
+    listeners: int
+    reclaimer: str
+
+
+class World:
+    """A cache, what lies over it, and names for its sequences."""
+
+    def __init__(self, num_pages: int = 12, max_pages: int | None = 12, page_size: int = 2) -> None:
+        sizes = {**SHAPE, "page_size": page_size}
+        self.cache = PagedKVCache(**sizes, num_pages=num_pages, max_pages=max_pages)
+        self.indexes: list[CacheIndex] = []
+        self.seqs: dict[str, int] = {}
+        self.batch: StagingBatch | None = None
+        self.scope: Scope | None = None
+        self.manager: KVCacheManager | None = None
+
+    # -- to prepare a scenario
+
+    def root(self, name: str, word: str = "", start: int = 0) -> int:
+        """A sequence that holds a word."""
+        (seq,) = self.cache.new(1, start=start)
+        return self._named(name, seq, word)
+
+    def child(self, name: str, parent: str, word: str = "") -> int:
+        """A fork that holds a word more."""
+        (seq,) = self.cache.fork([self.seqs[parent]])
+        return self._named(name, seq, word)
+
+    def _named(self, name: str, seq: int, word: str) -> int:
+        self.seqs[name] = seq
+        if word:
+            self.cache.append([seq], *tokens(word))
+        return seq
+
+    def index(self, *names: str, policy: Any = "lru", **limits: Any) -> CacheIndex:
+        """An index that holds these sequences under their names."""
+        index = CacheIndex(self.cache, policy, **limits)
+        self.indexes.append(index)
+        for number, name in enumerate(names):
+            index.put(name, self.seqs[name], priority=-number)
+        return index
+
+    def manage(self, envs: int = 2, **options: Any) -> KVCacheManager:
+        """A manager over the cache."""
+        self.manager = KVCacheManager(self.cache, envs, **options)
+        self.indexes = list(self.manager.pools)
+        return self.manager
+
+    def open(self, *names: str, room: int = 2, pad: str = "left", word: str = "") -> StagingBatch:
+        """A batch of these sequences, with new tokens in it."""
+        self.batch = self.cache.open(self.of(*names), room, pad=pad)
+        if word:
+            self.update(*[word] * len(names))
+        return self.batch
+
+    # -- to call a verb
+
+    def of(self, *names: str) -> list[int]:
+        """Sequences by name."""
+        return [self.seqs[name] for name in names]
+
+    def append(self, *names: str, word: str) -> None:
+        """Append a word to each."""
+        self.cache.append(self.of(*names), *tokens(*[word] * len(names)))
+
+    def update(self, *rows: str) -> None:
+        """Append a word to each row of the batch."""
+        keys, values = tokens(*rows)
+        self.opened.update(0, keys[0], values[0])
+
+    @property
+    def managed(self) -> KVCacheManager:
+        """The manager."""
+        assert self.manager is not None
+        return self.manager
+
+    @property
+    def opened(self) -> StagingBatch:
+        """The batch."""
+        assert self.batch is not None
+        return self.batch
+
+    # -- to look at it
+
+    def look(self) -> State:
+        """All that can be seen."""
+        cache = self.cache
+        figures = cache.stats, cache.pages_in_use, cache.pages_free, cache.live_sequences
+        lengths = [len(index) for index in self.indexes]
+        records = cache.look(lambda tables: tables.items())
+        place = {seq: number for number, (seq, _) in enumerate(records)}
+        gathered = cache.gather(list(place))
+        indexes = tuple(seen(index, place) for index in self.indexes)
+        if cache.live_sequences == figures[3]:  # no release was put off
+            assert figures[:3] == (cache.stats, cache.pages_in_use, cache.pages_free)
+            assert lengths == [index.length for index in indexes]
+        assert cache.stats.allocated_pages - cache.stats.freed_pages == cache.pages_in_use
+        assert cache.lengths(cache.live()) == gathered.lengths.tolist()
+        return State(
+            tuple(words(gathered)),
+            tuple(map(tuple, gathered.positions.tolist())),
+            tuple(place.get(record[3]) for _, record in records),
+            canonical([record for _, record in records]),
+            tuple(record[1] for _, record in records),
+            cache.pages_in_use,
+            cache.pages_free,
+            cache.stats,
+            indexes,
+            self._batch(),
+            tuple(sorted(place[seq] for seq in self.scope._kept if seq in place))
+            if self.scope
+            else (),
+            len(cache.tables.listeners),
+            type(cache.reclaimer).__name__,
+        )
+
+    def _batch(self) -> tuple[Any, ...]:
+        batch = self.batch
+        if batch is None or batch.closed:
+            return (batch is not None,)
+        return batch.past, batch.size, str(batch.keys(0).tolist()), str(batch.values(0).tolist())
+
+    def check(self) -> None:
+        """Every invariant holds."""
+        self.cache.check()
+        if self.manager is not None:
+            self.manager.check()
+        for index in self.indexes:
+            index.check()
+
+    def drain(self) -> None:
+        """Release all there is: no page may be left."""
+        for index in self.indexes:
+            index.clear()
+        self.cache.release(self.cache.live())
+        assert (self.cache.pages_in_use, self.cache.live_sequences) == (0, 0)
+        assert not self.cache.turns.tickets
+        assert not self.cache.tables.owned
+
+
+def seen(index: CacheIndex, place: dict[int, int]) -> IndexState:
+    """All that can be seen of an index."""
+    index.check()
+    order = tuple(index.victims())
+    index.check()
+    entries = dict(zip(index, [place[handle] for handle in index.handles()]))
+    pinned = tuple(key for key in entries if index.pinned(key))
+    figures = len(index), index.bytes_in_use, index.pinned_pages(), index.second_lookups
+    return IndexState(entries, pinned, order, index.stats, *figures)
+
+
+def canonical(records: list[Record]) -> tuple[tuple[int, ...], ...]:
+    """Block tables with pages numbered in the order in which they are met."""
+    names: dict[int, int] = {}
+    for pages, _, _, _ in records:
+        for page in pages:
+            names.setdefault(page, len(names))
+    return tuple(tuple(names[page] for page in record[0]) for record in records)
+
+
+Call = Callable[[World], object]
+
+
+class Scenario(NamedTuple):
+    """One call of a verb. `between` are effects that it may have on their own, in this order,
+    before its own one.
+    """
+
+    name: str
+    prepare: Callable[[], World]
+    call: Call
+    before: str
+    after: str
+    between: tuple[Call, ...] = ()
+
+
+def held(text: str) -> tuple[str, ...]:
+    """The words of a text; "-" is the empty one."""
+    return tuple("" if word == "-" else word for word in text.split())
+
+
+# -- worlds
+
+
+def tree() -> World:
+    """A root of three letters, a fork of it, a fork of that with a letter of its own; and a
+    sequence beside them.
+    """
+    world = World()
+    world.root("a", "abc")
+    world.child("b", "a")
+    world.child("c", "b", "d")
+    world.root("z", "xy")
+    return world
+
+
+TREE = "abc abc abcd xy"
+
+
+def bushy() -> World:
+    """The tree, with a second branch."""
+    world = tree()
+    world.child("d", "a", "q")
+    world.child("e", "d", "r")
+    return world
+
+
+BUSHY = f"{TREE} abcq abcqr"
+
+
+def shared() -> World:
+    """Two sequences that end in one page, the older one further on."""
+    world = World(page_size=4)
+    world.root("a", "abc")
+    (world.seqs["b"],) = world.cache.fork(world.of("a"), at=1)
+    return world
+
+
+def small() -> World:
+    """A pool of two pages that may grow, one of them used."""
+    world = World(num_pages=2)
+    world.root("a", "ab")
+    return world
+
+
+def full(**limits: Any) -> World:
+    """A pool without a free page, an index that may be asked for some."""
+    world = World(num_pages=4, max_pages=4)
+    world.root("a", "ab")
+    world.root("x", "p")
+    world.root("y", "q")
+    world.child("b", "a", "r")
+    world.cache.set_reclaimer(world.index("x", "y", **limits))
+    return world
+
+
+FULL = "ab p q abr"
+
+
+def holding(*names: str, world: Callable[[], World] = tree, **options: Any) -> Callable[[], World]:
+    """A world with some of its sequences in an index."""
+
+    def prepare() -> World:
+        made = world()
+        made.index(*names, **options)
+        return made
+
+    return prepare
+
+
+def opened(*names: str, word: str = "", pad: str = "left") -> Callable[[], World]:
+    """The tree, with a batch of some of its sequences to which a word was appended."""
+
+    def prepare() -> World:
+        world = tree()
+        world.root("e", "ef")
+        world.open(*names, word=word, pad=pad)
+        return world
+
+    return prepare
+
+
+OPENED = f"{TREE} ef"
+
+
+def starved() -> World:
+    """A batch that takes two pages to commit, no page free."""
+    world = full()
+    world.open("b", word="st")
+    return world
+
+
+def first_to_go() -> World:
+    """A batch of a sequence that is the first to be evicted, no page free."""
+    world = full()
+    world.open("x", word="s")
+    return world
+
+
+def scoped() -> World:
+    """A scope in which two sequences were made, one of which is kept."""
+    world = tree()
+    world.scope = world.cache.scope()
+    world.root("k", "kk")
+    world.root("l", "ll")
+    world.scope.keep(world.of("k"))
+    return world
+
+
+SCOPED = f"{TREE} kk ll"
+
+
+def listening() -> World:
+    """Somebody listens."""
+    world = tree()
+    world.cache.listen(ignore)
+    return world
+
+
+def managed() -> World:
+    """A manager with contexts in all of its pools."""
+    world = World(num_pages=6, max_pages=6)
+    for name in "abcdwz":
+        world.root(name, name)
+    manager = world.manage(2, init_entries=2, recur_entries=2)
+    manager.set_init_cache(0, "i", world.seqs["a"])
+    manager.set_init_cache(1, "j", world.seqs["b"])
+    manager.set_recur_caches(["r", "s"], world.of("c", "d"))
+    manager.set_wm_cache("w", world.seqs["w"])
+    return world
+
+
+MANAGED = "a b c d w z"
+
+
+# -- calls
+
+
+def ignore(change: Change | None, taken: Sequence[int], freed: Sequence[int]) -> None:
+    """A listener."""
+
+
+def reclaimed(need: int) -> Call:
+    """Entries of the index were evicted for `need` pages."""
+    return lambda world: world.indexes[0].reclaim(need)
+
+
+def reclaimed_but_x(world: World) -> None:
+    """An entry of the index was evicted for a page, but not the first."""
+    world.indexes[0].reclaim(1, world.of("x"))
+
+
+def grown(need: int) -> Call:
+    """The pool has grown until `need` pages are free."""
+    return lambda world: world.cache._grow_for(need)
+
+
+def closed(world: World) -> None:
+    """The batch is closed."""
+    world.opened.close()
+
+
+def open_batch(*names: str, **options: Any) -> Call:
+    """Opens a batch of some sequences."""
+    return lambda world: world.open(*names, **options)
+
+
+def commit(**options: Any) -> Call:
+    """Commits the batch."""
+    return lambda world: world.opened.commit(**options)
+
+
+def leave(world: World) -> None:
+    """The scope ends."""
+    assert world.scope is not None
+    world.scope.__exit__()
+
+
+def keep(world: World) -> None:
+    """The scope keeps one more."""
+    assert world.scope is not None
+    world.scope.keep(world.of("l"))
+
+
+def begin(world: World) -> None:
+    """A scope begins."""
+    world.scope = world.cache.scope().__enter__()
+
+
+def cache_figures(world: World) -> object:
+    """What a cache says of itself."""
+    cache = world.cache
+    sizes = cache.token_bytes, cache.bytes_in_use, cache.bytes_reserved, cache.working_bytes
+    kinds = cache.dtype, cache.device, cache.reclaimer
+    pages = cache.pages_in_use, cache.pages_free, cache.pages_reserved, cache.max_pages
+    return (
+        sizes,
+        kinds,
+        pages,
+        cache.stats,
+        cache.stored_tokens,
+        cache.logical_tokens,
+        cache.live_sequences,
+    )
+
+
+def read_batch(world: World) -> object:
+    """What a batch says of itself."""
+    batch = world.opened
+    layer = batch.layers[0]
+    return (
+        batch.then,
+        batch.now,
+        batch.pads,
+        batch.mask(),
+        batch.keys(0),
+        batch.values(0),
+        layer.shape,
+        layer.get(),
+    )
+
+
+def manager_figures(manager: KVCacheManager) -> object:
+    """What a manager says of itself."""
+    return manager.env_count, manager.stats, manager.pinned_pages(), manager.block_tables([])
+
+
+def rebased(batch: StagingBatch) -> None:
+    """A client that looks at a batch."""
+    batch.now.sum()
+
+
+def len_of_books(tables: BlockTables) -> int:
+    """Something that can be read in the books."""
+    return tables.live_count
+
+
+def retrieve(key: str, recur: bool = True) -> Call:
+    """Asks the manager for a key."""
+    return on_manager(lambda manager: manager.retrieve_cache_hierarchical(0, key, recur))
+
+
+def nodes_gone(need: int) -> Call:
+    """The manager was asked for pages."""
+    return on_manager(lambda manager: manager.reclaim(need))
+
+
+def put(key: str, name: str, priority: float | None = None) -> Call:
+    """Puts a sequence into the index."""
+    return lambda world: world.indexes[0].put(key, world.seqs[name], priority)
+
+
+def put_all(**names: str) -> Call:
+    """Puts several sequences into the index at once."""
+    return lambda world: world.indexes[0].put_batch(list(names), world.of(*names.values()))
+
+
+def on_index(call: Callable[[CacheIndex], object]) -> Call:
+    """A call of the index."""
+    return lambda world: call(world.indexes[0])
+
+
+def on_manager(call: Callable[[KVCacheManager], object]) -> Call:
+    """A call of the manager."""
+    return lambda world: call(world.managed)
+
+
+LESS = [torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1, 1)]
+PLACES = torch.tensor([[7], [9]])
+
+CACHE = (
+    Scenario("new", tree, lambda w: w.cache.new(2, start=1), TREE, f"{TREE} - -"),
+    Scenario("new, many", tree, lambda w: w.cache.new(70), TREE, TREE + " -" * 70),
+    Scenario(
+        "fork", tree, lambda w: w.cache.fork(w.of("a", "a", "c")), TREE, f"{TREE} abc abc abcd"
+    ),
+    Scenario(
+        "fork at", tree, lambda w: w.cache.fork(w.of("a", "c"), at=[1, 3]), TREE, f"{TREE} a abc"
+    ),
+    Scenario("append", tree, lambda w: w.append("z", word="z"), TREE, "abc abc abcd xyz"),
+    Scenario(
+        "append, copy",
+        tree,
+        lambda w: w.append("a", "b", "z", word="st"),
+        TREE,
+        "abcst abcst abcd xyst",
+    ),
+    Scenario(
+        "append, row by row",
+        tree,
+        lambda w: w.append("b", "z", word="s"),
+        TREE,
+        "abc abcs abcd xys",
+    ),
+    Scenario(
+        "append, grow", small, lambda w: w.append("a", word="cdef"), "ab", "abcdef", (grown(2),)
+    ),
+    Scenario(
+        "append, evict", full, lambda w: w.append("a", word="s"), FULL, "abs q abr", (reclaimed(1),)
+    ),
+    Scenario(
+        "append, evict two",
+        full,
+        lambda w: w.append("a", word="stu"),
+        FULL,
+        "abstu abr",
+        (reclaimed(2),),
+    ),
+    Scenario("append, no room", full, lambda w: w.append("a", word="s" * 7), FULL, FULL),
+    Scenario(
+        "append to one page", shared, lambda w: w.append("a", "b", word="st"), "abc a", "abcst ast"
+    ),
+    Scenario("slide", tree, lambda w: w.cache.slide(w.of("a", "c"), [1, 2]), TREE, "bc abc cd xy"),
+    Scenario("slide out", tree, lambda w: w.cache.slide(w.of("z"), 2), TREE, "abc abc abcd -"),
+    Scenario(
+        "truncate", tree, lambda w: w.cache.truncate(w.of("a", "z"), [1, 2]), TREE, "ab abc abcd -"
+    ),
+    Scenario("release", tree, lambda w: w.cache.release(w.of("a", "z")), TREE, "abc abcd"),
+    Scenario(
+        "release again",
+        tree,
+        lambda w: w.cache.release(w.of("z"), missing_ok=True),
+        TREE,
+        "abc abc abcd",
+    ),
+    Scenario(
+        "release subtree", tree, lambda w: w.cache.release_subtree(w.seqs["b"]), TREE, "abc xy"
+    ),
+    Scenario(
+        "release subtree with entries",
+        holding("c", "z"),
+        lambda w: w.cache.release_subtree(w.seqs["b"]),
+        TREE,
+        "abc xy",
+    ),
+    Scenario("promote", bushy, lambda w: w.cache.promote(w.seqs["d"]), BUSHY, "abc xy abcq abcqr"),
+    Scenario(
+        "promote with entries",
+        holding("c", "e", world=bushy),
+        lambda w: w.cache.promote(w.seqs["d"]),
+        BUSHY,
+        "abc xy abcq abcqr",
+    ),
+    Scenario("gather", tree, lambda w: w.cache.gather(w.of("a", "c", "z")), TREE, TREE),
+    Scenario(
+        "gather alike", tree, lambda w: w.cache.gather(w.of("a", "b"), pad="left"), TREE, TREE
+    ),
+    Scenario("lengths", tree, lambda w: w.cache.lengths(w.of("a", "z")), TREE, TREE),
+    Scenario("live", tree, lambda w: w.cache.live(), TREE, TREE),
+    Scenario("block tables", tree, lambda w: w.cache.block_tables(w.of("a", "z")), TREE, TREE),
+    Scenario("page tables", tree, lambda w: w.cache.page_tables(w.of("a", "z")), TREE, TREE),
+    Scenario("pages needed", tree, lambda w: w.cache.pages_needed(w.of("a"), 3), TREE, TREE),
+    Scenario("pages freed", tree, lambda w: w.cache.pages_freed_by(w.of("a", "b")), TREE, TREE),
+    Scenario("look", tree, lambda w: w.cache.look(len_of_books), TREE, TREE),
+    Scenario("figures", tree, cache_figures, TREE, TREE),
+    Scenario("stale", tree, lambda w: w.cache.lengths([w.seqs["a"], 1]), TREE, TREE),
+    Scenario("check", holding("c"), lambda w: w.cache.check(), TREE, TREE),
+    Scenario(
+        "set reclaimer", holding("c"), lambda w: w.cache.set_reclaimer(w.indexes[0]), TREE, TREE
+    ),
+    Scenario("listen", tree, lambda w: w.cache.listen(ignore), TREE, TREE),
+    Scenario("unlisten", listening, lambda w: w.cache.unlisten(ignore), TREE, TREE),
+    Scenario("fork, heard", listening, lambda w: w.cache.fork(w.of("a")), TREE, f"{TREE} abc"),
+    Scenario("begin a scope", tree, begin, TREE, TREE),
+    Scenario("keep", scoped, keep, SCOPED, SCOPED),
+    Scenario("end a scope", scoped, leave, SCOPED, f"{TREE} kk"),
+)
+
+BATCH = (
+    Scenario("open", tree, open_batch("a", "c"), TREE, TREE),
+    Scenario("open alike", tree, open_batch("a", "b"), TREE, TREE),
+    Scenario("open by pages", tree, open_batch("c", "z"), TREE, TREE),
+    Scenario(
+        "open again", opened("a"), open_batch("a", "c", "z", pad="right"), OPENED, OPENED, (closed,)
+    ),
+    Scenario(
+        "open and rebase",
+        tree,
+        lambda w: setattr(w, "batch", w.cache.open(w.of("a"), 1, rebase=rebased)),
+        TREE,
+        TREE,
+    ),
+    Scenario("read a batch", opened("a", "z", word="s"), read_batch, OPENED, OPENED),
+    Scenario("close", opened("a"), closed, OPENED, OPENED),
+    Scenario("update", opened("a", "z"), lambda w: w.update("s", "t"), OPENED, OPENED),
+    Scenario("commit", opened("z", "e", word="st"), commit(), OPENED, f"{OPENED} xyst efst"),
+    Scenario(
+        "commit and slide", opened("z", "e", word="st"), commit(slide=2), OPENED, f"{OPENED} st st"
+    ),
+    Scenario("commit one", opened("z", "e", word="s"), commit(), OPENED, f"{OPENED} xys efs"),
+    Scenario(
+        "commit unlike",
+        opened("a", "z", word="st"),
+        commit(slide=[1, 0]),
+        OPENED,
+        f"{OPENED} bcst xyst",
+    ),
+    Scenario(
+        "commit less", opened("z", "e", word="st"), commit(less=LESS), OPENED, f"{OPENED} xyrs efrs"
+    ),
+    Scenario(
+        "commit less, copy",
+        opened("a", "b", word="s"),
+        commit(less=LESS),
+        OPENED,
+        f"{OPENED} abcr abcr",
+    ),
+    Scenario(
+        "commit placed",
+        opened("a", "z", word="s"),
+        commit(positions=PLACES),
+        OPENED,
+        f"{OPENED} abcs xys",
+    ),
+    Scenario(
+        "commit anew",
+        opened("a", "z", word="s"),
+        commit(rewrite=[0, None]),
+        OPENED,
+        f"{OPENED} abcs xys",
+    ),
+    Scenario(
+        "commit, evict another", first_to_go, commit(), FULL, "ab p abr ps", (reclaimed_but_x,)
+    ),
+    Scenario("commit, evict", starved, commit(), FULL, "ab abr abrst", (reclaimed(2),)),
+    Scenario(
+        "commit, right",
+        opened("a", "z", word="s", pad="right"),
+        commit(),
+        OPENED,
+        f"{OPENED} abcs xys",
+    ),
+)
+
+
+POLICIES = ("fifo", "lru", "priority")
+LEFT = "abc xy"  # of the tree, without the branch that `mixed` ends
+
+
+def mixed(policy: str) -> World:
+    """Entries: one ended with a subtree, one is pinned, and the policy was not told of all."""
+    world = holding("a", "c", "z", policy=policy)()
+    world.indexes[0].pin("z")
+    world.indexes[0].get("a")
+    world.cache.release_subtree(world.seqs["b"])
+    world.indexes[0]._in_order = False
+    return world
+
+
+def sharing(policy: str) -> World:
+    """An index that is asked for pages; two of its entries share one."""
+    world = full(policy=policy)
+    world.child("v", "x")
+    world.indexes[0].put("v", world.seqs["v"])
+    return world
+
+
+def index_scenarios(policy: str) -> tuple[Scenario, ...]:
+    """The verbs of an index with one policy. "priority" evicts what came last: `World.index`."""
+    three = holding("a", "b", "z", policy=policy, max_entries=3)
+    roomy = holding("a", "b", policy=policy)
+    tight = holding("a", "z", policy=policy, max_bytes=48)
+    odd = partial(mixed, policy)
+    shared = partial(sharing, policy)
+    one_gone = "abc abc abcd" if policy == "priority" else "abc abcd xy"
+    given = "ab p abr p" if policy == "priority" else "ab abr p"
+    scenarios = (
+        Scenario("put", roomy, put("k", "c"), TREE, TREE),
+        Scenario("put with priority", roomy, put("k", "c", -5), TREE, TREE),
+        Scenario("put in place", roomy, put("b", "c"), TREE, "abc abcd xy"),
+        Scenario("put anew", roomy, put("a", "a", 3), TREE, TREE),
+        Scenario("put and evict", three, put("k", "c"), TREE, one_gone),
+        Scenario("put, evict for bytes", tight, put("k", "c"), TREE, one_gone),
+        Scenario("put what is owned", roomy, put("k", "a"), TREE, TREE),
+        Scenario("put all", three, put_all(k="c", b="b"), TREE, one_gone),
+        Scenario("get", roomy, on_index(lambda index: index.get("a")), TREE, TREE),
+        Scenario("get nothing", roomy, on_index(lambda index: index.get("k")), TREE, TREE),
+        Scenario("remove", roomy, on_index(lambda index: index.remove("a")), TREE, "abc abcd xy"),
+        Scenario("clear", three, on_index(lambda index: index.clear()), TREE, "abcd"),
+        Scenario("pin", roomy, on_index(lambda index: index.pin("a")), TREE, TREE),
+        Scenario("reclaim", shared, on_index(lambda index: index.reclaim(1)), f"{FULL} p", given),
+        Scenario(
+            "reclaim too much",
+            shared,
+            on_index(lambda index: index.reclaim(3)),
+            f"{FULL} p",
+            f"{FULL} p",
+        ),
+        Scenario("unpin, mixed", odd, on_index(lambda index: index.unpin("z")), LEFT, LEFT),
+        Scenario("pinned, mixed", odd, on_index(lambda index: index.pinned("z")), LEFT, LEFT),
+        Scenario("victims, mixed", odd, on_index(lambda index: index.victims()), LEFT, LEFT),
+        Scenario("get, mixed", odd, on_index(lambda index: index.get("a")), LEFT, LEFT),
+        Scenario("put, mixed", odd, put("a", "a", 1), LEFT, LEFT),
+        Scenario("clear, mixed", odd, on_index(lambda index: index.clear()), LEFT, ""),
+        Scenario("check, mixed", odd, on_index(lambda index: index.check()), LEFT, LEFT),
+        Scenario("figures, mixed", odd, on_index(figures), LEFT, LEFT),
+    )
+    return tuple(scenario._replace(name=f"{policy}: {scenario.name}") for scenario in scenarios)
+
+
+def figures(index: CacheIndex) -> object:
+    """What an index says of itself."""
+    return (
+        len(index),
+        list(index),
+        "a" in index,
+        index.stats,
+        index.bytes_in_use,
+        index.pinned_pages(),
+    )
+
+
+MANAGER = (
+    Scenario(
+        "manage", tree, lambda w: w.manage(1), TREE, TREE, (lambda w: KVCacheManager(w.cache, 1),)
+    ),
+    Scenario("retrieve a root", managed, retrieve("i"), MANAGED, MANAGED),
+    Scenario("retrieve a node", managed, retrieve("r"), MANAGED, MANAGED),
+    Scenario("retrieve nothing", managed, retrieve("q"), MANAGED, MANAGED),
+    Scenario("retrieve a root only", managed, retrieve("r", False), MANAGED, MANAGED),
+    Scenario(
+        "set a root",
+        managed,
+        lambda w: w.managed.set_init_cache(0, "k", w.seqs["z"]),
+        MANAGED,
+        MANAGED,
+    ),
+    Scenario(
+        "set a node",
+        managed,
+        lambda w: w.managed.set_recur_cache("k", w.seqs["z"]),
+        MANAGED,
+        "a b d w z",
+    ),
+    Scenario(
+        "set a context",
+        managed,
+        lambda w: w.managed.set_wm_cache("k", w.seqs["z"]),
+        MANAGED,
+        MANAGED,
+    ),
+    Scenario(
+        "clear roots", managed, on_manager(lambda m: m.clear_init_caches([1])), MANAGED, "a c d w z"
+    ),
+    Scenario(
+        "clear nodes", managed, on_manager(lambda m: m.clear_recur_cache()), MANAGED, "a b w z"
+    ),
+    Scenario(
+        "clear contexts", managed, on_manager(lambda m: m.clear_wm_cache()), MANAGED, "a b c d z"
+    ),
+    Scenario("clear all", managed, on_manager(lambda m: m.clear_all()), MANAGED, "z"),
+    Scenario("manager: reclaim", managed, on_manager(lambda m: m.reclaim(4)), MANAGED, "b z"),
+    Scenario("manager: figures", managed, on_manager(manager_figures), MANAGED, MANAGED),
+    Scenario(
+        "set nodes",
+        managed,
+        lambda w: w.managed.set_recur_caches(["k"], w.of("z")),
+        MANAGED,
+        "a b d w z",
+    ),
+    Scenario(
+        "get a root", managed, on_manager(lambda m: m.get_init_cache(1, "j")), MANAGED, MANAGED
+    ),
+    Scenario("get a node", managed, on_manager(lambda m: m.get_recur_cache("q")), MANAGED, MANAGED),
+    Scenario("get a context", managed, on_manager(lambda m: m.get_wm_cache("w")), MANAGED, MANAGED),
+    Scenario("manager: check", managed, on_manager(lambda m: m.check()), MANAGED, MANAGED),
+    Scenario(
+        "append, evict nodes",
+        managed,
+        lambda w: w.append("z", word="yx"),
+        MANAGED,
+        "a b d w zyx",
+        (nodes_gone(1),),
+    ),
+)
+
+
+# -- releases that are put off
+
+
+class Nosy(LRU):
+    """A policy whose hooks release a sequence and look around."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def on_hit(self, key: Hashable) -> None:
+        cache = self.world.cache
+        cache.release(self.world.of("z"), missing_ok=True)
+        assert len(cache.live()) >= cache.live_sequences
+        super().on_hit(key)
+
+
+def nosy() -> World:
+    """An index whose policy releases a sequence when it is asked for an entry."""
+    world = tree()
+    world.index("a", policy=partial(Nosy, world))
+    return world
+
+
+def dropped(*names: str) -> Call:
+    """Sequences were released."""
+    return lambda world: world.cache.release(world.of(*names), missing_ok=True)
+
+
+PUT_OFF = (
+    Scenario(
+        "put off by a hook",
+        nosy,
+        on_index(lambda index: index.get("a")),
+        TREE,
+        "abc abc abcd",
+        (dropped("z"),),
+    ),
+)
+
+SCENARIOS = (
+    CACHE + BATCH + MANAGER + PUT_OFF + tuple(chain.from_iterable(map(index_scenarios, POLICIES)))
+)
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

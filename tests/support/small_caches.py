@@ -1,0 +1,107 @@
+"""Caches so small that eviction and exhaustion happen all the time, and all that can be seen of
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from paged_kv import PagedKVCache
+from paged_kv.index import CacheIndex
+from paged_kv.pages.block_tables import BlockTables
+
+
+def tiny_cache(pages: int = 6, page_size: int = 2) -> PagedKVCache:
+    return PagedKVCache(
+        layers=1, heads=1, head_size=2, page_size=page_size, num_pages=pages, grow=False
+    )
+
+
+def grow(cache: PagedKVCache, seqs: list[int], count: int) -> None:
+    """Append `count` tokens to each sequence."""
+    kv = torch.zeros(1, len(seqs), 1, count, 2)
+    cache.append(seqs, kv, kv)
+
+
+def filled(cache: PagedKVCache, *counts: int) -> list[int]:
+    """New sequences of that many tokens each."""
+    seqs = cache.new(len(counts))
+    for seq, count in zip(seqs, counts):
+        grow(cache, [seq], count)
+    return seqs
+
+
+def step(cache: PagedKVCache, parents: list[int], count: int) -> list[int]:
+    """Children of `count` more tokens, as a model step makes them."""
+    batch = cache.open(parents, count)
+    kv = torch.zeros(len(parents), 1, count, 2)
+    batch.update(0, kv, kv)
+    return batch.commit()
+
+
+def pages(cache: PagedKVCache, seqs: Iterable[int]) -> list[set[int]]:
+    return [set(table) - {0} for table in cache.block_tables(list(seqs))[0].tolist()]
+
+
+def held(cache: PagedKVCache, seqs: Iterable[int]) -> int:
+    """Pages that these sequences hold, each counted once."""
+    return len(set().union(*pages(cache, seqs)))
+
+
+def books(tables: BlockTables) -> dict[str, Any]:
+    """All that block tables and pages say, the free stack in its order, as values of its own."""
+    pages = tables.pages
+    return {
+        "records": tables.items(),
+        "owned": {seq: (entry.key, entry.pins) for seq, entry in tables.owned.items()},
+        "change": tables.change,
+        "figures": tables.figures,
+        "mark": tables.mark(),
+        "refs": list(pages.refs),
+        "free": list(pages.free),
+        "unsorted": pages.unsorted,
+        "capacity": pages.capacity,
+        "growths": pages.growths,
+        "peak": pages.peak,
+    }
+
+
+def state(index: CacheIndex) -> dict[str, Any]:
+    """All that an index and the books of its cache say."""
+    cache = index.cache
+    assert isinstance(cache, PagedKVCache)
+    return {
+        "victims": index.victims(),
+        "entries": dict(zip(index, index.handles())),
+        "pinned": [key for key in index if index.pinned(key)],
+        "stats": index.stats,
+        **books(cache.tables),
+    }
+
+
+class Fault(Exception):
+    """Raised by the storage where a test asks for it."""
+
+
+@contextmanager
+def fault(cache: PagedKVCache, name: str | None, late: bool) -> Iterator[None]:
+    """Let one method of the storage raise, before or after it did its work."""
+    if name is None:
+        yield
+        return
+    real = getattr(cache._storage, name)
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        if late:
+            real(*args, **kwargs)
+        raise Fault(name)
+
+    setattr(cache._storage, name, broken)
+    try:
+        yield
+    finally:
+        delattr(cache._storage, name)
