@@ -23,6 +23,7 @@ from paged_kv.tools.html.figure import Figure
 from paged_kv.tools.html.histograms import fill, lives
 from paged_kv.tools.html.pagemap import page_map
 from paged_kv.tools.html.series import Source, axis, sources
+from paged_kv.tools.html.style import variables
 from paged_kv.tools.html.tree import tree
 from paged_kv.tools.profile.words import notes, sides, title
 
@@ -66,7 +67,7 @@ def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) 
         sections=parts,
         facts=list(_facts(found, result)),
         version=__version__,
-        style=Markup(_file("page.css")),
+        style=Markup(variables() + _file("page.css")),
         charts=Markup(embedded(specs)),
         script=Markup(code),
         script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'",

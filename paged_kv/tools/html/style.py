@@ -1,14 +1,51 @@
 """Colours, dashes and sizes of the charts.
 
-Colours are names of CSS variables, which page.css sets once for light and once for dark: a chart is
-drawn once and follows the scheme by itself. They are chosen so that colour-blind readers tell them
-apart (after Okabe and Ito, and a ramp of one direction in lightness), and lines differ by their
-dashes, too.
+A chart names its colours as CSS variables, such as `var(--paged)`, and `COLOURS` says what they are
+in light and in dark: so it is drawn once and follows the scheme by itself. The colours are chosen
+so that colour-blind readers tell them apart (after Okabe and Ito, and a ramp of one direction in
+lightness), and lines differ by their dashes, too.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Colour(NamedTuple):
+    """One colour in both schemes."""
+
+    light: str
+    dark: str
+
+
+COLOURS = {
+    "back": Colour("#f6f7f9", "#10151b"),
+    "sheet": Colour("#ffffff", "#182029"),
+    "text": Colour("#1b2430", "#e8edf3"),
+    "muted": Colour("#5a6675", "#a3afbd"),
+    "line": Colour("#aab4c0", "#596675"),
+    "grid": Colour("#e4e8ed", "#2a3541"),
+    "accent": Colour("#0b5cad", "#7cbcf5"),
+    "good": Colour("#0a6b4a", "#5fd3a5"),
+    "bad": Colour("#a8321b", "#ff9d85"),
+    "mark": Colour("#d0006f", "#ff6fbf"),
+    "paged": Colour("#0072b2", "#56b4e9"),
+    "paged-2": Colour("#3a3f9e", "#a6b2ff"),
+    "other": Colour("#d55e00", "#f5934a"),
+    "other-2": Colour("#8a5a00", "#e0c060"),
+    "unique": Colour("#1b2430", "#f2f5f8"),
+    "dense": Colour("#a94c86", "#e39cc8"),
+    "reserved": Colour("#8b95a1", "#8c98a6"),
+    "shared": Colour("#008a63", "#3fcf9f"),
+    "cache": Colour("#7a4fb5", "#b493e6"),
+    "rest": Colour("#cfd6de", "#3d4a58"),
+    "ramp-1": Colour("#c4e6ae", "#2c4486"),
+    "ramp-2": Colour("#86cfb9", "#2a73ad"),
+    "ramp-3": Colour("#41abc6", "#2fa3b8"),
+    "ramp-4": Colour("#2181ba", "#6ccbaa"),
+    "ramp-5": Colour("#24509c", "#bfe79a"),
+    "ramp-6": Colour("#101f5c", "#fdfbc0"),
+}
 
 # How many sequences hold a page, in the steps of a recording's `pages_by_refs`: upper bound, label,
 # colour.
@@ -55,6 +92,20 @@ CONFIG: dict[str, Any] = {
     "line": {"strokeWidth": 2, "strokeJoin": "round"},
     "text": {"color": "var(--text)", "fontSize": 12},
 }
+
+
+def variables() -> str:
+    """The CSS that sets all colours: as the reader's system wants them, or as the page was told
+    to.
+    """
+    light = " ".join(f"--{name}: {colour.light};" for name, colour in COLOURS.items())
+    dark = " ".join(f"--{name}: {colour.dark};" for name, colour in COLOURS.items())
+    return (
+        f":root {{ color-scheme: light; {light} }}\n"
+        "@media (prefers-color-scheme: dark) { "
+        f':root:not([data-scheme="light"]) {{ color-scheme: dark; {dark} }} }}\n'
+        f':root[data-scheme="dark"] {{ color-scheme: dark; {dark} }}\n'
+    )
 
 
 def bin_of(holders: int) -> str:
