@@ -39,7 +39,6 @@ import numpy as np
 import torch
 from control_plane import processor
 from ding.utils import set_pkg_seed
-from line_charts import Chart, Line, drawing
 from lzero.entry.utils import calculate_update_per_collect
 from lzero.mcts import UniZeroGameBuffer
 from lzero.mcts.ctree.ctree_muzero import mz_tree
@@ -52,11 +51,9 @@ from paged_kv.tools.profile.ties import fixed_ties
 
 CACHES = ("lightzero", "paged")
 POINTS = ("collected", "learned", "evaluated")
-LOOKS = {"lightzero": ("LightZero's own cache", "#f2a65a", 5.0), "paged": ("paged", "#1b4965", 1.6)}
-WARM_UP = (
-    0.2  # of a run's environment steps, left out of the slopes: pools and rings are still growing
-)
-SMOOTH = 5  # collections in one point of the picture
+# of a run's environment steps, left out of the slopes: pools and rings are still growing
+WARM_UP = 0.2
+LAST = 5  # collections whose mean return the table shows
 
 Row = dict[str, Any]
 
@@ -285,67 +282,13 @@ def at_equal_steps(sides: Sequence[Row]) -> Row:
     return {"env_steps": shared, **clocks}
 
 
-def charts(sides: Sequence[Row]) -> list[Chart]:
-    """The picture: returns against three clocks, and bytes against steps."""
-    clocks = [
-        ("env_steps", "environment steps"),
-        ("cpu_s", "CPU seconds"),
-        ("wall_s", "wall-clock seconds"),
-    ]
-    found = [
-        Chart(
-            f"return of collected episodes (mean of {SMOOTH} turns)",
-            name,
-            [
-                line(
-                    side,
-                    smoothed(
-                        [
-                            (row[clock], row["mean_return"])
-                            for row in side["returns"]
-                            if row["at"] == "collected"
-                        ]
-                    ),
-                )
-                for side in sides
-            ],
-        )
-        for clock, name in clocks
-    ]
-    rows = [(side, [row for row in side["held"] if row["at"] == "collected"]) for side in sides]
-    held = [
-        line(side, [(row["env_steps"], row["reserved"]) for row in late]) for side, late in rows
-    ]
-    return [
-        *found,
-        Chart(
-            "bytes the cache has memory for, after collecting", "environment steps", held, log=True
-        ),
-    ]
-
-
-def line(side: Row, points: Sequence[tuple[float, float]]) -> Line:
-    """One side's line, in its own colour."""
-    name, colour, width = LOOKS[side["cache"]]
-    return Line(name, colour, width, points)
-
-
-def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Each point with the mean of it and those before it."""
-    heights = [y for _, y in points]
-    return [
-        (x, float(np.mean(heights[max(0, i - SMOOTH + 1) : i + 1])))
-        for i, (x, _) in enumerate(points)
-    ]
-
-
 def report(sides: Sequence[Row]) -> str:
     """The table, for people."""
     lines = [
         "    cache   steps  updates  wall s   cpu s  cpu ms/step  last returns  reserved at the end"
     ]
     for side in sides:
-        last = [row["mean_return"] for row in side["returns"] if row["at"] == "collected"][-SMOOTH:]
+        last = [row["mean_return"] for row in side["returns"] if row["at"] == "collected"][-LAST:]
         lines.append(
             f"{side['cache']:>9}  {side['env_steps']:>6,}  {side['updates']:>7,}  "
             f"{side['wall_s']:>6.0f}  "
@@ -405,6 +348,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
+    if options.svg:
+        from train_both_picture import drawing  # now, lest its libraries are missed after the run
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
@@ -440,7 +385,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     if options.svg:
-        options.svg.write_text(drawing(charts(sides)))
+        options.svg.write_text(drawing(sides))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
-"""Block tables and pages as SVG, legible in light and dark. No plotting library: boxes, numbers and
-a few arrows.
+"""Block tables and pages as SVG, legible in light and dark.
+
+These are diagrams, not charts: boxes with words in them, whose places mean nothing on any axis. So
+they are drawn by hand here, while everything with axes is a chart of altair (see
+`paged_kv/tools/html/picture.py`).
 """
 
 from __future__ import annotations

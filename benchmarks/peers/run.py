@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import paged_kv
-from peers import measure, plots, table
+from peers import measure, table
 from peers.catalog import Row, rows
 from peers.checks import WrongContents, check_contents, check_tables
 from peers.workload import LONG, SMALL, WORKLOADS, Workload
@@ -151,7 +151,7 @@ def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--plots", type=Path, help="write the plots to this folder")
+    parser.add_argument("--plots", type=Path, help="write pictures to this folder (needs altair)")
     parser.add_argument(
         "--workloads", nargs="+", choices=sorted(WORKLOADS), default=[SMALL.name, LONG.name]
     )
@@ -170,6 +170,8 @@ def main() -> None:
         "--host-live", type=int, default=20_000, help="sequences whose host memory is counted"
     )
     options = parser.parse_args()
+    if options.plots:
+        from peers import plots  # now, lest its libraries are missed after the run
     measure.pin_threads()
     results = json.loads(json.dumps(benchmark(options)))  # as a reader of the file will have it
     print(table.markdown(results))
