@@ -61,7 +61,7 @@ def section(result: dict[str, Any]) -> list[str]:
         "|---|---:|---:|---:|",
     ]
     for title, key, unit, ratio in MEASURES:
-        own, paged = (shown(caches[name].get(key), unit) for name in ("lightzero", "paged"))
+        own, paged = (shown(caches[name].get(key), unit) for name in ("dense", "paged"))
         lines.append(f"| {title} | {own} | {paged} | {times(ratios.get(ratio)) if ratio else ''} |")
     return [*lines, "", *notes(result), ""]
 

@@ -97,16 +97,16 @@ def fix_tree_seed() -> None:
 
 def build_config(seed: int) -> Any:
     """LightZero's compiled CartPole configuration, on the CPU and in one process."""
-    main = copy.deepcopy(main_config)
+    config = copy.deepcopy(main_config)
     create = copy.deepcopy(create_config)
-    main.policy.cuda = False
-    main.policy.device = "cpu"
-    main.policy.model.world_model_cfg.device = "cpu"
-    for part in (main.env, main.policy, main.policy.model.world_model_cfg):
+    config.policy.cuda = False
+    config.policy.device = "cpu"
+    config.policy.model.world_model_cfg.device = "cpu"
+    for part in (config.env, config.policy, config.policy.model.world_model_cfg):
         part.evaluator_env_num = EVAL_ENVS
-    main.env.n_evaluator_episode = EVAL_ENVS
+    config.env.n_evaluator_episode = EVAL_ENVS
     create.env_manager.type = "base"
-    return compile_config(main, seed=seed, env=None, auto=True, create_cfg=create, save_cfg=False)
+    return compile_config(config, seed=seed, env=None, auto=True, create_cfg=create, save_cfg=False)
 
 
 def build_policy(cfg: Any, weights: Path | None = None) -> tuple[Any, UniZeroModel]:

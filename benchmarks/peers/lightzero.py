@@ -32,7 +32,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 class LightZeroPeer(Peer):
-    """The pools of the world model, with a place for every live node instead of a ring."""
+    """The rings of the world model, made so long that every live node has a place of its own."""
 
     name = "LightZero deep copy"
     note = "copies the context at full capacity"
@@ -84,16 +84,16 @@ class LightZeroPeer(Peer):
         return self._store(made, length)
 
     def fork(self, parents: Sequence[Handle], new: int) -> list[Handle]:
-        pool = self.shared_pool_recur_infer
+        stored = self.shared_pool_recur_infer
         lengths = self.lengths
-        return [self._store(pool[parent], lengths[parent] + new) for parent in parents]
+        return [self._store(stored[parent], lengths[parent] + new) for parent in parents]
 
     def step(
         self, parents: Sequence[Handle], tokens: Any, new: int, queries: Any = None
     ) -> list[Handle]:
-        pool = self.shared_pool_recur_infer
+        stored = self.shared_pool_recur_infer
         with default_dtype(self.work.dtype):
-            self.keys_values_wm_list = [self.copy_to_wm(pool[parent]) for parent in parents]
+            self.keys_values_wm_list = [self.copy_to_wm(stored[parent]) for parent in parents]
         lengths = [self.lengths[parent] for parent in parents]
         self.keys_values_wm_size_list = lengths
         self.trim_and_pad(is_init_infer=False)

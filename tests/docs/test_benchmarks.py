@@ -28,7 +28,7 @@ SIDE = {
     "misses": 1,
 }
 RESULT: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "machine": {"processor": "abacus", "cores": 2, "accelerator": None},
     "workload": {
         "preset": "cartpole",
@@ -43,7 +43,7 @@ RESULT: dict[str, Any] = {
         "threads": 1,
     },
     "caches": {
-        "lightzero": SIDE,
+        "dense": SIDE,
         "paged": {**SIDE, "kv_bytes_peak": 500, "sharing_ratio_peak": 4.25},
     },
     "ratios": {

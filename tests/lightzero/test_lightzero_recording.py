@@ -103,7 +103,7 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_lightzeros_own_cache_is_named(tmp_path: Path) -> None:
-    policy = side("lightzero")._policy
+    policy = side("dense")._policy
     with (
         pytest.raises(NothingToRecord, match="UniZeroPolicy has no paged"),
         record(policy, tmp_path / "run.jsonl"),

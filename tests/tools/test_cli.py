@@ -318,7 +318,7 @@ def test_nothing_measured_is_lost(
         f"paged-kv: cannot write to '{FULL}': No space left on device; "
         f"what was to be written is in {other}\n"
     )
-    assert json.loads(other.read_text())["schema"] == 1
+    assert json.loads(other.read_text())["schema"] == 2
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert cli.main([*SHORT, "--json", str(FULL)]) == 1
     assert (
@@ -386,7 +386,7 @@ def test_a_screen_that_takes_nothing_costs_no_results(
     )
     os.close(screen)
     assert (ended.returncode, ended.stderr) == (status, said)
-    assert json.loads(file.read_text())["schema"] == 1
+    assert json.loads(file.read_text())["schema"] == 2
 
 
 def test_no_screen_at_all(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

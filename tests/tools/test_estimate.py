@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from paged_kv import PagedKVCache
 from paged_kv.tools.estimate import Estimate, Workload, configs, estimate
-from paged_kv.tools.estimate.main import of
+from paged_kv.tools.estimate.call import of
 from paged_kv.tools.estimate.pages import Pages
 from paged_kv.tools.profile.presets import PRESETS
 
@@ -240,7 +240,7 @@ def test_a_search_of_any_size_is_counted_at_once_and_exactly() -> None:
 
 def check(found: Estimate, result: dict[str, Any], *, dense: int) -> None:
     """All figures of a profile, to the byte."""
-    own = result["caches"]["lightzero"]
+    own = result["caches"]["dense"]
     paged = result["caches"]["paged"]
     assert dense == own["kv_bytes_peak"]
     assert found.unique_bytes == own["unique_token_bytes_peak"]
@@ -254,7 +254,7 @@ def check(found: Estimate, result: dict[str, Any], *, dense: int) -> None:
 def test_measured_presets(result: dict[str, Any]) -> None:
     found = of_profile(result["workload"])
     check(found, result, dense=found.lightzero.kv)
-    assert found.lightzero.working == result["caches"]["lightzero"]["working_bytes_peak"]
+    assert found.lightzero.working == result["caches"]["dense"]["working_bytes_peak"]
     assert found.advised_page_size == 2
 
 
@@ -283,7 +283,7 @@ def test_the_table_of_the_docs() -> None:
     ],
 )
 def test_measured_on_lightzero_main(preset: str, changes: dict[str, int], megabytes: float) -> None:
-    """Pools and working buffers, measured after 300 root steps of 8 environments."""
+    """Rings and working buffers, measured after 300 root steps of 8 environments."""
     found = estimate(**{**configs.preset(PRESETS[preset]), **changes})
     held = found.lightzero_main.kv + found.lightzero_main.working
     assert held / 1e6 == pytest.approx(megabytes, rel=0.003)
@@ -298,7 +298,7 @@ def test_reference_runs(preset: str, page_size: int) -> None:
     result = profile(preset, envs=2, simulations=4, roots=2, page_size=page_size, reference=True)
     found = of_profile(result["workload"])
     check(found, result, dense=found.dense.kv)
-    assert found.dense.working == result["caches"]["lightzero"]["working_bytes_peak"]
+    assert found.dense.working == result["caches"]["dense"]["working_bytes_peak"]
 
 
 @pytest.mark.lightzero
@@ -331,7 +331,7 @@ def test_lightzero_after_every_root_step() -> None:
     setting = Setting(
         envs=3, simulations=14, seed=0, device=torch.device("cpu"), page_size=2, at="read"
     )
-    for kind in ("lightzero", "paged"):
+    for kind in ("dense", "paged"):
         side = client.LightZeroSide(kind, PRESETS["cartpole"], setting)
         held: list[Any] = []
         side.on_simulation = lambda side=side, held=held: held.append(side.held())

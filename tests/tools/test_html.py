@@ -399,7 +399,7 @@ def test_cards_say_when_something_got_worse(
 ) -> None:
     worse = json.loads(json.dumps(profiled[0]))
     worse["workload"]["roots"] = ENOUGH_ROOTS
-    old = worse["caches"]["lightzero"]
+    old = worse["caches"]["dense"]
     new = worse["caches"]["paged"]
     old["search_us_per_simulation"] = 100.0
     new["search_us_per_simulation"] = 150.0
@@ -437,7 +437,7 @@ def test_the_recorded_pass_sees_what_was_measured(
     result, (dense, paged) = profiled
     assert (dense.title, paged.title) == ("dense cache", "paged")
     assert len(dense.samples) == len(paged.samples) == 4 * 6
-    for recording, name in ((dense, "lightzero"), (paged, "paged")):
+    for recording, name in ((dense, "dense"), (paged, "paged")):
         side = result["caches"][name]
         assert max(row["bytes_in_use"] for row in recording.samples) == side["kv_bytes_peak"]
         assert (
@@ -462,7 +462,7 @@ def test_both_caches_of_lightzero_are_recorded() -> None:
     assert (theirs.title, ours.title) == ("LightZero's cache", "paged")
     assert (
         max(row["bytes_in_use"] for row in theirs.samples)
-        == result["caches"]["lightzero"]["kv_bytes_peak"]
+        == result["caches"]["dense"]["kv_bytes_peak"]
     )
     assert (
         max(row["bytes_in_use"] for row in ours.samples)

@@ -87,10 +87,10 @@ def small() -> dict[str, Any]:
 
 def check_keys(result: dict[str, Any]) -> None:
     """All the keys that the format promises."""
-    assert result["schema"] == 1
+    assert result["schema"] == 2
     for part, keys in KEYS.items():
         assert keys <= set(result[part])
-    assert set(result["caches"]["lightzero"]) >= SIDE_KEYS
+    assert set(result["caches"]["dense"]) >= SIDE_KEYS
     more = {"pool_bytes_reserved", "sharing_ratio_peak", "copied_pages", "evictions"}
     assert set(result["caches"]["paged"]) >= SIDE_KEYS | more
     assert json.loads(json.dumps(result)) == result
@@ -99,7 +99,7 @@ def check_keys(result: dict[str, Any]) -> None:
 def check_paged_side(result: dict[str, Any]) -> None:
     """What must hold for every workload."""
     paged = result["caches"]["paged"]
-    dense = result["caches"]["lightzero"]
+    dense = result["caches"]["dense"]
     assert result["fidelity"]["actions_equal"] == result["fidelity"]["actions_compared"] > 0
     assert result["fidelity"]["visit_counts_equal"]
     assert result["ratios"]["kv_bytes_over_unique"] <= 1.1
@@ -456,7 +456,7 @@ def test_the_table_marks_what_differs(small: dict[str, Any]) -> None:
 def test_times_of_few_root_steps_are_not_compared(roots: int, small: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(small))
     changed["workload"]["roots"] = roots
-    for side, cache, search in (("lightzero", 300.0, 1000.0), ("paged", 100.0, 500.0)):
+    for side, cache, search in (("dense", 300.0, 1000.0), ("paged", 100.0, 500.0)):
         changed["caches"][side].update(
             cache_us_per_simulation=cache,
             search_us_per_simulation=search,

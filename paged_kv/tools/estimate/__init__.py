@@ -4,7 +4,7 @@ torch.
 
 from __future__ import annotations
 
-from paged_kv.tools.estimate.main import Estimate, Held, estimate
+from paged_kv.tools.estimate.call import Estimate, Held, estimate
 from paged_kv.tools.estimate.workload import Workload
 
 __all__ = ["Estimate", "Held", "Workload", "estimate"]

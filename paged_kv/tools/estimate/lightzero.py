@@ -16,7 +16,7 @@ MAIN_INITS = 256  # and main, at the least
 
 
 class Entries(NamedTuple):
-    """Places filled in each of LightZero's three pools."""
+    """Places filled in each of LightZero's three kinds of rings."""
 
     init: int
     recur: int
@@ -28,12 +28,12 @@ class Entries(NamedTuple):
         return sum(self)
 
 
-def release(load: Workload) -> Entries:
+def of_0_2_0(load: Workload) -> Entries:
     """LightZero 0.2.0."""
     return _filled(load, INITS)
 
 
-def main(load: Workload) -> Entries:
+def of_main(load: Workload) -> Entries:
     """LightZero's main of August 2026, without its cache manager."""
     return _filled(load, kept_roots(load))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paged_kv.tools.estimate.main import Estimate, Held
+from paged_kv.tools.estimate.call import Estimate, Held
 from paged_kv.tools.units import size
 
 Row = tuple[str, str, str, str]

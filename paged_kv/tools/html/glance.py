@@ -46,7 +46,7 @@ class Table:
 
 def cards(result: dict[str, Any]) -> list[Card]:
     """What a profile found, the ratios first."""
-    old = result["caches"]["lightzero"]
+    old = result["caches"]["dense"]
     new = result["caches"]["paged"]
     names = sides(result["workload"])
 
@@ -170,7 +170,7 @@ def both(result: dict[str, Any]) -> Table:
     return Table(
         "Both caches side by side",
         heads,
-        rows(result["caches"]["lightzero"], result["caches"]["paged"], result["workload"]["roots"]),
+        rows(result["caches"]["dense"], result["caches"]["paged"], result["workload"]["roots"]),
     )
 
 

@@ -134,7 +134,7 @@ def _times(
     """Bars of time: of the profile, where there is one, or else of the recordings."""
     if result:
         caches = result["caches"]
-        each = zip(sides(result["workload"]), (caches["lightzero"], caches["paged"]))
+        each = zip(sides(result["workload"]), (caches["dense"], caches["paged"]))
         wholes = [
             (name, side["search_us_per_simulation"], side["cache_share_of_search"])
             for name, side in each

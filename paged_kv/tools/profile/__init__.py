@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from paged_kv.tools.profile.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
-    from paged_kv.tools.profile.main import profile
+    from paged_kv.tools.profile.call import profile
 else:
 
     def __getattr__(name: str) -> Any:
         if name == "profile":  # needs torch; the presets do not
-            from paged_kv.tools.profile.main import profile
+            from paged_kv.tools.profile.call import profile
 
             return profile
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -251,7 +251,7 @@ class LightZeroSide:
             cache = wm.paged.cache
             sharing = cache.logical_tokens / max(1, cache.stored_tokens)
             return Held(cache.bytes_in_use, cache.working_bytes, cache.bytes_reserved, sharing)
-        pools = (
+        stored = (
             [e for ring in wm.shared_pool_init_infer for e in ring]
             + wm.shared_pool_recur_infer
             + wm.shared_pool_wm
@@ -261,7 +261,7 @@ class LightZeroSide:
             wm.keys_values_wm_single_env,
             wm.keys_values_wm_single_env_tmp,
         ]
-        return Held(_entry_bytes(pools), _entry_bytes(working))
+        return Held(_entry_bytes(stored), _entry_bytes(working))
 
     def root_tokens(self) -> int:
         """Tokens in the root windows of all environments."""

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from paged_kv.tools.profile.presets import Preset
-from paged_kv.tools.profile.side import Setting
+from paged_kv.tools.profile.side import DENSE, PAGED, Setting
 from paged_kv.tools.profile.workload import Measured, Run, typical
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def as_dict(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -> dict[str, Any]:
     """One JSON object: `about` holds what the client says of itself (client, client_version,
     weights, ...).
     """
-    old = run.sides["lightzero"]
-    new = run.sides["paged"]
+    old = run.sides[DENSE]
+    new = run.sides[PAGED]
     paged = _cache(new) | {
         "pool_bytes_reserved": new.peak.reserved,
         "sharing_ratio_peak": round(new.peak.sharing, 3),
@@ -33,7 +33,7 @@ def as_dict(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -
         "schema": SCHEMA,
         "machine": machine(setting.device),
         "workload": _workload(run, preset, setting, about),
-        "caches": {"lightzero": _cache(old), "paged": paged},
+        "caches": {DENSE: _cache(old), PAGED: paged},
         "ratios": _ratios(old, new),
         "fidelity": {
             "actions_compared": run.fidelity.compared,

@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
 
 
-# What the caches are called, by client and kind.
+# The two kinds of sides: one keeps a dense copy of each context, as LightZero does, one has pages.
+DENSE = "dense"
+PAGED = "paged"
+KINDS = (DENSE, PAGED)
+# What the cache of each kind is called, by client.
 TITLES = {
-    "lightzero": {"lightzero": "LightZero's cache", "paged": "paged"},
-    "reference": {"lightzero": "dense cache", "paged": "paged"},
+    "lightzero": {DENSE: "LightZero's cache", PAGED: "paged"},
+    "reference": {DENSE: "dense cache", PAGED: "paged"},
 }
 
 

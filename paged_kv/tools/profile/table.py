@@ -25,7 +25,7 @@ def table(result: dict[str, Any]) -> Table:
     for heading in (*sides(result["workload"]), "ratio"):
         made.add_column(heading, justify="right")
     for cells in rows(
-        result["caches"]["lightzero"], result["caches"]["paged"], result["workload"]["roots"]
+        result["caches"]["dense"], result["caches"]["paged"], result["workload"]["roots"]
     ):
         made.add_row(*cells)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from paged_kv.tools.profile.side import TITLES
+from paged_kv.tools.profile.side import DENSE, PAGED, TITLES
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 from paged_kv.tools.units import count, micros, size
 
@@ -23,8 +23,8 @@ def title(workload: dict[str, Any]) -> str:
 
 def sides(workload: dict[str, Any]) -> tuple[str, str]:
     """What the two caches are called."""
-    old, new = TITLES[workload["client"]].values()
-    return old, new
+    titles = TITLES[workload["client"]]
+    return titles[DENSE], titles[PAGED]
 
 
 def rows(old: dict[str, Any], new: dict[str, Any], roots: int) -> list[tuple[str, str, str, str]]:

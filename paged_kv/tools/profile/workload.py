@@ -26,11 +26,10 @@ from paged_kv.tools.profile.counters import (
     wrap_overhead,
 )
 from paged_kv.tools.profile.presets import Preset
-from paged_kv.tools.profile.side import Held, Outcome, Setting, Side, unique_bytes
+from paged_kv.tools.profile.side import DENSE, KINDS, Held, Outcome, Setting, Side, unique_bytes
 from paged_kv.tools.profile.watch import watched
 
 WARMUP_SIMULATIONS = 2
-KINDS = ("lightzero", "paged")
 # three to time the search and three for the cache: with fewer, a median follows a disturbed step
 ENOUGH_ROOTS = 6
 WATCHED = 6  # root steps at most
@@ -239,7 +238,7 @@ def _metered_pass(
         for kind, side in sides.items():
             if index >= 0:
                 side.on_simulation = _sampler(
-                    side, measured[kind], unique if kind == "lightzero" else None
+                    side, measured[kind], unique if kind == DENSE else None
                 )
             if index >= roots - counted:
                 _count(side, measured[kind], simulations, seed, counted)
