@@ -173,6 +173,13 @@ def test_public_names_load_when_asked_for() -> None:
     assert out.stdout.strip() == "True [] True False True False"
 
 
+def test_only_a_profile_decides_ties() -> None:
+    """What patches LightZero's search tree is for comparisons: no search of a user goes near it."""
+    ties = "paged_kv.tools.profile.ties"
+    users = [path for path in FILES if any(name.startswith(ties) for name in imported(path))]
+    assert users == [Path("tools", "profile", "call.py")]
+
+
 def test_the_walker_sees_relative_and_plain_imports() -> None:
     assert any(name.startswith("paged_kv.errors") for name in imported(Path("cache.py")))
 
