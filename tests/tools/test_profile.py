@@ -25,6 +25,7 @@ from paged_kv.tools.profile.counters import (
     REST,
     HostCopyCounter,
     KernelCounter,
+    Probe,
     Probes,
     Regions,
     storage_bytes,
@@ -174,7 +175,8 @@ def test_probes_leave_no_trace() -> None:
 
     owner = Owner()
     original = vars(Owner)["method"]
-    with Probes([(owner, "method", CACHE), (Owner, "method", LAYER)], Regions()) as regions:
+    probes = [Probe(owner, "method", CACHE), Probe(Owner, "method", LAYER)]
+    with Probes(probes, Regions()) as regions:
         assert owner.method() == Owner().method() == 1
         assert regions.calls == {CACHE: 1, LAYER: 1}
     assert vars(owner) == {}

@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import altair as alt
 
 from paged_kv.tools import summary
-from paged_kv.tools.html.figure import Figure, Line, choose, lines
+from paged_kv.tools.html.figure import Across, Figure, Line, Up, choose, lines
 from paged_kv.tools.html.series import Axis, Row, Source, byte_unit, number
 from paged_kv.tools.html.style import BIN_COLOURS, BIN_LABELS, DOTS, HEIGHT, LONG, SHORT, SOLID
 from paged_kv.tools.units import count, size
 
-Look = tuple[str, str, str, list[int]]  # field of a sample, name, colour, dash
 
-INSIDE: tuple[Look, ...] = (
-    ("bytes_reserved", "reserved by the pool", "var(--reserved)", LONG),
-    ("bytes_in_use", "pages in use", "var(--paged)", SOLID),
-    ("bytes_shared", "pages that are shared", "var(--shared)", SHORT),
-    ("bytes_unique", "unique tokens need", "var(--unique)", DOTS),
-)
-DENSE: Look = ("bytes_dense", "dense copies would hold", "var(--dense)", LONG)
-UNIQUE: Look = ("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
+class Look(NamedTuple):
+    """A field of a sample as a line: what the legend calls it, its colour and its dashes."""
+
+    field: str
+    name: str
+    colour: str
+    dash: list[int]
+
+
+class Share(NamedTuple):
+    """The time of one side: what went into the cache, of the whole."""
+
+    name: str
+    cache: float
+    whole: float
+
+
+class Split(NamedTuple):
+    """The times of all sides, in what unit, and a sentence on how they were measured."""
+
+    shares: Sequence[Share]
+    unit: str
+    reading: str
+
+
+RESERVED = Look("bytes_reserved", "reserved by the pool", "var(--reserved)", LONG)
+IN_USE = Look("bytes_in_use", "pages in use", "var(--paged)", SOLID)
+SHARED = Look("bytes_shared", "pages that are shared", "var(--shared)", SHORT)
+DENSE = Look("bytes_dense", "dense copies would hold", "var(--dense)", LONG)
+UNIQUE = Look("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
+INSIDE = (RESERVED, IN_USE, SHARED, UNIQUE)
+PARTS = {"cache": "the cache", "rest": "the model, the tree, all the rest"}
 
 
 def held(found: Sequence[Source], under: Axis) -> Figure | None:
     """Bytes held by every side, beside what dense copies would hold and what the unique tokens
     need.
     """
-    drawn = [
-        _line(source, ("bytes_in_use", source.name, source.colour, source.dash), under)
-        for source in found
-    ]
+    drawn = [_line(source, _own(source, "bytes_in_use"), under) for source in found]
     paged = next((source for source in found if source.paged), None)
     first = paged or (found[0] if found else None)
     if first is not None:
@@ -107,24 +128,25 @@ def references(source: Source, under: Axis) -> Figure | None:
             ]
     if not rows:
         return None
+    reading = (
+        "The height is the number of pages in use; the darker (on dark: the lighter) the band, "
+        "the more sequences read the same page. Click a number to single it out."
+    )
+    title = _references_title(source)
+    return Figure(f"references-{source.key}", title, _bands(rows, under), reading)
+
+
+def _bands(rows: list[Row], under: Axis) -> alt.Chart:
     picked = alt.selection_point(name="picked", fields=["b"], bind="legend")
-    chart = (
-        alt.Chart(alt.InlineData(values=rows))
-        .mark_area(interpolate="step-after")
-        .encode(
-            alt.X(
-                "x:Q",
-                title=under.title,
-                scale=alt.Scale(nice=False),
-                axis=alt.Axis(grid=False, tickCount=8),
-            ),
+    x_axis = alt.Axis(grid=False, tickCount=8)
+    colours = alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS)
+    legend = alt.Legend(title="sequences that hold a page", columns=6)
+    bands = alt.Chart(alt.InlineData(values=rows)).mark_area(interpolate="step-after")
+    drawing: alt.Chart = (
+        bands.encode(
+            alt.X("x:Q", title=under.title, scale=alt.Scale(nice=False), axis=x_axis),
             alt.Y("y:Q", title="pages in use", stack="zero", axis=alt.Axis(tickCount=6)),
-            alt.Color(
-                "b:O",
-                sort=BIN_LABELS,
-                scale=alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS),
-                legend=alt.Legend(title="sequences that hold a page", columns=6),
-            ),
+            alt.Color("b:O", sort=BIN_LABELS, scale=colours, legend=legend),
             order=alt.Order("i:Q", sort="descending"),
             opacity=alt.condition(picked, alt.value(1), alt.value(0.15)),
             tooltip=[
@@ -136,12 +158,7 @@ def references(source: Source, under: Axis) -> Figure | None:
         .add_params(picked)
         .properties(height=HEIGHT)
     )
-    reading = (
-        "The height is the number of pages in use; the darker (on dark: the lighter) the band, "
-        "the more "
-        "sequences read the same page. Click a number to single it out."
-    )
-    return Figure(f"references-{source.key}", _references_title(source), chart, reading)
+    return drawing
 
 
 def _references_title(source: Source) -> str:
@@ -176,9 +193,7 @@ def hits(found: Sequence[Source], under: Axis) -> Figure | None:
         title = "; ".join(f"{name}: {rate:.3g} % of lookups hit" for name, rate in last.items())
     lowest = min(y for line in drawn for _, y in line.points)
     low = max(start for start in (0, 50, 90) if start <= max(lowest, 0))
-    chart = lines(
-        drawn, under.title, "hits / lookups so far", "%", breaks=under.breaks, low=low, high=100
-    )
+    chart = lines(drawn, _across(under), Up("hits / lookups so far", "%", low=low, high=100))
     reading = (
         f"A miss means that a context is computed anew. The axis begins at {low} %; a dashed "
         "line on top of "
@@ -191,15 +206,13 @@ def cache_time(found: Sequence[Source], under: Axis) -> Figure | None:
     """Seconds spent in the cache so far."""
     drawn = []
     for source in found:
-        line = _line(
-            source, ("cache_s", source.name, source.colour, source.dash), under, scale=1e-3
-        )
+        line = _line(source, _own(source, "cache_s"), under, scale=1e-3)
         if any(y for _, y in line.points):
             drawn.append(line)
     if not drawn:
         return None
     spent = ", ".join(f"{line.name} {count(line.points[-1][1])} ms" for line in drawn)
-    chart = lines(drawn, under.title, "time in the cache so far", "ms", breaks=under.breaks)
+    chart = lines(drawn, _across(under), Up("time in the cache so far", "ms"))
     reading = (
         "The steeper a line, the more each step costs. Recording and timing cost some time "
         "themselves, so read "
@@ -247,81 +260,69 @@ def verbs(source: Source) -> Figure | None:
     return Figure(f"verbs-{source.key}", title, chart, reading)
 
 
-def split(parts: Sequence[tuple[str, float, float]], unit: str, reading: str) -> Figure | None:
-    """Bars of (name, time in the cache, time in all), one a side."""
-    rows: list[dict[str, Any]] = []
-    for name, cache, whole in parts:
-        rows += [
-            {"n": name, "p": "cache", "y": cache, "i": 0, "s": cache / whole},
-            {
-                "n": name,
-                "p": "rest",
-                "y": max(0.0, whole - cache),
-                "i": 1,
-                "s": max(0.0, 1 - cache / whole),
-            },
-        ]
-    if not rows:
+def split(times: Split) -> Figure | None:
+    """A bar a side, in two parts: the time in the cache, and the rest."""
+    if not times.shares:
         return None
-    names = {"cache": "the cache", "rest": "the model, the tree, all the rest"}
-    chart = (
-        alt.Chart(alt.InlineData(values=rows))
-        .mark_bar(height=34, cornerRadius=2)
-        .encode(
-            alt.Y(
-                "n:N",
-                title=None,
-                sort=None,
-                axis=alt.Axis(labelLimit=140, ticks=False, domain=False),
-            ),
-            alt.X("y:Q", title=unit, stack="zero", axis=alt.Axis(tickCount=4)),
-            alt.Color(
-                "p:N",
-                scale=alt.Scale(domain=list(names), range=["var(--cache)", "var(--rest)"]),
-                legend=alt.Legend(title=None, labelExpr=choose(names)),
-            ),
-            order=alt.Order("i:Q"),
-            tooltip=[
-                alt.Tooltip("n:N", title="side"),
-                alt.Tooltip("p:N", title="part"),
-                alt.Tooltip("y:Q", title=unit, format=",.4~g"),
-                alt.Tooltip("s:Q", title="share", format=".1%"),
-            ],
-        )
-        .properties(height=60 * len(parts))
+    shares = ", ".join(
+        f"{100 * share.cache / share.whole:.3g} % ({share.name})" for share in times.shares
     )
-    shares = ", ".join(f"{100 * cache / whole:.3g} % ({name})" for name, cache, whole in parts)
-    return Figure(
-        "split", f"The share of the time that goes into the cache: {shares}", chart, reading
+    title = f"The share of the time that goes into the cache: {shares}"
+    return Figure("split", title, _split_bars(times), times.reading)
+
+
+def _split_bars(times: Split) -> alt.Chart:
+    rows = [row for share in times.shares for row in _split_rows(share)]
+    names = alt.Axis(labelLimit=140, ticks=False, domain=False)
+    colours = alt.Scale(domain=list(PARTS), range=["var(--cache)", "var(--rest)"])
+    legend = alt.Legend(title=None, labelExpr=choose(PARTS))
+    bars = alt.Chart(alt.InlineData(values=rows)).mark_bar(height=34, cornerRadius=2)
+    drawing: alt.Chart = bars.properties(height=60 * len(times.shares)).encode(
+        alt.Y("n:N", title=None, sort=None, axis=names),
+        alt.X("y:Q", title=times.unit, stack="zero", axis=alt.Axis(tickCount=4)),
+        alt.Color("p:N", scale=colours, legend=legend),
+        order=alt.Order("i:Q"),
+        tooltip=[
+            alt.Tooltip("n:N", title="side"),
+            alt.Tooltip("p:N", title="part"),
+            alt.Tooltip("y:Q", title=times.unit, format=",.4~g"),
+            alt.Tooltip("s:Q", title="share", format=".1%"),
+        ],
     )
+    return drawing
+
+
+def _split_rows(share: Share) -> list[Row]:
+    part = share.cache / share.whole
+    rest = max(0.0, share.whole - share.cache)
+    return [
+        {"n": share.name, "p": "cache", "y": share.cache, "i": 0, "s": part},
+        {"n": share.name, "p": "rest", "y": rest, "i": 1, "s": max(0.0, 1 - part)},
+    ]
+
+
+def _own(source: Source, name: str) -> Look:
+    """A field in the name and the look of its recording."""
+    return Look(name, source.name, source.colour, source.dash)
 
 
 def _line(source: Source, look: Look, under: Axis, scale: float = 1.0) -> Line:
-    name, label, colour, dash = look
-    pairs = [(under.of(row), number(row, name)) for row in source.samples]
-    return Line(
-        f"{source.key}_{name}",
-        label,
-        colour,
-        dash,
-        [(x, y / scale) for x, y in pairs if y is not None],
-    )
+    pairs = [(under.of(row), number(row, look.field)) for row in source.samples]
+    points = [(x, y / scale) for x, y in pairs if y is not None]
+    return Line(f"{source.key}_{look.field}", look.name, look.colour, look.dash, points)
 
 
 def _bytes(drawn: Sequence[Line], under: Axis) -> alt.LayerChart:
     full = [line for line in drawn if line.points]
     unit, scale = byte_unit(max(y for line in full for _, y in line.points))
     scaled = [
-        Line(
-            line.key,
-            line.name,
-            line.colour,
-            line.dash,
-            [(x, round(y / scale, 4)) for x, y in line.points],
-        )
-        for line in full
+        replace(line, points=[(x, round(y / scale, 4)) for x, y in line.points]) for line in full
     ]
-    return lines(scaled, under.title, "key/value bytes", unit, breaks=under.breaks, form=",.3~f")
+    return lines(scaled, _across(under), Up("key/value bytes", unit, form=",.3~f"))
+
+
+def _across(under: Axis) -> Across:
+    return Across(under.title, under.breaks)
 
 
 def _with_breaks(reading: str, under: Axis) -> str:

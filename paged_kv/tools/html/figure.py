@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 
@@ -47,51 +47,32 @@ class Line:
     points: list[tuple[float, float]]
 
 
-def lines(
-    drawn: Sequence[Line],
-    x_title: str,
-    y_title: str,
-    unit: str,
-    *,
-    breaks: Sequence[float] = (),
-    form: str = ",.4~g",
-    low: float = 0.0,
-    high: float | None = None,
-) -> alt.LayerChart:
-    """Lines over a common axis, with a rule that reads all of them off under the pointer.
+class Across(NamedTuple):
+    """The horizontal axis: its title, and where dotted rules mark a new root step."""
 
-    A click on the legend singles a line out. `breaks` are marked by dotted rules.
+    title: str
+    breaks: Sequence[float] = ()
+
+
+class Up(NamedTuple):
+    """The vertical axis: title, unit, how a tooltip writes its numbers, and its ends (None: as
+    high as the lines reach).
     """
-    points = [point for line in drawn for point in line.points]
+
+    title: str
+    unit: str
+    form: str = ",.4~g"
+    low: float = 0.0
+    high: float | None = None
+
+
+def lines(drawn: Sequence[Line], across: Across, up: Up) -> alt.LayerChart:
+    """Lines over common axes, with a rule that reads all of them off under the pointer. A click on
+    the legend singles a line out.
+    """
     data = alt.InlineData(
         values=[{"x": x, "k": line.key, "y": y} for line in drawn for x, y in line.points]
     )
-    keys = [line.key for line in drawn]
-    # Domains are given: the layer that holds only what is pointed at has no extent of its own.
-    span = [min(x for x, _ in points), max(x for x, _ in points)]
-    x = alt.X(
-        "x:Q",
-        title=x_title,
-        scale=alt.Scale(domain=span, nice=False),
-        axis=alt.Axis(grid=False, tickCount=8),
-    )
-    top = max(y for _, y in points) if high is None else high
-    y = alt.Y(
-        "y:Q",
-        title=f"{y_title} ({unit})",
-        scale=alt.Scale(domain=[low, top or 1], nice=high is None),
-        axis=alt.Axis(tickCount=6),
-    )
-    names = alt.Legend(
-        title=None,
-        labelExpr=choose({line.key: line.name for line in drawn}),
-        symbolType="stroke",
-        symbolSize=300,
-        symbolStrokeWidth=2.5,
-    )
-    colours = alt.Scale(domain=keys, range=[line.colour for line in drawn])
-    dashes = alt.Scale(domain=keys, range=[line.dash for line in drawn])
-    picked = alt.selection_point(name="picked", fields=["k"], bind="legend")
     near = alt.selection_point(
         name="near",
         fields=["x"],
@@ -100,42 +81,83 @@ def lines(
         empty=False,
         clear="pointerout",
     )
-    strokes = (
+    x = _across(drawn, across)
+    colour = alt.Color(
+        "k:N", legend=_names(drawn), scale=_scale(drawn, [line.colour for line in drawn])
+    )
+    y = _up(drawn, up)
+    layers: list[Any] = [
+        _strokes(drawn, data).encode(x, y, colour),
+        alt.Chart(data)
+        .transform_filter(near)
+        .mark_point(size=40, strokeWidth=2.5)
+        .encode(x, y, colour),
+        _rule(drawn, across, up, near).properties(data=data).encode(x),
+    ]
+    if across.breaks:
+        marks = alt.InlineData(values=[{"x": place} for place in across.breaks])
+        layers.insert(0, alt.Chart(marks).mark_rule(color="var(--line)", strokeDash=DOTS).encode(x))
+    drawing: alt.LayerChart = alt.layer(*layers).properties(height=HEIGHT)
+    return drawing
+
+
+def _across(drawn: Sequence[Line], across: Across) -> alt.X:
+    # Domains are given: the layer that holds only what is pointed at has no extent of its own.
+    places = [x for line in drawn for x, _ in line.points]
+    scale = alt.Scale(domain=[min(places), max(places)], nice=False)
+    return alt.X("x:Q", title=across.title, scale=scale, axis=alt.Axis(grid=False, tickCount=8))
+
+
+def _up(drawn: Sequence[Line], up: Up) -> alt.Y:
+    top = max(y for line in drawn for _, y in line.points) if up.high is None else up.high
+    scale = alt.Scale(domain=[up.low, top or 1], nice=up.high is None)
+    return alt.Y("y:Q", title=f"{up.title} ({up.unit})", scale=scale, axis=alt.Axis(tickCount=6))
+
+
+def _names(drawn: Sequence[Line]) -> alt.Legend:
+    return alt.Legend(
+        title=None,
+        labelExpr=choose({line.key: line.name for line in drawn}),
+        symbolType="stroke",
+        symbolSize=300,
+        symbolStrokeWidth=2.5,
+    )
+
+
+def _scale(drawn: Sequence[Line], values: Sequence[Any]) -> alt.Scale:
+    """What each line has of a look."""
+    return alt.Scale(domain=[line.key for line in drawn], range=list(values))
+
+
+def _strokes(drawn: Sequence[Line], data: alt.InlineData) -> alt.Chart:
+    picked = alt.selection_point(name="picked", fields=["k"], bind="legend")
+    dashes = _scale(drawn, [line.dash for line in drawn])
+    strokes: alt.Chart = (
         alt.Chart(data)
         .mark_line()
         .encode(
-            x,
-            y,
-            alt.Color("k:N", legend=names, scale=colours),
-            alt.StrokeDash("k:N", legend=names, scale=dashes),
+            alt.StrokeDash("k:N", legend=_names(drawn), scale=dashes),
             opacity=alt.condition(picked, alt.value(1), alt.value(0.12)),
         )
         .add_params(picked)
     )
-    dots = (
-        alt.Chart(data)
-        .transform_filter(near)
-        .mark_point(size=40, strokeWidth=2.5)
-        .encode(x, y, alt.Color("k:N", legend=names, scale=colours))
-    )
-    read = [alt.Tooltip("x:Q", title=x_title, format=",.4~g")]
+    return strokes
+
+
+def _rule(drawn: Sequence[Line], across: Across, up: Up, near: alt.Parameter) -> alt.Chart:
+    read = [alt.Tooltip("x:Q", title=across.title, format=",.4~g")]
     read += [
-        alt.Tooltip(f"{line.key}:Q", title=f"{plain(line.name)} ({unit})", format=form)
+        alt.Tooltip(f"{line.key}:Q", title=f"{plain(line.name)} ({up.unit})", format=up.form)
         for line in drawn
     ]
-    rule = (
-        alt.Chart(data)
+    rule: alt.Chart = (
+        alt.Chart()
         .transform_pivot("k", value="y", groupby=["x"])
         .mark_rule(color="var(--muted)", strokeWidth=1.5)
-        .encode(x, tooltip=read, opacity=alt.condition(near, alt.value(0.6), alt.value(0)))
+        .encode(tooltip=read, opacity=alt.condition(near, alt.value(0.6), alt.value(0)))
         .add_params(near)
     )
-    layers: list[Any] = [strokes, dots, rule]
-    if breaks:
-        marks = alt.InlineData(values=[{"x": place} for place in breaks])
-        layers.insert(0, alt.Chart(marks).mark_rule(color="var(--line)", strokeDash=DOTS).encode(x))
-    drawing: alt.LayerChart = alt.layer(*layers).properties(height=HEIGHT)
-    return drawing
+    return rule
 
 
 def pointed_at(field: str) -> alt.Parameter:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from paged_kv.tools.html.series import Source, number, values
-from paged_kv.tools.profile.words import rows, sides
+from paged_kv.tools.html.series import Source, values
+from paged_kv.tools.profile.words import caches, rows, sides
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 from paged_kv.tools.units import count, micros, size
 
@@ -44,95 +44,117 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+class Measure(NamedTuple):
+    """One card of a profile: a figure of both sides, and the words around it."""
+
+    label: str
+    key: str
+    show: Callable[[float], str]
+    less: str
+    more: str
+    note: str
+
+
+HELD = Measure("Key/value bytes held, peak", "kv_bytes_peak", size, "less", "more", "")
+MEASURES = (
+    Measure(
+        "Cache kernels per simulation",
+        "tensor_kernels_per_simulation",
+        count,
+        "fewer",
+        "more",
+        "Tensor operations that a GPU would launch to look up, assemble, update and store "
+        "contexts.",
+    ),
+    Measure(
+        "Host copies per simulation",
+        "host_copies_per_simulation",
+        count,
+        "fewer",
+        "more",
+        "Copies from device to host, each of which makes a GPU wait.",
+    ),
+    Measure(
+        "Cache time per simulation",
+        "cache_us_per_simulation",
+        micros,
+        "faster",
+        "slower",
+        "Median over the timed root steps, spent inside the cache.",
+    ),
+    Measure(
+        "Search time per simulation",
+        "search_us_per_simulation",
+        micros,
+        "faster",
+        "slower",
+        "Median over the timed root steps, the model and the tree included.",
+    ),
+)
+
+
 def cards(result: dict[str, Any]) -> list[Card]:
     """What a profile found, the ratios first."""
-    old = result["caches"]["dense"]
-    new = result["caches"]["paged"]
-    names = sides(result["workload"])
-
-    def card(
-        label: str,
-        key: str,
-        show: Callable[[float], str],
-        less: str,
-        more: str,
-        note: str,
-        needed: float | None = None,
-    ) -> Card:
-        pair = [
-            Bar(names[0], old[key], show(old[key]), "i0"),
-            Bar(names[1], new[key], show(new[key]), "i1"),
-        ]
-        if needed:
-            pair.append(Bar("unique tokens", needed, show(needed), "i2"))
-        big, mood = compared(old[key], new[key], less, more)
-        if show is micros and result["workload"]["roots"] < ENOUGH_ROOTS:
-            big = "not compared"
-            mood = ""
-            note = f"Too few root steps were timed: give {ENOUGH_ROOTS} or more."
-        return Card(label, big, note, scaled(pair), mood)
-
-    needed = new["unique_token_bytes_peak"]
-    over = (
-        f"Pages hold {new['kv_bytes_peak'] / needed:.3g}x what the unique tokens need."
-        if needed
-        else ""
-    )
     return [
-        card("Key/value bytes held, peak", "kv_bytes_peak", size, "less", "more", over, needed),
-        card(
-            "Cache kernels per simulation",
-            "tensor_kernels_per_simulation",
-            count,
-            "fewer",
-            "more",
-            "Tensor operations that a GPU would launch to look up, assemble, update and store "
-            "contexts.",
-        ),
-        card(
-            "Host copies per simulation",
-            "host_copies_per_simulation",
-            count,
-            "fewer",
-            "more",
-            "Copies from device to host, each of which makes a GPU wait.",
-        ),
-        card(
-            "Cache time per simulation",
-            "cache_us_per_simulation",
-            micros,
-            "faster",
-            "slower",
-            "Median over the timed root steps, spent inside the cache.",
-        ),
-        card(
-            "Search time per simulation",
-            "search_us_per_simulation",
-            micros,
-            "faster",
-            "slower",
-            "Median over the timed root steps, the model and the tree included.",
-        ),
+        _held(result),
+        *(_card(result, measure) for measure in MEASURES),
         agreement(result["fidelity"], result["workload"]),
     ]
 
 
-def compared(old: float, new: float, less: str, more: str) -> tuple[str, str]:
-    """A ratio in words, and whether it is good.
+def _held(result: dict[str, Any]) -> Card:
+    """The card of bytes, with the unique tokens beside both sides."""
+    paged = caches(result).paged
+    needed = paged["unique_token_bytes_peak"]
+    if not needed:
+        return _card(result, HELD)
+    over = paged["kv_bytes_peak"] / needed
+    note = f"Pages hold {over:.3g}x what the unique tokens need."
+    floor = Bar("unique tokens", needed, size(needed), "i2")
+    return _card(result, HELD._replace(note=note), floor)
 
-    >>> compared(104, 2.08, "fewer", "more"), compared(8, 0, "fewer", "more")
+
+def _card(result: dict[str, Any], measure: Measure, *beside: Bar) -> Card:
+    dense, paged = (side[measure.key] for side in caches(result))
+    names = sides(result["workload"])
+    show = measure.show
+    bars = [
+        Bar(names.dense, dense, show(dense), "i0"),
+        Bar(names.paged, paged, show(paged), "i1"),
+        *beside,
+    ]
+    if show is micros and result["workload"]["roots"] < ENOUGH_ROOTS:
+        note = f"Too few root steps were timed: give {ENOUGH_ROOTS} or more."
+        return Card(measure.label, "not compared", note, scaled(bars))
+    found = compared(dense, paged, measure.less, measure.more)
+    return Card(measure.label, found.words, measure.note, scaled(bars), found.mood)
+
+
+class Compared(NamedTuple):
+    """A ratio in words, and whether it is good."""
+
+    words: str
+    mood: str
+
+
+def compared(old: float, new: float, less: str, more: str) -> Compared:
+    """How many times less or more the new side needs.
+
+    >>> tuple(compared(104, 2.08, "fewer", "more")), tuple(compared(8, 0, "fewer", "more"))
     (('50x fewer', 'good'), ('none left', 'good'))
-    >>> compared(2, 3, "faster", "slower")
-    ('1.5x slower', 'bad')
+    >>> compared(2, 3, "faster", "slower").words
+    '1.5x slower'
     """
     if old == new:
-        return "the same", ""
+        return Compared("the same", "")
     if not new:
-        return "none left", "good"
+        return Compared("none left", "good")
     if not old:
-        return "new", "bad"
+        return Compared("new", "bad")
     ratio = old / new
-    return (f"{ratio:.3g}x {less}", "good") if ratio > 1 else (f"{1 / ratio:.3g}x {more}", "bad")
+    if ratio > 1:
+        return Compared(f"{ratio:.3g}x {less}", "good")
+    return Compared(f"{1 / ratio:.3g}x {more}", "bad")
 
 
 def scaled(bars: list[Bar]) -> list[Bar]:
@@ -167,72 +189,71 @@ def agreement(found: dict[str, Any], workload: dict[str, Any]) -> Card:
 def both(result: dict[str, Any]) -> Table:
     """The whole comparison as a table."""
     heads = ["", *sides(result["workload"]), "ratio"]
-    return Table(
-        "Both caches side by side",
-        heads,
-        rows(result["caches"]["dense"], result["caches"]["paged"], result["workload"]["roots"]),
-    )
+    return Table("Both caches side by side", heads, rows(result))
 
 
 def recorded_cards(source: Source) -> list[Card]:
     """What one recording of pages shows without a profile beside it."""
-    used, dense, unique = (
-        source.peak(name) for name in ("bytes_in_use", "bytes_dense", "bytes_unique")
-    )
-    made = []
-    if used:
-        bars = [
-            Bar("dense copies", dense, size(dense), "i0"),
-            Bar("pages", used, size(used), "i1"),
-            Bar("unique tokens", unique, size(unique), "i2"),
-        ]
-        big, mood = compared(dense, used, "less", "more")
-        made.append(
-            Card(
-                "Key/value bytes, peak",
-                big,
-                "Against one dense copy a context, as long as the context.",
-                scaled(bars),
-                mood,
-            )
-        )
-    asked, found = (_last(source, name) for name in ("queries", "hits"))
-    if asked:
-        made.append(
-            Card(
-                "Lookups that hit",
-                f"{100 * found / asked:.3g} %",
-                f"{count(found)} of {count(asked)}.",
-            )
-        )
+    made = (_recorded_bytes(source), _recorded_hits(source), _recorded_time(source))
+    return [card for card in made if card is not None]
+
+
+def _recorded_bytes(source: Source) -> Card | None:
+    used = source.peak("bytes_in_use")
+    dense = source.peak("bytes_dense")
+    unique = source.peak("bytes_unique")
+    if not used:
+        return None
+    bars = [
+        Bar("dense copies", dense, size(dense), "i0"),
+        Bar("pages", used, size(used), "i1"),
+        Bar("unique tokens", unique, size(unique), "i2"),
+    ]
+    found = compared(dense, used, "less", "more")
+    note = "Against one dense copy a context, as long as the context."
+    return Card("Key/value bytes, peak", found.words, note, scaled(bars), found.mood)
+
+
+def _recorded_hits(source: Source) -> Card | None:
+    asked = _last(source, "queries")
+    found = _last(source, "hits")
+    if not asked:
+        return None
+    note = f"{count(found)} of {count(asked)}."
+    return Card("Lookups that hit", f"{100 * found / asked:.3g} %", note)
+
+
+def _recorded_time(source: Source) -> Card | None:
     whole = source.recording.seconds
     spent = _last(source, "cache_s")
-    if whole and spent:
-        made.append(
-            Card(
-                "Time in the cache",
-                f"{100 * spent / whole:.3g} %",
-                f"{spent:.3g} of {whole:.3g} seconds recorded, idle time included.",
-            )
-        )
-    return made
+    if not whole or not spent:
+        return None
+    note = f"{spent:.3g} of {whole:.3g} seconds recorded, idle time included."
+    return Card("Time in the cache", f"{100 * spent / whole:.3g} %", note)
 
 
-# Fields of a sample, the largest of which stands in the table; counters only grow.
-COUNTS = (
-    ("sequences", "Sequences", count),
-    ("bytes_in_use", "Bytes in use", size),
-    ("bytes_peak", "  and between samples", size),
-    ("bytes_reserved", "Bytes reserved", size),
-    ("bytes_unique", "Bytes of unique tokens", size),
-    ("bytes_dense", "Bytes of dense copies", size),
-    ("queries", "Lookups", count),
-    ("hits", "Hits", count),
-    ("forks", "Forks", count),
-    ("appends", "Appends", count),
-    ("copied_pages", "Pages copied", count),
-    ("freed_pages", "Pages freed", count),
-    ("evictions", "Evictions", count),
+class Count(NamedTuple):
+    """A field of a sample, the largest of which stands in the table."""
+
+    field: str
+    label: str
+    show: Callable[[float], str]
+
+
+COUNTS = (  # counters only grow, so that the largest is the last
+    Count("sequences", "Sequences", count),
+    Count("bytes_in_use", "Bytes in use", size),
+    Count("bytes_peak", "  and between samples", size),
+    Count("bytes_reserved", "Bytes reserved", size),
+    Count("bytes_unique", "Bytes of unique tokens", size),
+    Count("bytes_dense", "Bytes of dense copies", size),
+    Count("queries", "Lookups", count),
+    Count("hits", "Hits", count),
+    Count("forks", "Forks", count),
+    Count("appends", "Appends", count),
+    Count("copied_pages", "Pages copied", count),
+    Count("freed_pages", "Pages freed", count),
+    Count("evictions", "Evictions", count),
 )
 
 
@@ -245,12 +266,11 @@ def recorded(found: Sequence[Source]) -> Table:
         ]
         if any(cells):
             lines.append([label, *cells])
-    return Table(
-        "Peaks of the samples, and totals", ["", *(source.name for source in found)], lines
-    )
+    heads = ["", *(source.name for source in found)]
+    return Table("Peaks of the samples, and totals", heads, lines)
 
 
 def _last(source: Source, name: str) -> float:
-    return next(
-        (value for row in reversed(source.samples) if (value := number(row, name)) is not None), 0
-    )
+    """The latest value of a field; 0 where it was never recorded."""
+    known = values(source.samples, name)
+    return known[-1] if known else 0

@@ -25,7 +25,7 @@ from paged_kv.tools.html.pagemap import page_map
 from paged_kv.tools.html.series import Source, axis, sources
 from paged_kv.tools.html.style import variables
 from paged_kv.tools.html.tree import tree
-from paged_kv.tools.profile.words import notes, sides, title
+from paged_kv.tools.profile.words import caches, notes, sides, title
 
 NOTHING = "Nothing was recorded: there is no sample to draw."
 
@@ -111,7 +111,7 @@ def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Se
     yield _section("Memory over the search", charts.held(found, under), *pools)
     yield _section(
         "Time and lookups",
-        charts.split(*_times(found, result)),
+        charts.split(_times(found, result)),
         charts.cache_time(found, under),
         *(charts.verbs(source) for source in paged),
         charts.hits(found, under),
@@ -128,30 +128,33 @@ def _section(heading: str, *figures: Figure | None) -> Section:
     return Section(heading, [figure for figure in figures if figure is not None])
 
 
-def _times(
-    found: list[Source], result: dict[str, Any] | None
-) -> tuple[list[tuple[str, float, float]], str, str]:
+def _times(found: list[Source], result: dict[str, Any] | None) -> charts.Split:
     """Bars of time: of the profile, where there is one, or else of the recordings."""
     if result:
-        caches = result["caches"]
-        each = zip(sides(result["workload"]), (caches["dense"], caches["paged"]))
-        wholes = [
-            (name, side["search_us_per_simulation"], side["cache_share_of_search"])
-            for name, side in each
+        shares = [
+            _share(name, side) for name, side in zip(sides(result["workload"]), caches(result))
         ]
-        bars = [(name, whole * share, whole) for name, whole, share in wholes]
         reading = (
             "Medians of the timed root steps, in which nothing was recorded. The shorter, "
             "the better."
         )
-        return [bar for bar in bars if bar[2]], "microseconds per simulation", reading
-    bars = [(source.name, source.peak("cache_s"), source.recording.seconds) for source in found]
-    return (
-        [bar for bar in bars if bar[1] and bar[2]],
-        "seconds recorded",
+        kept = [share for share in shares if share.whole]
+        return charts.Split(kept, "microseconds per simulation", reading)
+    shares = [
+        charts.Share(source.name, source.peak("cache_s"), source.recording.seconds)
+        for source in found
+    ]
+    reading = (
         "The whole bar is the time from the beginning of the recording to its end, idle time "
-        "included.",
+        "included."
     )
+    kept = [share for share in shares if share.cache and share.whole]
+    return charts.Split(kept, "seconds recorded", reading)
+
+
+def _share(name: str, side: dict[str, Any]) -> charts.Share:
+    whole = side["search_us_per_simulation"]
+    return charts.Share(name, whole * side["cache_share_of_search"], whole)
 
 
 def _title(found: list[Source], result: dict[str, Any] | None) -> str:

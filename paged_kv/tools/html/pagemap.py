@@ -46,13 +46,8 @@ def cells_of(source: Source) -> list[Row]:
     """The pages of the fullest snapshot, page 1 first: number, references, filled slots, owner,
     colour.
     """
-    return (
-        fullest(
-            list(map(_cells, source.recording.pages)),
-            lambda cells: sum(cell["r"] > 0 for cell in cells),
-        )
-        or []
-    )
+    snapshots = list(map(_cells, source.recording.pages))
+    return fullest(snapshots, lambda cells: sum(cell["r"] > 0 for cell in cells)) or []
 
 
 def _cells(snapshot: Row) -> list[Row]:
@@ -70,7 +65,6 @@ def _cells(snapshot: Row) -> list[Row]:
 def _map(cells: list[Row], size: int) -> alt.LayerChart:
     across = 32 if len(cells) <= 1024 else 64
     down = -(-len(cells) // across)
-    same = "pointed.o && pointed.o[0] !== null && datum.o === pointed.o[0]"
     x = alt.X("left:Q", axis=None, scale=alt.Scale(domain=[0, across], nice=False))
     rows = alt.Scale(domain=[0, down], reverse=True, nice=False)  # the first page at the top
     base = alt.Chart().transform_calculate(
@@ -83,28 +77,32 @@ def _map(cells: list[Row], size: int) -> alt.LayerChart:
         bottom="datum.row + 0.94",
         level=f"datum.row + 0.94 - 0.88 * datum.f / {size}",
     )
-    full = (
-        base.transform_filter("datum.r > 0")
-        .mark_rect()
-        .encode(
-            x,
-            alt.Y("level:Q", axis=None, scale=rows),
-            x2="right:Q",
-            y2="bottom:Q",
-            color=alt.Color(
-                "b:O",
-                scale=alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS),
-                legend=alt.Legend(title="sequences that hold the page", columns=6),
-            ),
-        )
+    full = _full(base).encode(
+        x, alt.Y("level:Q", axis=None, scale=rows), x2="right:Q", y2="bottom:Q"
     )
-    frame = (
+    frame = _frame(base, size).encode(
+        x, alt.Y("top:Q", axis=None, scale=rows), x2="right:Q", y2="bottom:Q"
+    )
+    layers = alt.layer(full, frame, data=alt.InlineData(values=cells))
+    drawing: alt.LayerChart = layers.properties(height=max(40, 18 * down))
+    return drawing
+
+
+def _full(base: alt.Chart) -> alt.Chart:
+    """What of a page is filled."""
+    colours = alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS)
+    legend = alt.Legend(title="sequences that hold the page", columns=6)
+    filled = base.transform_filter("datum.r > 0").mark_rect()
+    full: alt.Chart = filled.encode(color=alt.Color("b:O", scale=colours, legend=legend))
+    return full
+
+
+def _frame(base: alt.Chart, size: int) -> alt.Chart:
+    """The edge of every page; those of the owner that is pointed at are ringed."""
+    same = "pointed.o && pointed.o[0] !== null && datum.o === pointed.o[0]"
+    frame: alt.Chart = (
         base.mark_rect(fill="transparent")
         .encode(
-            x,
-            alt.Y("top:Q", axis=None, scale=rows),
-            x2="right:Q",
-            y2="bottom:Q",
             stroke=alt.condition(same, alt.value("var(--mark)"), alt.value("var(--line)")),
             strokeWidth=alt.condition(same, alt.value(2.5), alt.value(0.6)),
             tooltip=[
@@ -116,6 +114,4 @@ def _map(cells: list[Row], size: int) -> alt.LayerChart:
         )
         .add_params(pointed_at("o"))
     )
-    layers = alt.layer(full, frame, data=alt.InlineData(values=cells))
-    drawing: alt.LayerChart = layers.properties(height=max(40, 18 * down))
-    return drawing
+    return frame

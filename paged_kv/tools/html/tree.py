@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 
@@ -14,6 +14,14 @@ from paged_kv.tools.units import size
 
 MAX_NODES = 800  # of all trees of the page
 MAX_TREES = 16
+
+
+class Placed(NamedTuple):
+    """A node and where it is drawn: its place across, and its steps below the root."""
+
+    node: Row
+    x: float
+    depth: int
 
 
 def tree(source: Source) -> Figure | None:
@@ -56,33 +64,29 @@ def tree(source: Source) -> Figure | None:
 def nodes_of(snapshot: Row) -> list[Row]:
     """The nodes of a snapshot that can be drawn."""
     nodes = snapshot.get("nodes")
-    return (
-        [node for node in nodes if isinstance(node, dict) and "id" in node]
-        if isinstance(nodes, list)
-        else []
-    )
+    if not isinstance(nodes, list):
+        return []
+    return [node for node in nodes if isinstance(node, dict) and "id" in node]
 
 
-def grown(nodes: list[Row]) -> list[list[tuple[Row, float, int]]]:
-    """Trees of nodes with their places (node, x, depth), the largest first: leaves side by side,
-    parents above them.
+def grown(nodes: list[Row]) -> list[list[Placed]]:
+    """Trees of nodes with their places, the largest first: leaves side by side, parents above them.
 
     >>> chain = [{"id": 1, "parent": None}, {"id": 2, "parent": 1}, {"id": 3, "parent": 1}]
-    >>> [(node["id"], x, depth) for node, x, depth in grown(chain)[0]]
+    >>> [(placed.node["id"], placed.x, placed.depth) for placed in grown(chain)[0]]
     [(1, 0.5, 0), (2, 0.0, 1), (3, 1.0, 1)]
     """
     known = {node["id"] for node in nodes}
     children: dict[Any, list[Row]] = {}
     for node in nodes:
         parent = node.get("parent")
-        children.setdefault(
-            parent if parent in known and parent != node["id"] else None, []
-        ).append(node)
+        above = parent if parent in known and parent != node["id"] else None
+        children.setdefault(above, []).append(node)
     forest = [_placed(root, children) for root in children.get(None, [])]
     return sorted(forest, key=len, reverse=True)
 
 
-def _placed(root: Row, children: dict[Any, list[Row]]) -> list[tuple[Row, float, int]]:
+def _placed(root: Row, children: dict[Any, list[Row]]) -> list[Placed]:
     order = []
     todo = [(root, 0)]
     while todo:  # a chain may be longer than python's stack
@@ -96,12 +100,10 @@ def _placed(root: Row, children: dict[Any, list[Row]]) -> list[tuple[Row, float,
         if not below:
             leaves -= 1
         places[node["id"]] = (below[0] + below[-1]) / 2 if below else float(leaves)
-    return [(node, places[node["id"]], depth) for node, depth in order]
+    return [Placed(node, places[node["id"]], depth) for node, depth in order]
 
 
-def _rows(
-    forest: list[list[tuple[Row, float, int]]], nodes: list[Row], cache: Row
-) -> tuple[int, list[Row]]:
+def _rows(forest: list[list[Placed]], nodes: list[Row], cache: Row) -> tuple[int, list[Row]]:
     """How many trees are shown, and a row a node of them."""
     holders = Counter(page for node in nodes for page in _pages(node))
     page_bytes = int(cache.get("page_bytes") or 0)
@@ -110,12 +112,10 @@ def _rows(
     for placed in forest[:MAX_TREES]:
         if rows and len(rows) + len(placed) > MAX_NODES:
             break
-        places = {node["id"]: (x, depth) for node, x, depth in placed[:MAX_NODES]}
+        places = {node["id"]: x for node, x, _ in placed[:MAX_NODES]}
         for node, x, depth in placed[:MAX_NODES]:
-            px, _ = places.get(node.get("parent"), (x, 0))
-            rows.append(
-                {"t": shown, "x": x, "d": depth, "px": px, **_about(node, holders, page_bytes)}
-            )
+            place = {"t": shown, "x": x, "d": depth, "px": places.get(node.get("parent"), x)}
+            rows.append({**place, **_about(node, holders, page_bytes)})
         shown += 1
     return shown, rows
 
@@ -144,7 +144,6 @@ def _about(node: Row, holders: Counter[int], page_bytes: int) -> Row:
 
 
 def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
-    data = alt.InlineData(values=rows)
     sizes = Counter(row["t"] for row in rows)
     chosen = alt.param(
         name="chosen",
@@ -155,8 +154,6 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
             name="tree ",
         ),
     )
-    pointed = pointed_at("o")
-    sharing = "pointed.o && indexof(datum.p, pointed.o[0]) >= 0"
     x = alt.X("x:Q", axis=None, scale=alt.Scale(padding=16, zero=False, nice=False))
     y = alt.Y(
         "d:Q",
@@ -168,19 +165,29 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
         alt.Chart()
         .mark_rule(color="var(--line)", strokeWidth=1.2)
         .encode(x, y, x2="px:Q", y2="up:Q")
+        .transform_filter("datum.d > 0")
+        .transform_calculate(up="datum.d - 1")
     )
-    edges = edges.transform_filter("datum.d > 0").transform_calculate(up="datum.d - 1")
-    dots = (
+    depth = max(row["d"] for row in rows) + 1
+    drawing: alt.LayerChart = (
+        alt.layer(edges, _dots().encode(x, y), data=alt.InlineData(values=rows))
+        .transform_filter("datum.t === chosen")
+        .add_params(chosen)
+        .properties(height=min(440, max(150, 46 * depth)))
+    )
+    return drawing
+
+
+def _dots() -> alt.Chart:
+    """The nodes; those that hold the page of the one that is pointed at are ringed."""
+    sharing = "pointed.o && indexof(datum.p, pointed.o[0]) >= 0"
+    colours = alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS)
+    legend = alt.Legend(title="contexts that share the node's page", columns=6)
+    dots: alt.Chart = (
         alt.Chart()
         .mark_circle(opacity=1, size=150)
         .encode(
-            x,
-            y,
-            alt.Color(
-                "b:O",
-                scale=alt.Scale(domain=BIN_LABELS, range=BIN_COLOURS),
-                legend=alt.Legend(title="contexts that share the node's page", columns=6),
-            ),
+            alt.Color("b:O", scale=colours, legend=legend),
             stroke=alt.condition(sharing, alt.value("var(--mark)"), alt.value("var(--line)")),
             strokeWidth=alt.condition(sharing, alt.value(3), alt.value(1)),
             tooltip=[
@@ -193,13 +200,6 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
                 alt.Tooltip("h:Q", title="contexts sharing that page"),
             ],
         )
-        .add_params(pointed)
+        .add_params(pointed_at("o"))
     )
-    depth = max(row["d"] for row in rows) + 1
-    drawing: alt.LayerChart = (
-        alt.layer(edges, dots, data=data)
-        .transform_filter("datum.t === chosen")
-        .add_params(chosen)
-        .properties(height=min(440, max(150, 46 * depth)))
-    )
-    return drawing
+    return dots

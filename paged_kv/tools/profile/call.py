@@ -10,7 +10,7 @@ import torch
 from paged_kv.recording import Recording
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
-from paged_kv.tools.profile.result import as_dict
+from paged_kv.tools.profile.result import About, as_dict
 from paged_kv.tools.profile.side import Setting, Side
 from paged_kv.tools.profile.ties import fixed_ties
 from paged_kv.tools.profile.workload import count_ticks, run
@@ -83,12 +83,12 @@ def _lightzero(
             tick,
             watch=on_recording,
         )
-    about = {
-        "client": "lightzero",
-        "client_version": client.lightzero_version(),
-        "weights": client.weights_of(preset),
-        "tie_breaking": "fixed" if fixed else "clock",
-    }
+    about = About(
+        client="lightzero",
+        client_version=client.lightzero_version() or "",
+        weights=client.weights_of(preset),
+        tie_breaking="fixed" if fixed else "clock",
+    )
     return as_dict(measured, preset, setting, about)
 
 
@@ -99,6 +99,7 @@ def _reference(
     tick: Callable[[str], None],
     on_recording: Callable[[Recording], None] | None,
 ) -> dict[str, Any]:
+    from paged_kv import __version__
     from paged_kv.tools.profile.reference_client import ReferenceSide
 
     shaped = preset.without_lightzero()
@@ -106,14 +107,9 @@ def _reference(
     def make(kind: str) -> Side:
         return ReferenceSide(kind, shaped, setting)
 
-    from paged_kv import __version__
-
-    about = {
-        "client": "reference",
-        "client_version": __version__,
-        "weights": "random",
-        "tie_breaking": "fixed",
-    }
+    about = About(
+        client="reference", client_version=__version__, weights="random", tie_breaking="fixed"
+    )
     measured = run(shaped, setting, roots, make, tick, watch=on_recording)
     return as_dict(measured, shaped, setting, about)
 

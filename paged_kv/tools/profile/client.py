@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.tools.profile.counters import CACHE, LAYER, MODEL, storage_bytes
+from paged_kv.tools.profile.counters import CACHE, LAYER, MODEL, Probe, storage_bytes
 from paged_kv.tools.profile.presets import Preset
-from paged_kv.tools.profile.side import TITLES, Held, Outcome, Setting
+from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
 from paged_kv.tools.profile.worlds import IMAGE_SHAPE, VECTOR_SHAPE, make_world
 
 TEMPERATURE = 0.25  # what LightZero's collector passes with its default configuration
@@ -218,7 +218,7 @@ class LightZeroSide:
             self._policy._reset_collect(ended)
         return outcome
 
-    def probes(self) -> list[tuple[Any, str, str]]:
+    def probes(self) -> list[Probe]:
         """The methods that are cache work or model work."""
         wm = self.wm
         from lzero.model.unizero_world_models.kv_caching import KVCache
@@ -233,16 +233,16 @@ class LightZeroSide:
             "update_cache_context",
             "custom_copy_kv_cache_to_shared_wm",
         ]
-        found: list[tuple[Any, str, str]] = [(wm, name, CACHE) for name in names]
-        found += [(wm, "forward", MODEL)]
+        found = [Probe(wm, name, CACHE) for name in names]
+        found.append(Probe(wm, "forward", MODEL))
         if self.kind == "paged":
             from paged_kv.integrations.lightzero.release.exact import ExactLayer
 
             layers.add(ExactLayer)
-            found.append((type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
+            found.append(Probe(type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
             names = ["roots_after", "roots_at", "open_empty", "open", "end_search"]
-            found += [(type(wm.paged), name, CACHE) for name in names]
-        return found + [(layer, name, LAYER) for layer in layers for name in ("update", "get")]
+            found += [Probe(type(wm.paged), name, CACHE) for name in names]
+        return found + [Probe(layer, name, LAYER) for layer in layers for name in ("update", "get")]
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
@@ -269,10 +269,13 @@ class LightZeroSide:
         rings = zip(wm.shared_pool_init_infer, wm.shared_pool_index_init_envs, strict=True)
         return sum(ring[at - 1].size for ring, at in rings if ring[at - 1] is not None)
 
-    def lookups(self) -> tuple[int, int]:
-        """Lookups and hits since the side was made."""
+    def lookups(self) -> Lookups:
+        """Lookups since the side was made."""
         wm = self.wm
-        return wm.root_total_query_cnt + wm.total_query_count, wm.root_hit_cnt + wm.hit_count
+        return Lookups(
+            asked=wm.root_total_query_cnt + wm.total_query_count,
+            found=wm.root_hit_cnt + wm.hit_count,
+        )
 
     def pages(self) -> PagedKVCache | None:
         """The paged cache, where this side has one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -25,6 +25,14 @@ _ALLOCATIONS = (
     "aten.detach",
     "aten.alias",
 )
+
+
+class Probe(NamedTuple):
+    """A method whose time is charged to a region; the owner may be an object or a class."""
+
+    owner: Any
+    name: str
+    region: str
 
 
 class Regions:
@@ -91,28 +99,26 @@ def wrap_overhead(repeats: int = 4000) -> float:
 
 
 class Probes:
-    """Wraps methods in place, and takes the wrappers off again.
+    """Wraps methods in place, and takes the wrappers off again."""
 
-    Each target is (owner, attribute, region); the owner may be an object or a class.
-    """
-
-    def __init__(self, targets: Iterable[tuple[Any, str, str]], regions: Regions) -> None:
+    def __init__(self, targets: Iterable[Probe], regions: Regions) -> None:
         self._targets = list(targets)
         self._regions = regions
 
     def __enter__(self) -> Regions:
-        self._before = [(owner, name, vars(owner).get(name)) for owner, name, _ in self._targets]
-        for owner, name, region in self._targets:
-            setattr(owner, name, self._regions.wrap(getattr(owner, name), region))
+        self._before = [vars(probe.owner).get(probe.name) for probe in self._targets]
+        for probe in self._targets:
+            bare = getattr(probe.owner, probe.name)
+            setattr(probe.owner, probe.name, self._regions.wrap(bare, probe.region))
         self._regions.reset()
         return self._regions
 
     def __exit__(self, *_: object) -> None:
-        for owner, name, before in self._before:
+        for probe, before in zip(self._targets, self._before, strict=True):
             if before is None:
-                delattr(owner, name)
+                delattr(probe.owner, probe.name)
             else:
-                setattr(owner, name, before)
+                setattr(probe.owner, probe.name, before)
 
 
 class KernelCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -60,9 +60,9 @@ def play(
         with record(
             target, path, title=f"{preset}, paged", labels=labels, interval=interval
         ) as recorder:
-            for done, (index, count, step_seed) in enumerate(steps, 1):
-                recorder.mark("warm-up" if index < 0 else "search")
-                side.step(count, step_seed)
+            for done, step in enumerate(steps, 1):
+                recorder.mark("warm-up" if step.number < 0 else "search")
+                side.step(step.simulations, step.seed)
                 if on_tick is not None:
                     on_tick("recording", done, len(steps))
     finally:

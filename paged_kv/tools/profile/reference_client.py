@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.staging import StagingBatch
-from paged_kv.tools.profile.counters import CACHE, LAYER, storage_bytes
+from paged_kv.tools.profile.counters import CACHE, LAYER, Probe, storage_bytes
 from paged_kv.tools.profile.presets import Preset
-from paged_kv.tools.profile.side import TITLES, Held, Outcome, Setting
+from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
 from paged_kv.tools.profile.worlds import VECTOR_SHAPE, make_world
 from paged_kv.tools.reference.contexts import ROOT, DenseBatch, DenseContexts, PagedContexts
 from paged_kv.tools.reference.search import Node, search
@@ -71,13 +70,15 @@ class ReferenceSide:
             self._last, [[c.visits for c in t.children] for t in trees], [t.value for t in trees]
         )
 
-    def probes(self) -> list[tuple[Any, str, str]]:
+    def probes(self) -> list[Probe]:
         """The methods that are cache work. The model is never called from inside one."""
         batch = StagingBatch if self.kind == "paged" else DenseBatch
-        cache: list[tuple[Any, str, str]] = [
-            (self.contexts, name, CACHE) for name in ("open", "store", "forget_nodes")
+        names = ("open", "store", "forget_nodes")
+        return [
+            *(Probe(self.contexts, name, CACHE) for name in names),
+            Probe(batch, "update", LAYER),
+            Probe(batch, "get", LAYER),
         ]
-        return [*cache, (batch, "update", LAYER), (batch, "get", LAYER)]
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
@@ -93,9 +94,9 @@ class ReferenceSide:
         """Tokens in the root windows of all environments."""
         return self.contexts.root_tokens()
 
-    def lookups(self) -> tuple[int, int]:
-        """Lookups and hits since the side was made."""
-        return self.contexts.lookups, self.contexts.hits
+    def lookups(self) -> Lookups:
+        """Lookups since the side was made."""
+        return Lookups(self.contexts.lookups, self.contexts.hits)
 
     def pages(self) -> PagedKVCache | None:
         """The paged cache, where this side has one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,17 @@ from paged_kv.tools.profile.workload import Measured, Run, typical
 SCHEMA = 2
 
 
-def as_dict(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -> dict[str, Any]:
-    """One JSON object: `about` holds what the client says of itself (client, client_version,
-    weights, ...).
-    """
+class About(NamedTuple):
+    """What a client says of itself."""
+
+    client: str
+    client_version: str
+    weights: str
+    tie_breaking: str
+
+
+def as_dict(run: Run, preset: Preset, setting: Setting, about: About) -> dict[str, Any]:
+    """One JSON object."""
     old = run.sides[DENSE]
     new = run.sides[PAGED]
     paged = _cache(new) | {
@@ -49,14 +56,19 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+def _cores() -> int | None:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str:
@@ -68,11 +80,12 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _workload(run: Run, preset: Preset, setting: Setting, about: dict[str, Any]) -> dict[str, Any]:
+def _workload(run: Run, preset: Preset, setting: Setting, about: About) -> dict[str, Any]:
+    random = f"random ({preset.observation})"
     return {
         "preset": preset.name,
-        "client": about["client"],
-        "client_version": about["client_version"],
+        "client": about.client,
+        "client_version": about.client_version,
         "envs": setting.envs,
         "simulations": setting.simulations,
         "roots": run.roots,
@@ -90,11 +103,9 @@ def _workload(run: Run, preset: Preset, setting: Setting, about: dict[str, Any])
         "window": setting.window,
         "warmup_roots": preset.warmup,
         "metered_roots": run.metered,
-        "observations": {"cartpole": "CartPole-v0"}.get(
-            preset.observation, f"random ({preset.observation})"
-        ),
-        "weights": about["weights"],
-        "tie_breaking": about["tie_breaking"],
+        "observations": "CartPole-v0" if preset.observation == "cartpole" else random,
+        "weights": about.weights,
+        "tie_breaking": about.tie_breaking,
         "seconds": round(run.seconds, 1),
     }
 
@@ -110,9 +121,9 @@ def _cache(side: Measured) -> dict[str, Any]:
         "cache_us_per_simulation": round(typical(side.cache_us), 2),
         "search_us_per_simulation": round(typical(side.search_us), 2),
         "cache_share_of_search": round(typical(side.cache_shares), 4),
-        "lookups": side.lookups,
-        "hits": side.hits,
-        "misses": side.lookups - side.hits,
+        "lookups": side.lookups.asked,
+        "hits": side.lookups.found,
+        "misses": side.lookups.asked - side.lookups.found,
         "transformer_cache_kernels_per_simulation": round(side.layer_kernels, 3),
         "transformer_cache_us_per_simulation": round(typical(side.layer_us), 2),
         "kernels_by_name": {name: round(n, 3) for name, n in sorted(side.kernel_names.items())},

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
+
+from paged_kv.tools.profile.counters import Probe
 
 if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
@@ -21,6 +23,16 @@ TITLES = {
     "lightzero": {DENSE: "LightZero's cache", PAGED: "paged"},
     "reference": {DENSE: "dense cache", PAGED: "paged"},
 }
+
+
+class RootStep(NamedTuple):
+    """One root step to be played: its number, counted from the first that is measured and negative
+    in the warm-up, its simulations and its seed.
+    """
+
+    number: int
+    simulations: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,13 @@ class Held:
     sharing: float = 0.0
 
 
+class Lookups(NamedTuple):
+    """Contexts that a search asked for, and those that the cache found."""
+
+    asked: int
+    found: int
+
+
 class Side(Protocol):
     """One model with one cache, playing its own copy of the environments."""
 
@@ -56,8 +75,8 @@ class Side(Protocol):
     def step(self, simulations: int, seed: int) -> Outcome:
         """One root step: search from every environment's state, then act."""
 
-    def probes(self) -> list[tuple[Any, str, str]]:
-        """The methods that are cache work or model work, for `counters.Probes`."""
+    def probes(self) -> list[Probe]:
+        """The methods that are cache work or model work."""
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
@@ -65,8 +84,8 @@ class Side(Protocol):
     def root_tokens(self) -> int:
         """Tokens in the root windows of all environments."""
 
-    def lookups(self) -> tuple[int, int]:
-        """Lookups and hits since the side was made."""
+    def lookups(self) -> Lookups:
+        """Lookups since the side was made."""
 
     def pages(self) -> PagedKVCache | None:
         """The paged cache of this side, or None where it has another one."""
@@ -95,4 +114,3 @@ class Setting:
     at: str
     keys: str = "node"
     window: str = "cached"
-    extra: dict[str, Any] = field(default_factory=dict)

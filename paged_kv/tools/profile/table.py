@@ -24,10 +24,8 @@ def table(result: dict[str, Any]) -> Table:
     made.add_column("")
     for heading in (*sides(result["workload"]), "ratio"):
         made.add_column(heading, justify="right")
-    for cells in rows(
-        result["caches"]["dense"], result["caches"]["paged"], result["workload"]["roots"]
-    ):
-        made.add_row(*cells)
+    for row in rows(result):
+        made.add_row(*row)
     return made
 
 

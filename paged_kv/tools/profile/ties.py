@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _DYNAMIC = 2
 _LOAD = 1
@@ -26,6 +27,23 @@ _RELASZ = 8
 _PLTRELSZ = 2
 _JMPREL = 23
 _READ_WRITE = 3
+
+
+class _Segment(NamedTuple):
+    """A program header: what a part of the file is, and where it goes in memory."""
+
+    kind: int
+    flags: int
+    offset: int
+    address: int
+    physical: int
+    file_size: int
+    memory_size: int
+    alignment: int
+
+    def holds(self, address: int) -> bool:
+        """Whether an address lies in what comes from the file."""
+        return self.address <= address < self.address + self.file_size
 
 
 @contextlib.contextmanager
@@ -91,20 +109,29 @@ def _load_address(module_file: str) -> int | None:
 
 def _dynamic_tables(image: bytes) -> dict[int, int]:
     """Tag -> value of the dynamic section, with the addresses turned into file offsets."""
-    start, size, count = (
-        struct.unpack_from("<Q", image, 32)[0],
-        *struct.unpack_from("<HH", image, 54),
-    )
-    headers = [struct.unpack_from("<IIQQQQQQ", image, start + i * size) for i in range(count)]
-    loads = [(h[3], h[2], h[5]) for h in headers if h[0] == _LOAD]  # address, offset, size in file
-    dynamic = next(h for h in headers if h[0] == _DYNAMIC)
+    segments = _segments(image)
+    loaded = [segment for segment in segments if segment.kind == _LOAD]
+    dynamic = next(segment for segment in segments if segment.kind == _DYNAMIC)
     tables: dict[int, int] = {}
-    for at in range(dynamic[2], dynamic[2] + dynamic[5], 16):
+    for at in range(dynamic.offset, dynamic.offset + dynamic.file_size, 16):
         tag, value = struct.unpack_from("<QQ", image, at)
         if tag in (_STRTAB, _SYMTAB, _RELA, _JMPREL):
-            value = next((value - a + o for a, o, n in loads if a <= value < a + n), value)
+            value = _file_offset(loaded, value)
         tables[tag] = value
     return tables
+
+
+def _segments(image: bytes) -> list[_Segment]:
+    (start,) = struct.unpack_from("<Q", image, 32)
+    size, count = struct.unpack_from("<HH", image, 54)
+    places = range(start, start + size * count, size)
+    return [_Segment(*struct.unpack_from("<IIQQQQQQ", image, place)) for place in places]
+
+
+def _file_offset(loaded: list[_Segment], address: int) -> int:
+    """Where in the file an address comes from; itself where it is in no segment."""
+    found = next((segment for segment in loaded if segment.holds(address)), None)
+    return address if found is None else address - found.address + found.offset
 
 
 def _symbol_name(image: bytes, tables: dict[int, int], index: int) -> bytes:

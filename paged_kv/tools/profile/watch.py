@@ -14,27 +14,26 @@ from typing import Any
 from paged_kv.recording import Recording, header, read_recording, record
 from paged_kv.recording.figures import state
 from paged_kv.tools.profile.counters import CACHE, LAYER, Probes, Regions, wrap_overhead
-from paged_kv.tools.profile.side import Side, unique_bytes
+from paged_kv.tools.profile.side import RootStep, Side, unique_bytes
 
-Step = tuple[int, int, int]  # number counted from the first measured root step, simulations, seed
-RARELY = (
-    3600.0  # seconds: the samples are taken here, after each simulation, and not by the recorder
-)
+# seconds: the samples are taken here, after each simulation, and not by the recorder
+RARELY = 3600.0
 
 
-def watched(side: Side, steps: Iterable[Step], tick: Callable[[], None]) -> Recording:
+def watched(side: Side, steps: Iterable[RootStep], tick: Callable[[], None]) -> Recording:
     """Play the root steps of one side, and record those that are no warm-up; `tick` is called after
     each of all.
 
     On pages each root step leaves a tree and a page map, taken after its last simulation.
     """
     steps = list(steps)
-    for _, simulations, seed in (step for step in steps if step[0] < 0):
-        side.step(simulations, seed)
-        tick()
+    for step in steps:
+        if step.number < 0:
+            side.step(step.simulations, step.seed)
+            tick()
     watcher = _Watcher(side)
     try:
-        return watcher.recording([step for step in steps if step[0] >= 0], tick)
+        return watcher.recording([step for step in steps if step.number >= 0], tick)
     finally:
         side.on_simulation = None
 
@@ -50,7 +49,7 @@ class _Watcher:
         self._lookups = side.lookups()
         self._start = time.perf_counter()
 
-    def recording(self, steps: list[Step], tick: Callable[[], None]) -> Recording:
+    def recording(self, steps: list[RootStep], tick: Callable[[], None]) -> Recording:
         """Play these root steps, and return what was seen."""
         cache = self._side.pages()
         title = self._side.title
@@ -67,17 +66,16 @@ class _Watcher:
                 return dataclasses.replace(read_recording(path), samples=self._samples)
 
     def _play(
-        self, steps: list[Step], tick: Callable[[], None], snapshot: Callable[[str], None]
+        self, steps: list[RootStep], tick: Callable[[], None], snapshot: Callable[[str], None]
     ) -> None:
-        for index, simulations, seed in steps:
-            self._side.on_simulation = self._sampler(index, simulations, snapshot)
-            self._side.step(simulations, seed)
+        for step in steps:
+            self._side.on_simulation = self._sampler(step, snapshot)
+            self._side.step(step.simulations, step.seed)
             tick()
 
-    def _sampler(
-        self, index: int, simulations: int, snapshot: Callable[[str], None]
-    ) -> Callable[[], None]:
-        done = roots = 0
+    def _sampler(self, step: RootStep, snapshot: Callable[[str], None]) -> Callable[[], None]:
+        done = 0
+        roots = 0
 
         def sample() -> None:
             nonlocal done, roots
@@ -95,25 +93,25 @@ class _Watcher:
                 {
                     "kind": "sample",
                     "simulation": len(self._samples) + 1,
-                    "root": index + 1,
+                    "root": step.number + 1,
                     **self._counts(),
                     **filled,
                 }
             )
-            if done == simulations:
-                snapshot(f"root step {index + 1}")
+            if done == step.simulations:
+                snapshot(f"root step {step.number + 1}")
 
         return sample
 
     def _counts(self) -> dict[str, float]:
         """What only grows: lookups, and seconds inside the cache."""
-        queries, hits = (now - before for now, before in zip(self._side.lookups(), self._lookups))
+        lookups = self._side.lookups()
         seconds = self._regions.seconds
         calls = self._regions.calls
         spent = sum(seconds[part] - self._overhead * calls[part] for part in (CACHE, LAYER))
         return {
             "t": time.perf_counter() - self._start,
-            "queries": queries,
-            "hits": hits,
+            "queries": lookups.asked - self._lookups.asked,
+            "hits": lookups.found - self._lookups.found,
             "cache_s": max(0.0, spent),
         }

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from paged_kv.tools.profile.side import DENSE, PAGED, TITLES
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 from paged_kv.tools.units import count, micros, size
 
 Cell = Callable[[float], str]
+
+
+class Row(NamedTuple):
+    """One line of the comparison, as text."""
+
+    label: str
+    dense: str
+    paged: str
+    ratio: str = ""
+
+
+class Names(NamedTuple):
+    """What both caches are called."""
+
+    dense: str
+    paged: str
+
+
+class Both(NamedTuple):
+    """The figures of both caches."""
+
+    dense: dict[str, Any]
+    paged: dict[str, Any]
 
 
 def title(workload: dict[str, Any]) -> str:
@@ -21,65 +44,68 @@ def title(workload: dict[str, Any]) -> str:
     )
 
 
-def sides(workload: dict[str, Any]) -> tuple[str, str]:
+def sides(workload: dict[str, Any]) -> Names:
     """What the two caches are called."""
     titles = TITLES[workload["client"]]
-    return titles[DENSE], titles[PAGED]
+    return Names(titles[DENSE], titles[PAGED])
 
 
-def rows(old: dict[str, Any], new: dict[str, Any], roots: int) -> list[tuple[str, str, str, str]]:
-    """Label, both values and their ratio; labels that begin with spaces belong to the row above.
+def caches(result: dict[str, Any]) -> Both:
+    """What a result holds of each cache."""
+    found = result["caches"]
+    return Both(found[DENSE], found[PAGED])
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """The comparison; labels that begin with spaces belong to the row above.
 
     Times of fewer than `ENOUGH_ROOTS` root steps are not compared.
     """
-
-    def row(label: str, key: str, show: Cell) -> tuple[str, str, str, str]:
-        a = old[key]
-        b = new[key]
-        comparable = a and b and (show is not micros or roots >= ENOUGH_ROOTS)
-        return label, show(a), show(b), f"{a / b:.1f}x" if comparable else ""
-
-    def over_unique(side: dict[str, Any]) -> str:
-        needed = side["unique_token_bytes_peak"]
-        return f"{side['kv_bytes_peak'] / needed:.2f}" if needed else ""
-
-    def lookups(side: dict[str, Any]) -> str:
-        return f"{count(side['hits'])} + {count(side['misses'])}"
-
-    def share(side: dict[str, Any]) -> str:
-        return (
-            f"{side['cache_share_of_search']:.1%}".replace("%", " %")
-            if roots >= ENOUGH_ROOTS
-            else ""
-        )
-
+    both = caches(result)
+    timed = result["workload"]["roots"] >= ENOUGH_ROOTS
+    paged = both.paged
+    moved = f"{count(paged['copied_pages'])}, {count(paged['evictions'])}"
     return [
-        row("K/V held, peak", "kv_bytes_peak", size),
-        row("K/V held, end", "kv_bytes_end", size),
-        (
-            "  tokens needed, each once",
-            size(old["unique_token_bytes_peak"]),
-            size(new["unique_token_bytes_peak"]),
-            "",
+        _measure(both, "K/V held, peak", "kv_bytes_peak", size),
+        _measure(both, "K/V held, end", "kv_bytes_end", size),
+        Row(
+            "  tokens needed, each once", *(size(side["unique_token_bytes_peak"]) for side in both)
         ),
-        ("  held / needed", over_unique(old), over_unique(new), ""),
-        row("Working buffers, peak", "working_bytes_peak", size),
-        ("Pool reserved", "", size(new["pool_bytes_reserved"]), ""),
-        row("Cache kernels / simulation", "tensor_kernels_per_simulation", count),
-        row("  and inside the transformer", "transformer_cache_kernels_per_simulation", count),
-        row("Host copies / simulation", "host_copies_per_simulation", count),
-        row("Cache time / simulation", "cache_us_per_simulation", micros),
-        row("Search time / simulation", "search_us_per_simulation", micros),
-        ("  the cache's share", share(old), share(new), ""),
-        ("Hits + misses", lookups(old), lookups(new), ""),
-        ("Sharing ratio, peak", "1.00", f"{new['sharing_ratio_peak']:.2f}", ""),
-        (
-            "Pages copied, evictions",
-            "",
-            f"{count(new['copied_pages'])}, {count(new['evictions'])}",
-            "",
+        Row("  held / needed", *map(_over_unique, both)),
+        _measure(both, "Working buffers, peak", "working_bytes_peak", size),
+        Row("Pool reserved", "", size(paged["pool_bytes_reserved"])),
+        _measure(both, "Cache kernels / simulation", "tensor_kernels_per_simulation", count),
+        _measure(
+            both, "  and inside the transformer", "transformer_cache_kernels_per_simulation", count
         ),
+        _measure(both, "Host copies / simulation", "host_copies_per_simulation", count),
+        _measure(both, "Cache time / simulation", "cache_us_per_simulation", micros, timed),
+        _measure(both, "Search time / simulation", "search_us_per_simulation", micros, timed),
+        Row("  the cache's share", *(_share(side) if timed else "" for side in both)),
+        Row("Hits + misses", *map(_lookups, both)),
+        Row("Sharing ratio, peak", "1.00", f"{paged['sharing_ratio_peak']:.2f}"),
+        Row("Pages copied, evictions", "", moved),
     ]
+
+
+def _measure(both: Both, label: str, key: str, show: Cell, comparable: bool = True) -> Row:
+    dense = both.dense[key]
+    paged = both.paged[key]
+    ratio = f"{dense / paged:.1f}x" if comparable and dense and paged else ""
+    return Row(label, show(dense), show(paged), ratio)
+
+
+def _over_unique(side: dict[str, Any]) -> str:
+    needed = side["unique_token_bytes_peak"]
+    return f"{side['kv_bytes_peak'] / needed:.2f}" if needed else ""
+
+
+def _lookups(side: dict[str, Any]) -> str:
+    return f"{count(side['hits'])} + {count(side['misses'])}"
+
+
+def _share(side: dict[str, Any]) -> str:
+    return f"{100 * side['cache_share_of_search']:.1f} %"
 
 
 def agreement(result: dict[str, Any]) -> str:

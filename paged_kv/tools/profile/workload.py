@@ -26,7 +26,17 @@ from paged_kv.tools.profile.counters import (
     wrap_overhead,
 )
 from paged_kv.tools.profile.presets import Preset
-from paged_kv.tools.profile.side import DENSE, KINDS, Held, Outcome, Setting, Side, unique_bytes
+from paged_kv.tools.profile.side import (
+    DENSE,
+    KINDS,
+    Held,
+    Lookups,
+    Outcome,
+    RootStep,
+    Setting,
+    Side,
+    unique_bytes,
+)
 from paged_kv.tools.profile.watch import watched
 
 WARMUP_SIMULATIONS = 2
@@ -55,8 +65,7 @@ class Measured:
     peak: Held = field(default_factory=lambda: Held(0, 0))
     end: Held = field(default_factory=lambda: Held(0, 0))
     unique_peak: int = 0
-    lookups: int = 0
-    hits: int = 0
+    lookups: Lookups = field(default_factory=lambda: Lookups(0, 0))
     totals: dict[str, int] = field(default_factory=dict)
 
 
@@ -138,49 +147,44 @@ def _metered(preset: Preset, roots: int) -> int:
     return max(1, min(preset.metered, roots))
 
 
-def _steps(preset: Preset, setting: Setting, roots: int) -> Iterator[tuple[int, int, int]]:
-    """(number counted from the first measured root step, simulations, seed) of every root step;
-    warm-up is negative.
+def _steps(preset: Preset, setting: Setting, roots: int) -> Iterator[RootStep]:
+    """Every root step, those of the warm-up first.
 
     The windows fill with few simulations a step; the last warm-up step is a full one, so that every
     buffer has grown.
     """
     for index in range(-preset.warmup, roots):
-        simulations = (
-            setting.simulations if index >= -1 else min(WARMUP_SIMULATIONS, setting.simulations)
-        )
-        yield index, simulations, setting.seed * 1_000_003 + index + preset.warmup
+        few = min(WARMUP_SIMULATIONS, setting.simulations)
+        simulations = setting.simulations if index >= -1 else few
+        yield RootStep(index, simulations, setting.seed * 1_000_003 + index + preset.warmup)
 
 
 def _timed_pass(
     sides: dict[str, Side],
     measured: dict[str, Measured],
     fidelity: Fidelity,
-    steps: Iterator[tuple[int, int, int]],
+    steps: Iterator[RootStep],
     setting: Setting,
     tick: Tick,
 ) -> None:
     overhead = wrap_overhead()
     regions = {kind: Regions(_synchronizer(setting.device)) for kind in sides}
-    for index, simulations, seed in steps:
+    for step in steps:
         outcomes = []
-        for kind in _turn(sides, index):
-            if index < 0:
-                outcome = sides[kind].step(simulations, seed)
-            elif index % 2 == 0:
-                outcome = _time_search(
-                    sides[kind], measured[kind], simulations, seed, setting.device
-                )
+        for kind in _turn(sides, step.number):
+            side = sides[kind]
+            if step.number < 0:
+                outcome = side.step(step.simulations, step.seed)
+            elif step.number % 2 == 0:
+                outcome = _time_search(side, measured[kind], step, setting.device)
             else:
-                outcome = _time_cache(
-                    sides[kind], measured[kind], regions[kind], simulations, seed, overhead
-                )
+                outcome = _time_cache(side, measured[kind], regions[kind], step, overhead)
             outcomes.append(outcome)
             tick("timing")
         if len(outcomes) == 2:
             fidelity.add(*outcomes)
     for kind, side in sides.items():
-        measured[kind].lookups, measured[kind].hits = side.lookups()
+        measured[kind].lookups = side.lookups()
         measured[kind].totals = side.totals()
 
 
@@ -190,28 +194,26 @@ def _turn(sides: dict[str, Side], index: int) -> list[str]:
     return kinds[::-1] if index // 2 % 2 else kinds
 
 
-def _time_search(
-    side: Side, measured: Measured, simulations: int, seed: int, device: torch.device
-) -> Outcome:
+def _time_search(side: Side, measured: Measured, step: RootStep, device: torch.device) -> Outcome:
     synchronize = _synchronizer(device)
     if synchronize:
         synchronize()
     start = time.perf_counter()
-    outcome = side.step(simulations, seed)
+    outcome = side.step(step.simulations, step.seed)
     if synchronize:
         synchronize()
-    measured.search_us.append((time.perf_counter() - start) / simulations * 1e6)
+    measured.search_us.append((time.perf_counter() - start) / step.simulations * 1e6)
     return outcome
 
 
 def _time_cache(
-    side: Side, measured: Measured, regions: Regions, simulations: int, seed: int, overhead: float
+    side: Side, measured: Measured, regions: Regions, step: RootStep, overhead: float
 ) -> Outcome:
     start = time.perf_counter()
     with Probes(side.probes(), regions):
-        outcome = side.step(simulations, seed)
+        outcome = side.step(step.simulations, step.seed)
     whole = time.perf_counter() - start - overhead * sum(regions.calls.values())
-    scale = 1e6 / simulations
+    scale = 1e6 / step.simulations
     cache = regions.seconds[CACHE] - overhead * regions.calls[CACHE]
     layer = regions.seconds[LAYER] - overhead * regions.calls[LAYER]
     measured.cache_us.append((cache + layer) * scale)
@@ -233,17 +235,17 @@ def _metered_pass(
     tick: Tick,
 ) -> None:
     counted = min(preset.counted, roots)
-    for index, simulations, seed in _steps(preset, setting, roots):
+    for step in _steps(preset, setting, roots):
         unique: list[int] = []
         for kind, side in sides.items():
-            if index >= 0:
+            if step.number >= 0:
                 side.on_simulation = _sampler(
                     side, measured[kind], unique if kind == DENSE else None
                 )
-            if index >= roots - counted:
-                _count(side, measured[kind], simulations, seed, counted)
+            if step.number >= roots - counted:
+                _count(side, measured[kind], step, counted)
             else:
-                side.step(simulations, seed)
+                side.step(step.simulations, step.seed)
             tick("counting")
         unique_bytes = max(unique, default=0)
         for m in measured.values():
@@ -275,7 +277,7 @@ def _sampler(side: Side, measured: Measured, unique: list[int] | None) -> Callab
     return sample
 
 
-def _count(side: Side, measured: Measured, simulations: int, seed: int, roots: int) -> None:
+def _count(side: Side, measured: Measured, step: RootStep, roots: int) -> None:
     regions = Regions()
     sample = side.on_simulation
     side.on_simulation = None
@@ -285,8 +287,8 @@ def _count(side: Side, measured: Measured, simulations: int, seed: int, roots: i
         KernelCounter(regions) as kernels,
     ):
         side.on_simulation = _outside(sample, regions)
-        side.step(simulations, seed)
-    per = 1 / (simulations * roots)
+        side.step(step.simulations, step.seed)
+    per = 1 / (step.simulations * roots)
     measured.kernels += kernels.counts[CACHE] * per
     measured.layer_kernels += kernels.counts[LAYER] * per
     measured.host_copies += copies.counts[CACHE] * per
