@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from paged_kv.recording.format import Line, Recording
 from paged_kv.tools.units import count, micros, size
@@ -87,15 +88,38 @@ def summarize(recording: Recording) -> list[Figure]:
     return figures
 
 
+class Shown(NamedTuple):
+    """What a figure is called, the fields of a sample it is made of, and how people read it."""
+
+    name: str
+    fields: Sequence[str]
+    show: Show
+
+
+PEAKS = (
+    Shown("KV bytes in use", ("bytes_peak", "bytes_in_use"), size),
+    Shown("bytes reserved", ("bytes_reserved",), size),
+    Shown("dense copies would hold", ("bytes_dense",), size),
+    Shown("unique tokens need", ("bytes_unique",), size),
+    Shown("sequences", ("sequences_peak", "sequences"), count),
+    Shown("usage of the pool", ("usage",), percent),
+)
+AVERAGES = (
+    Shown("KV bytes in use", ("bytes_in_use",), size),
+    Shown("bytes shared", ("bytes_shared",), size),
+    Shown("dense copies would hold", ("bytes_dense",), size),
+    Shown("unique tokens need", ("bytes_unique",), size),
+    Shown("sequences", ("sequences",), count),
+    Shown("dead slots", ("dead_slots",), count),
+)
+QUOTIENTS = (  # of averages: above and below the line
+    Shown("dense copies / unique tokens", ("bytes_dense", "bytes_unique"), times),
+    Shown("bytes in use / unique tokens", ("bytes_in_use", "bytes_unique"), times),
+)
+
+
 def _peaks(samples: Sequence[Line]) -> Iterator[Figure]:
-    for name, fields, show in (
-        ("KV bytes in use", ("bytes_peak", "bytes_in_use"), size),
-        ("bytes reserved", ("bytes_reserved",), size),
-        ("dense copies would hold", ("bytes_dense",), size),
-        ("unique tokens need", ("bytes_unique",), size),
-        ("sequences", ("sequences_peak", "sequences"), count),
-        ("usage of the pool", ("usage",), percent),
-    ):
+    for name, fields, show in PEAKS:
         found = [sample[field] for sample in samples for field in fields if field in sample]
         if found:
             yield Figure("peak", name, max(found), show)
@@ -103,24 +127,14 @@ def _peaks(samples: Sequence[Line]) -> Iterator[Figure]:
 
 def _averages(samples: Sequence[Line]) -> Iterator[Figure]:
     average = {}
-    for name, field, show in (
-        ("KV bytes in use", "bytes_in_use", size),
-        ("bytes shared", "bytes_shared", size),
-        ("dense copies would hold", "bytes_dense", size),
-        ("unique tokens need", "bytes_unique", size),
-        ("sequences", "sequences", count),
-        ("dead slots", "dead_slots", count),
-    ):
+    for name, (field,), show in AVERAGES:
         value = _mean(samples, field)
         if value is not None:
             average[field] = value
             yield Figure("average", name, value, show)
-    for name, above, below in (
-        ("dense copies / unique tokens", "bytes_dense", "bytes_unique"),
-        ("bytes in use / unique tokens", "bytes_in_use", "bytes_unique"),
-    ):
+    for name, (above, below), show in QUOTIENTS:
         if average.get(below) and above in average:
-            yield Figure("average", name, average[above] / average[below], times)
+            yield Figure("average", name, average[above] / average[below], show)
 
 
 def _mean(samples: Sequence[Line], field: str) -> float | None:
@@ -145,9 +159,8 @@ def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
     if passed > 0:
         for field in ("forks", "appends", "freed_pages"):
             if field in last:
-                yield Figure(
-                    "rate", f"{field.replace('_', ' ')} per second", last[field] / passed, count
-                )
+                name = f"{field.replace('_', ' ')} per second"
+                yield Figure("rate", name, last[field] / passed, count)
         if "cache_s" in last:
             yield Figure("rate", "time in the cache", last["cache_s"] / passed, percent)
     if last.get("queries"):
@@ -156,8 +169,10 @@ def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
 
 def _median_life(lives: Sequence[Line]) -> float | None:
     """The upper edge of the bin that the middle life falls in; None where there is none."""
-    counts = lives[-1]["counts"] if lives else []
-    for edge, reached in zip(lives[-1]["edges"][1:] if lives else [], accumulate(counts)):
+    if not lives:
+        return None
+    counts = lives[-1]["counts"]
+    for edge, reached in zip(lives[-1]["edges"][1:], accumulate(counts)):
         if reached and 2 * reached >= sum(counts):
             return None if edge is None else float(edge)
     return None
@@ -182,26 +197,25 @@ def verbs(recording: Recording) -> list[Verb]:
     return sorted(found.values(), key=lambda verb: -verb.seconds)
 
 
-def ratios(
-    first: Recording, second: Recording
-) -> list[tuple[Figure | None, Figure | None, float | None]]:
-    """The figures of two recordings side by side, and first / second where it is defined."""
+class Pair(NamedTuple):
+    """The same figure of two recordings; None where one has it not."""
+
+    first: Figure | None
+    second: Figure | None
+
+    @property
+    def ratio(self) -> float | None:
+        """first / second, where it is defined."""
+        if self.first is None or self.second is None or not self.second.value:
+            return None
+        return self.first.value / self.second.value
+
+
+def pairs(first: Recording, second: Recording) -> list[Pair]:
+    """The figures of two recordings side by side."""
     ours = {(figure.group, figure.name): figure for figure in summarize(first)}
     theirs = {(figure.group, figure.name): figure for figure in summarize(second)}
-    rows = []
-    for key in {**ours, **theirs}:
-        one = ours.get(key)
-        two = theirs.get(key)
-        rows.append(
-            (
-                one,
-                two,
-                one.value / two.value
-                if one is not None and two is not None and two.value
-                else None,
-            )
-        )
-    return rows
+    return [Pair(ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
 
 
 def call_time(verb: Verb) -> str:

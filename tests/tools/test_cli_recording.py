@@ -24,7 +24,7 @@ from paged_kv.recording.prometheus import PagedKVCollector
 from paged_kv.recording.tensorboard import export, scalars
 from paged_kv.recording.trace import trace
 from paged_kv.tools import cli
-from paged_kv.tools.summary import Verb, ratios, summarize, verbs
+from paged_kv.tools.summary import Verb, pairs, summarize, verbs
 
 
 @pytest.fixture(scope="module")
@@ -139,19 +139,17 @@ def test_verbs_are_summed_and_marks_left_out() -> None:
 
 def test_ratios_of_two_recordings() -> None:
     rows = {
-        one.name: ratio
-        for one, _, ratio in ratios(by_hand(), by_hand(forks=4))
-        if one and one.group == "total"
+        pair.first.name: pair.ratio
+        for pair in pairs(by_hand(), by_hand(forks=4))
+        if pair.first and pair.first.group == "total"
     }
     assert rows == {"forks": 2.0, "queries": 1.0}
-    other = [
-        (one, str(two)) for one, two, _ in ratios(by_hand(), by_hand(evictions=3)) if one is None
-    ]
-    assert other == [(None, "3")]
+    alone = [pair for pair in pairs(by_hand(), by_hand(evictions=3)) if pair.first is None]
+    assert [(str(pair.second), pair.ratio) for pair in alone] == [("3", None)]
     assert all(
-        ratio is None
-        for one, two, ratio in ratios(by_hand(), by_hand(forks=0))
-        if two and two.value == 0
+        pair.ratio is None
+        for pair in pairs(by_hand(), by_hand(forks=0))
+        if pair.second and pair.second.value == 0
     )
 
 

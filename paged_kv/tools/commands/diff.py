@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
     from paged_kv.errors import BadRecording
     from paged_kv.recording import read_recording
-    from paged_kv.tools.summary import ratios, times
+    from paged_kv.tools.summary import pairs, times
 
     try:
         first = read_recording(options.a)
@@ -55,7 +55,10 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(f"{letter}: {escape(recording.title)}", justify="right")
     table.add_column("A / B", justify="right")
     group = ""
-    for one, two, ratio in ratios(first, second):
+    for pair in pairs(first, second):
+        one = pair.first
+        two = pair.second
+        ratio = pair.ratio
         figure = one or two
         assert figure is not None
         table.add_row(

@@ -162,8 +162,6 @@ def _incomplete(missing: list[str], options: argparse.Namespace) -> str:
         return f"give {flags}, or one of --preset, --lightzero-config, --transformers-config"
     names = LIGHTZERO_NAMES if options.lightzero_config else TRANSFORMERS_NAMES
     absent = ", ".join(names[field] for field in missing if field in names)
-    return (
-        f"{str(path)!r} has no {absent}: give {flags}"
-        if absent
-        else f"with {str(path)!r}, give {flags}, too"
-    )
+    if absent:
+        return f"{str(path)!r} has no {absent}: give {flags}"
+    return f"with {str(path)!r}, give {flags}, too"

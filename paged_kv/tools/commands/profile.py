@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paged_kv.tools.commands.common import (
     fail,
     file,
     missing_report,
-    positive,
     save,
-    seed,
-    threads,
     two_or_more,
     unusable_device,
     unusable_file,
 )
+from paged_kv.tools.commands.searching import Wording, add_machine, add_page_size, add_what
 from paged_kv.tools.profile.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -27,7 +26,13 @@ if TYPE_CHECKING:
 
     from paged_kv.recording import Recording
 
-    Run = tuple[dict[str, Any], list[Recording]]  # a result, and a recording of each side
+
+class Run(NamedTuple):
+    """What one preset gave: the result, and a recording of each side where pages are wanted."""
+
+    result: dict[str, Any]
+    recordings: list[Recording]
+
 
 PRESET_NAMES = tuple(PRESETS)
 # How the LightZero integration works, each with its default first; the reference world model has no
@@ -37,6 +42,13 @@ LIGHTZERO_CHOICES = {
     "keys": ("node", "latent"),
     "window": ("cached", "exact"),
 }
+WORDING = Wording(
+    presets=(*PRESET_NAMES, "all"),
+    listed=f"{', '.join(PRESET_NAMES)} or all",
+    roots=two_or_more,
+    about_roots="root steps to time (default: the preset's)",
+    about_seed="seed of both sides (default: %(default)s)",
+)
 DESCRIPTION = """\
 Run the same search twice, once with LightZero's own cache and once with pages,
 and compare: bytes held, kernels, time, and whether actions, visit counts and
@@ -62,49 +74,26 @@ def add(commands: Any) -> None:
         description=DESCRIPTION,
         epilog=EXAMPLES,
     )
-    what = command.add_argument_group("what to run")
-    what.add_argument(
-        "--preset",
-        default="cartpole",
-        choices=(*PRESET_NAMES, "all"),
-        metavar="NAME",
-        help=f"{', '.join(PRESET_NAMES)} or all (default: %(default)s)",
+    add_what(command, WORDING)
+    _add_how(command.add_argument_group("how"))
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "--json",
+        type=file,
+        metavar="FILE",
+        help="also write the results to FILE; - prints them in place of the table",
     )
-    what.add_argument(
-        "--envs",
-        type=positive,
-        metavar="N",
-        help="environments searched in one batch (default: the preset's)",
+    output.add_argument(
+        "--html",
+        type=file,
+        metavar="FILE",
+        help="also write a page that shows both caches to FILE; of several presets, a page each",
     )
-    what.add_argument(
-        "--simulations",
-        type=positive,
-        metavar="N",
-        help="simulations per root step (default: the preset's)",
-    )
-    what.add_argument(
-        "--roots", type=two_or_more, metavar="N", help="root steps to time (default: the preset's)"
-    )
-    what.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="N",
-        help="seed of both sides (default: %(default)s)",
-    )
-    what.add_argument(
-        "--reference",
-        action="store_true",
-        help="search this package's own world model, not LightZero's",
-    )
-    how = command.add_argument_group("how")
-    how.add_argument(
-        "--page-size",
-        type=positive,
-        default=2,
-        metavar="N",
-        help="token slots per page (default: %(default)s)",
-    )
+    command.set_defaults(run=run)
+
+
+def _add_how(how: Any) -> None:
+    add_page_size(how)
     how.add_argument(
         "--at",
         choices=LIGHTZERO_CHOICES["at"],
@@ -121,33 +110,7 @@ def add(commands: Any) -> None:
         help="what a context keeps: keys and values, or tokens that each step computes anew "
         "(default: cached; LightZero only)",
     )
-    how.add_argument(
-        "--device",
-        default="cpu",
-        metavar="NAME",
-        help="torch device of the model and both caches (default: %(default)s)",
-    )
-    how.add_argument(
-        "--threads",
-        type=threads,
-        default=1,
-        metavar="N",
-        help="torch threads (default: %(default)s)",
-    )
-    output = command.add_argument_group("output")
-    output.add_argument(
-        "--json",
-        type=file,
-        metavar="FILE",
-        help="also write the results to FILE; - prints them in place of the table",
-    )
-    output.add_argument(
-        "--html",
-        type=file,
-        metavar="FILE",
-        help="also write a page that shows both caches to FILE; of several presets, a page each",
-    )
-    command.set_defaults(run=run)
+    add_machine(how, "the model and both caches")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -190,7 +153,7 @@ def _tell(options: argparse.Namespace, runs: list[Run]) -> list[str | None]:
     """Write the files, then print, which may fail, too. Returns what could not be written."""
     from paged_kv.tools.profile.table import Screen, show
 
-    results = [result for result, _ in runs]
+    results = [each.result for each in runs]
     numbers = json.dumps(results if options.preset == "all" else results[0], indent=2) + "\n"
     on_screen = str(options.json) == "-"
     complaints = []
@@ -200,9 +163,9 @@ def _tell(options: argparse.Namespace, runs: list[Run]) -> list[str | None]:
     if options.html:
         from paged_kv.tools.html import page
 
-        for result, recordings in runs:
-            path = page_file(options, result)
-            complaints.append(save(path, page(recordings, result)))
+        for each in runs:
+            path = page_file(options, each.result)
+            complaints.append(save(path, page(each.recordings, each.result)))
             pages += [path] if complaints[-1] is None else []
     if on_screen:
         print(numbers, end="")
@@ -218,11 +181,9 @@ def page_file(options: argparse.Namespace, result: dict[str, Any]) -> Path:
     report-cartpole.html and so on.
     """
     path: Path = options.html
-    return (
-        path
-        if options.preset != "all"
-        else path.with_stem(f"{path.stem}-{result['workload']['preset']}")
-    )
+    if options.preset != "all":
+        return path
+    return path.with_stem(f"{path.stem}-{result['workload']['preset']}")
 
 
 def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
@@ -264,11 +225,7 @@ def _run_all(options: argparse.Namespace, console: Console, runs: list[Run]) -> 
 
     from paged_kv.errors import PagedKVError
     from paged_kv.tools.commands.memory import is_out_of_memory
-    from paged_kv.tools.profile import profile
 
-    choices = {
-        name: value for name in LIGHTZERO_CHOICES if (value := getattr(options, name)) is not None
-    }
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(),
@@ -282,22 +239,8 @@ def _run_all(options: argparse.Namespace, console: Console, runs: list[Run]) -> 
             def tick(stage: str, done: int, total: int, task: Any = task, name: str = name) -> None:
                 progress.update(task, description=f"{name}: {stage}", completed=done, total=total)
 
-            recordings: list[Recording] = []
             try:
-                result = profile(
-                    name,
-                    envs=options.envs,
-                    simulations=options.simulations,
-                    roots=options.roots,
-                    seed=options.seed,
-                    threads=options.threads,
-                    device=options.device,
-                    page_size=options.page_size,
-                    reference=options.reference,
-                    on_tick=tick,
-                    on_recording=recordings.append if options.html else None,
-                    **choices,
-                )
+                runs.append(_run_one(options, name, tick))
             except PagedKVError as error:
                 return str(error)
             except (MemoryError, RuntimeError) as error:
@@ -307,5 +250,26 @@ def _run_all(options: argparse.Namespace, console: Console, runs: list[Run]) -> 
                         "paged-kv estimate)"
                     )
                 raise
-            runs.append((result, recordings))
     return None
+
+
+def _run_one(options: argparse.Namespace, name: str, tick: Callable[[str, int, int], None]) -> Run:
+    from paged_kv.tools.profile import profile
+
+    given = {name: getattr(options, name) for name in LIGHTZERO_CHOICES}
+    recordings: list[Recording] = []
+    result = profile(
+        name,
+        envs=options.envs,
+        simulations=options.simulations,
+        roots=options.roots,
+        seed=options.seed,
+        threads=options.threads,
+        device=options.device,
+        page_size=options.page_size,
+        reference=options.reference,
+        on_tick=tick,
+        on_recording=recordings.append if options.html else None,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return Run(result, recordings)

@@ -10,13 +10,19 @@ from paged_kv.tools.commands.common import (
     fail,
     file,
     positive,
-    seed,
-    threads,
     unusable_device,
     unusable_file,
 )
 from paged_kv.tools.commands.profile import PRESET_NAMES
+from paged_kv.tools.commands.searching import Wording, add_machine, add_page_size, add_what
 
+WORDING = Wording(
+    presets=PRESET_NAMES,
+    listed=", ".join(PRESET_NAMES),
+    roots=positive,
+    about_roots="root steps after the warm-up (default: the preset's)",
+    about_seed="seed of environments and search (default: %(default)s)",
+)
 DESCRIPTION = """\
 Search on pages as `profile` does, and record what the cache does to a file, for
 `report` and `diff`. Where LightZero is not installed, a small world model of
@@ -41,44 +47,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "file", type=file, metavar="FILE", help="where to record; an existing file is overwritten"
     )
-    what = command.add_argument_group("what to run")
-    what.add_argument(
-        "--preset",
-        default="cartpole",
-        choices=PRESET_NAMES,
-        metavar="NAME",
-        help=f"{', '.join(PRESET_NAMES)} (default: %(default)s)",
-    )
-    what.add_argument(
-        "--envs",
-        type=positive,
-        metavar="N",
-        help="environments searched in one batch (default: the preset's)",
-    )
-    what.add_argument(
-        "--simulations",
-        type=positive,
-        metavar="N",
-        help="simulations per root step (default: the preset's)",
-    )
-    what.add_argument(
-        "--roots",
-        type=positive,
-        metavar="N",
-        help="root steps after the warm-up (default: the preset's)",
-    )
-    what.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="N",
-        help="seed of environments and search (default: %(default)s)",
-    )
-    what.add_argument(
-        "--reference",
-        action="store_true",
-        help="search this package's own world model, not LightZero's",
-    )
+    add_what(command, WORDING)
     how = command.add_argument_group("how")
     how.add_argument(
         "--interval",
@@ -87,26 +56,8 @@ def add(commands: Any) -> None:
         metavar="N",
         help="milliseconds between samples (default: %(default)g)",
     )
-    how.add_argument(
-        "--page-size",
-        type=positive,
-        default=2,
-        metavar="N",
-        help="token slots per page (default: %(default)s)",
-    )
-    how.add_argument(
-        "--device",
-        default="cpu",
-        metavar="NAME",
-        help="torch device of the model and the cache (default: %(default)s)",
-    )
-    how.add_argument(
-        "--threads",
-        type=threads,
-        default=1,
-        metavar="N",
-        help="torch threads (default: %(default)s)",
-    )
+    add_page_size(how)
+    add_machine(how, "the model and the cache")
     command.set_defaults(run=run)
 
 
@@ -115,18 +66,9 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from paged_kv.errors import PagedKVError
-    from paged_kv.tools.commands.memory import memory, too_large
     from paged_kv.tools.profile import client
-    from paged_kv.tools.profile.play import play
 
-    wrong = unusable_device(options.device, torch) or unusable_file(options.file)
-    sizes = {"envs": options.envs, "simulations": options.simulations}
-    try:
-        wrong = wrong or too_large(
-            options.preset, sizes, options.page_size, memory(options.device, torch)
-        )
-    except PagedKVError as error:
-        wrong = str(error)
+    wrong = _wrong(options, torch)
     if wrong:
         return fail(wrong, status=2)
     if client.lightzero_version() is None and not options.reference:
@@ -136,30 +78,50 @@ def run(options: argparse.Namespace) -> int:
         )
         options.reference = True
     try:
-        play(
-            options.file,
-            options.preset,
-            envs=options.envs,
-            simulations=options.simulations,
-            roots=options.roots,
-            seed=options.seed,
-            threads=options.threads,
-            device=options.device,
-            page_size=options.page_size,
-            reference=options.reference,
-            interval=options.interval / 1000,
-        )
+        _play(options)
     except (PagedKVError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        written = (
-            f"what was recorded by then is in {options.file}"
-            if options.file.exists()
-            else "nothing was written"
-        )
+        written = "nothing was written"
+        if options.file.exists():
+            written = f"what was recorded by then is in {options.file}"
         return fail(f"stopped, {written}.", status=130)
     print(f"recorded to {options.file}: paged-kv report {options.file}")
     return 0
+
+
+def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
+    """What cannot be run or written, or None."""
+    from paged_kv.errors import PagedKVError
+    from paged_kv.tools.commands.memory import memory, too_large
+
+    wrong = unusable_device(options.device, torch) or unusable_file(options.file)
+    if wrong:
+        return wrong
+    sizes = {"envs": options.envs, "simulations": options.simulations}
+    there = memory(options.device, torch)
+    try:
+        return too_large(options.preset, sizes, options.page_size, there)
+    except PagedKVError as error:
+        return str(error)
+
+
+def _play(options: argparse.Namespace) -> None:
+    from paged_kv.tools.profile.play import play
+
+    play(
+        options.file,
+        options.preset,
+        envs=options.envs,
+        simulations=options.simulations,
+        roots=options.roots,
+        seed=options.seed,
+        threads=options.threads,
+        device=options.device,
+        page_size=options.page_size,
+        reference=options.reference,
+        interval=options.interval / 1000,
+    )
 
 
 def _milliseconds(text: str) -> float:

@@ -72,9 +72,8 @@ def run(options: argparse.Namespace) -> int:
     if recording.torn:
         console.print(f"{recording.torn} line(s) could not be read and were left out.")
     if recording.reason != "done":
-        console.print(
-            "It was cut off." if recording.reason is None else f"It ended with {recording.reason}."
-        )
+        cut = recording.reason is None
+        console.print("It was cut off." if cut else f"It ended with {recording.reason}.")
     try:
         for line in _export(options, recording):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -168,15 +168,13 @@ def advise(load: Workload) -> Pages:
 
 
 def _why(load: Workload, pages: Pages) -> str:
-    size = (
-        "pages of one token leave no slot empty and are never copied"
-        if pages.size == 1
-        else (
+    if pages.size == 1:
+        size = "pages of one token leave no slot empty and are never copied"
+    else:
+        size = (
             f"the {load.tokens_per_step} tokens of a step fill whole pages, so none is copied "
-            "and only slots in front of "
-            "a root stay empty"
+            "and only slots in front of a root stay empty"
         )
-    )
     most = pages.held().most + pages.transient()
     return f"{size}; {most:,} pages are the most in use at once, so the pool never grows"
 

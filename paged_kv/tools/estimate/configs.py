@@ -36,12 +36,8 @@ TRANSFORMERS_NAMES = {
     "head_size": "head_dim or hidden_size",
 }
 DEFAULT_RING = 50  # LightZero's, where its world model is not told the number of simulations
-WHOLLY_SLIDING = {
-    "mistral",
-    "mixtral",
-    "starcoder2",
-    "phi3",
-}  # whose sliding_window holds in all layers
+# whose sliding_window holds in all layers
+WHOLLY_SLIDING = {"mistral", "mixtral", "starcoder2", "phi3"}
 
 
 def preset(chosen: Preset) -> Fields:
@@ -71,12 +67,8 @@ def lightzero(path: Path) -> Fields:
     except (Exception, SystemExit) as error:  # whatever a foreign module raises
         raise BadConfig(path, f"running it raised {type(error).__name__}: {error}") from None
     if "main_config" not in names:
-        inside = (
-            ", but a main() that may make one: use --preset or give the sizes"
-            if "main" in names
-            else ""
-        )
-        raise BadConfig(path, f"it sets no main_config{inside}")
+        inside = ", but a main() that may make one: use --preset or give the sizes"
+        raise BadConfig(path, f"it sets no main_config{inside if 'main' in names else ''}")
     policy = _part(path, names["main_config"], "main_config", "policy")
     model = _part(path, policy, "main_config.policy", "model")
     world = _part(path, model, "main_config.policy.model", "world_model_cfg")
@@ -174,11 +166,10 @@ def _sliding_window(config: Mapping[str, Any]) -> int | None:
     kinds = config.get("layer_types")
     if not _is_int(window) or config.get("use_sliding_window") is False:
         return None
-    slides = (
-        set(kinds) == {"sliding_attention"}
-        if isinstance(kinds, list)
-        else (config.get("model_type") in WHOLLY_SLIDING)
-    )
+    if isinstance(kinds, list):
+        slides = set(kinds) == {"sliding_attention"}
+    else:
+        slides = config.get("model_type") in WHOLLY_SLIDING
     return window if slides else None
 
 

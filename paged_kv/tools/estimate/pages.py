@@ -28,6 +28,14 @@ class Span(NamedTuple):
     most: int
 
 
+class Nodes(NamedTuple):
+    """Pages of the nodes of one tree: the fewest, an average over its shapes, the most."""
+
+    fewest: int
+    average: Fraction
+    most: int
+
+
 @dataclass(frozen=True)
 class Pages:
     """Pages of `size` slots under one workload. Raises BadCount where a page is longer than a
@@ -47,11 +55,13 @@ class Pages:
         """
         envs = self.load.envs
         sims = self.load.simulations
-        trees = [(self._root(end), *self._nodes(end, sims)) for end in self._ends()]
-        least = min(root + fewest for root, fewest, _, _ in trees)
-        most = max(root + highest for root, _, _, highest in trees)
-        likely = sum((root + between for root, _, between, _ in trees), Fraction()) / len(trees)
-        return Span(envs * least, round(envs * likely), envs * most)
+        ends = self._ends()
+        roots = [self._root(end) for end in ends]
+        below = [self._nodes(end, sims) for end in ends]
+        least = min(root + nodes.fewest for root, nodes in zip(roots, below))
+        most = max(root + nodes.most for root, nodes in zip(roots, below))
+        total = sum((root + nodes.average for root, nodes in zip(roots, below)), Fraction())
+        return Span(envs * least, round(envs * total / len(ends)), envs * most)
 
     def transient(self) -> int:
         """Pages that the last step of a search holds beside those until its windows have slid."""
@@ -134,8 +144,8 @@ class Pages:
         owns = [self._own(end) for end in self._cycle(0)]
         return Fraction(sum(owns), len(owns))
 
-    def _nodes(self, end: int, simulations: int) -> tuple[int, Fraction, int]:
-        """Pages of the nodes below a root that ends at `end`: the fewest, an average, the most.
+    def _nodes(self, end: int, simulations: int) -> Nodes:
+        """Pages of the nodes below a root that ends at `end`.
 
         A tree with the fewest is a chain down to where a child is cheapest, and siblings there.
         """
@@ -149,7 +159,8 @@ class Pages:
             above += own
         low = min(totals)
         high = max(totals)
-        return low, min(max(Fraction(low), simulations * self._average()), Fraction(high)), high
+        average = max(Fraction(low), simulations * self._average())
+        return Nodes(low, min(average, Fraction(high)), high)
 
 
 def _up(count: int, size: int) -> int:

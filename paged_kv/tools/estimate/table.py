@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from paged_kv.tools.estimate.call import Estimate, Held
 from paged_kv.tools.units import size
 
-Row = tuple[str, str, str, str]
+
+class Row(NamedTuple):
+    """One line of the table, as text."""
+
+    label: str
+    held: str
+    over_unique: str
+    working: str
 
 
 def text(found: Estimate, name: str, *, lightzero: bool = True) -> str:
@@ -22,11 +31,11 @@ def text(found: Estimate, name: str, *, lightzero: bool = True) -> str:
     pages of 2 tokens: 43     5.4 KiB      1.01x      512 B
     Choose page_size=2, num_pages=43: the 2 tokens of a step fill ... the pool never grows.
     """
-    rows = [("", "K/V held", "/ unique", "working"), *_rows(found, lightzero)]
-    width = max(len(row[0]) for row in rows)
+    rows = [Row("", "K/V held", "/ unique", "working"), *_rows(found, lightzero)]
+    width = max(len(row.label) for row in rows)
     lines = [
-        f"{label:<{width}}  {kv:>10}  {ratio:>9}  {working:>9}".rstrip()
-        for label, kv, ratio, working in rows
+        f"{row.label:<{width}}  {row.held:>10}  {row.over_unique:>9}  {row.working:>9}".rstrip()
+        for row in rows
     ]
     return "\n".join([_title(found, name), *lines, _advice(found, lightzero)])
 
@@ -46,13 +55,14 @@ def _title(found: Estimate, name: str) -> str:
 
 def _rows(found: Estimate, lightzero: bool) -> list[Row]:
     def row(label: str, held: Held) -> Row:
-        return label, size(held.kv), f"{held.kv / found.unique_bytes:.2f}x", size(held.working)
+        over = f"{held.kv / found.unique_bytes:.2f}x"
+        return Row(label, size(held.kv), over, size(held.working))
 
     steps = found.workload.root_steps
     when = "rings full" if steps is None else f"after {_count(steps, 'root step')}"
     rows = [
         row("one dense copy a node", found.dense),
-        ("unique tokens: " + f"{found.unique_tokens:,}", size(found.unique_bytes), "1.00x", ""),
+        Row(f"unique tokens: {found.unique_tokens:,}", size(found.unique_bytes), "1.00x", ""),
         row(f"pages of {_count(found.page_size, 'token')}: {_pages(found)}", found.paged),
     ]
     if lightzero:
@@ -75,8 +85,10 @@ def _rows(found: Estimate, lightzero: bool) -> list[Row]:
 
 
 def _pages(found: Estimate, more: int = 0) -> str:
-    least, likely, most = (pages + more for pages in found.pages)
-    return f"{likely:,}" if least == most else f"about {likely:,} ({least:,} to {most:,})"
+    likely = found.pages.likely + more
+    if found.pages.least == found.pages.most:
+        return f"{likely:,}"
+    return f"about {likely:,} ({found.pages.least + more:,} to {found.pages.most + more:,})"
 
 
 def _advice(found: Estimate, lightzero: bool) -> str:
