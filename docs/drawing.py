@@ -19,28 +19,45 @@ TALL = 27
 GAP = 11
 NAME = 92  # room for the names in front of rows
 
-# The colours of one scheme: paper, ink, faint ink, and (fill, edge) of what each kind of sequence
-# wrote.
-LIGHT = (
-    "#ffffff",
-    "#1d2530",
-    "#69737f",
-    {
-        "root": ("#d3e5fa", "#2f6db0"),
-        "left": ("#fde2c0", "#b8690f"),
-        "right": ("#cfeede", "#23805a"),
-        "third": ("#e9dbf6", "#7a48a8"),
+
+class Slot(NamedTuple):
+    """The colours of a slot."""
+
+    fill: str
+    edge: str
+
+
+class Scheme(NamedTuple):
+    """Colours for light or for dark: of the sheet, of words, of fainter words, and of what each
+    kind of sequence wrote.
+    """
+
+    paper: str
+    ink: str
+    faint: str
+    kinds: Mapping[str, Slot]
+
+
+LIGHT = Scheme(
+    paper="#ffffff",
+    ink="#1d2530",
+    faint="#69737f",
+    kinds={
+        "root": Slot("#d3e5fa", "#2f6db0"),
+        "left": Slot("#fde2c0", "#b8690f"),
+        "right": Slot("#cfeede", "#23805a"),
+        "third": Slot("#e9dbf6", "#7a48a8"),
     },
 )
-DARK = (
-    "#14181e",
-    "#e4e8ee",
-    "#98a2ae",
-    {
-        "root": ("#1d4369", "#74aee6"),
-        "left": ("#67400f", "#eaad63"),
-        "right": ("#145039", "#63cb9e"),
-        "third": ("#4a2d69", "#c09ae4"),
+DARK = Scheme(
+    paper="#14181e",
+    ink="#e4e8ee",
+    faint="#98a2ae",
+    kinds={
+        "root": Slot("#1d4369", "#74aee6"),
+        "left": Slot("#67400f", "#eaad63"),
+        "right": Slot("#145039", "#63cb9e"),
+        "third": Slot("#4a2d69", "#c09ae4"),
     },
 )
 
@@ -57,8 +74,23 @@ DEAD = Token("", "dead")
 ZERO = Token("0", "zero")
 
 
-def _scheme(colours: tuple[str, str, str, Mapping[str, tuple[str, str]]]) -> str:
-    paper, ink, faint, kinds = colours
+class Point(NamedTuple):
+    """A place in a picture."""
+
+    x: float
+    y: float
+
+
+class Table(NamedTuple):
+    """A block table: its pages, the slot of the first one where its tokens begin, and how many."""
+
+    pages: Sequence[int]
+    start: int
+    length: int
+
+
+def _scheme(scheme: Scheme) -> str:
+    paper, ink, faint, kinds = scheme
     rules = [
         f".paper{{fill:{paper}}} text{{fill:{ink}}} .faint{{fill:{faint}}}",
         f".empty,.zero{{fill:none;stroke:{faint}}} .dead{{fill:url(#hatch);stroke:{faint}}}",
@@ -140,9 +172,9 @@ class Drawing:
 
     def pool(
         self, pages: Mapping[int, Sequence[Token]], refs: Mapping[int, int]
-    ) -> dict[int, tuple[float, float]]:
-        """Pages with their slots, number above and references below; returns where each is: its
-        middle, its bottom.
+    ) -> dict[int, Point]:
+        """Pages with their slots, number above and references below; returns the middle of the
+        bottom of each.
         """
         x = float(MARGIN)
         places = {}
@@ -151,24 +183,35 @@ class Drawing:
             if x + wide > WIDTH - MARGIN:
                 x = float(MARGIN)
                 self.y = self.y + TALL + 48
-            held = refs[page]
-            number, look = (str(page), "small mid") if held else ("free", "small mid faint")
-            self.text(x + wide / 2, self.y + 10, number, look)
-            top = self.y + 16
-            for index, token in enumerate(tokens):
-                self.slot(x + index * SLOT, top, token)
-            self.box(x, top, wide, "page" if held else "page free")
-            if held:
-                words = f"held by {held}" if len(tokens) > 2 else f"by {held}"
-                self.text(x + wide / 2, top + TALL + 16, words, "small mid faint")
-            places[page] = (x + wide / 2, top + TALL + 20)
+            if refs[page]:
+                self.page(x, str(page), tokens, refs[page])
+            else:
+                self.free_page(x, tokens)
+            places[page] = Point(x + wide / 2, self.y + TALL + 36)
             x += wide + GAP
         self.y += TALL + 48
         return places
 
-    def tables(
-        self, tables: Mapping[str, tuple[Sequence[int], int, int]], kinds: Mapping[str, str]
-    ) -> None:
+    def page(self, x: float, name: str, tokens: Sequence[Token], held: int) -> None:
+        """A page that so many sequences hold, its left edge at `x`."""
+        middle = x + SLOT * len(tokens) / 2
+        self.text(middle, self.y + 10, name, "small mid")
+        self._slots(x, tokens, "page")
+        words = f"held by {held}" if len(tokens) > 2 else f"by {held}"
+        self.text(middle, self.y + TALL + 32, words, "small mid faint")
+
+    def free_page(self, x: float, tokens: Sequence[Token]) -> None:
+        """A page that nobody holds."""
+        self.text(x + SLOT * len(tokens) / 2, self.y + 10, "free", "small mid faint")
+        self._slots(x, tokens, "page free")
+
+    def _slots(self, x: float, tokens: Sequence[Token], look: str) -> None:
+        top = self.y + 16
+        for index, token in enumerate(tokens):
+            self.slot(x + index * SLOT, top, token)
+        self.box(x, top, SLOT * len(tokens), look)
+
+    def tables(self, tables: Mapping[str, Table], kinds: Mapping[str, str]) -> None:
         """Block tables: a name, the numbers of its pages, and in words where its tokens are."""
         for name, (pages, start, length) in tables.items():
             self.text(MARGIN, self.y + TALL - 9, name)
@@ -181,9 +224,10 @@ class Drawing:
             self.text(x + 8, self.y + TALL - 9, f"{length} tokens{offset}", "small faint")
             self.y += TALL + 7
 
-    def copy(self, places: Mapping[int, tuple[float, float]], source: int, target: int) -> None:
+    def copy(self, source: Point, target: Point) -> None:
         """An arrow below the pool from a page to its copy."""
-        (x, y), (to, _) = places[source], places[target]
+        x, y = source
+        to = target.x
         low = y + 24
         self.parts.append(
             f'<path d="M{x:g} {y:g}C{x:g} {low:g} {to:g} {low:g} {to:g} {y + 5:g}" class="arrow"/>'

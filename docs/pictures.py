@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from drawing import DEAD, EMPTY, ZERO, Drawing, Token
+from drawing import DEAD, EMPTY, ZERO, Drawing, Point, Table, Token
 
 from paged_kv import PagedKVCache
 from paged_kv.tools.reference.dense import DenseOracle
@@ -68,17 +68,16 @@ class Story:
             self.written[int(key)] for key in self.cache.gather([self.seqs[name]]).keys.flatten()
         ]
 
-    def tables(self) -> dict[str, tuple[tuple[int, ...], int, int]]:
-        """Pages, start and length of every sequence that lives."""
+    def tables(self) -> dict[str, Table]:
+        """The block table of every sequence that lives."""
         handles = list(self.seqs.values())
         _, lengths, starts = self.cache.block_tables(handles)
-        return dict(
-            zip(self.seqs, zip(self.cache.page_tables(handles), starts.tolist(), lengths.tolist()))
-        )
+        windows = zip(self.cache.page_tables(handles), starts.tolist(), lengths.tolist())
+        return {name: Table(*window) for name, window in zip(self.seqs, windows)}
 
     def refs(self) -> dict[int, int]:
         """How many tables hold each page."""
-        held = [page for pages, _, _ in self.tables().values() for page in pages]
+        held = [page for table in self.tables().values() for page in table.pages]
         return {page: held.count(page) for page in range(1, self.cache.pages_reserved + 1)}
 
     def pages(self) -> dict[int, list[Token]]:
@@ -86,19 +85,16 @@ class Story:
         size = self.cache.page_size
         tables = self.tables()
         pages = {page: [EMPTY] * size for page in range(1, self.cache.pages_reserved + 1)}
-        for (
-            table,
-            start,
-            _,
-        ) in tables.values():  # slots in front of every window first: other windows may read them
-            if table:
-                pages[table[0]][:start] = [DEAD] * start
-        for name, (table, start, _) in tables.items():
-            for index, token in enumerate(self.tokens(name), start):
-                pages[table[index // size]][index % size] = token
+        # slots in front of every window first: other windows may read them
+        for table in tables.values():
+            if table.pages:
+                pages[table.pages[0]][: table.start] = [DEAD] * table.start
+        for name, table in tables.items():
+            for index, token in enumerate(self.tokens(name), table.start):
+                pages[table.pages[index // size]][index % size] = token
         return pages
 
-    def draw(self, drawing: Drawing) -> dict[int, tuple[float, float]]:
+    def draw(self, drawing: Drawing) -> dict[int, Point]:
         """The block tables, and the pool below them."""
         drawing.tables(self.tables(), self.kinds)
         drawing.gap(6)
@@ -162,8 +158,9 @@ def append() -> Drawing:
     assert story.cache.stats.copied_pages == 1
     drawing = Drawing("An append of three tokens: the shared, half-filled page is copied first")
     drawing.heading("append: three tokens to left", "one page copied, one page more")
-    source, target = (story.tables()[name][0][1] for name in ("right", "left"))
-    drawing.copy(story.draw(drawing), source, target)
+    tables = story.tables()
+    places = story.draw(drawing)
+    drawing.copy(places[tables["right"].pages[1]], places[tables["left"].pages[1]])
     return drawing
 
 
@@ -173,6 +170,7 @@ def head_offset() -> Drawing:
         "A root of five tokens whose children add two, with and without a head offset"
     )
     for start in (0, 1):
+        drawing.gap(18 * start)
         story = Story(page_size=2, pages=5 if start else 7)
         story.new("root", "root", start)
         story.append("root", 5)
@@ -183,7 +181,6 @@ def head_offset() -> Drawing:
         used = story.cache.pages_in_use
         drawing.heading(f"new(start={start})", f"{copied} pages copied, {used} pages in use")
         story.draw(drawing)
-        drawing.gap()
     return drawing
 
 

@@ -115,7 +115,9 @@ def _held(result: dict[str, Any]) -> Card:
 
 
 def _card(result: dict[str, Any], measure: Measure, *beside: Bar) -> Card:
-    dense, paged = (side[measure.key] for side in caches(result))
+    both = caches(result)
+    dense = both.dense[measure.key]
+    paged = both.paged[measure.key]
     names = sides(result["workload"])
     show = measure.show
     bars = [

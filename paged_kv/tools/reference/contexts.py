@@ -5,7 +5,7 @@ pages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -41,10 +41,17 @@ class Contexts(Protocol):
         """Tokens in the roots of all environments."""
 
 
+class KV(NamedTuple):
+    """Keys and values of one layer."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
 class DenseBatch:
     """One full-capacity tensor a layer for K and one for V, [B, heads, capacity, head_size]."""
 
-    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: list[int]) -> None:
+    def __init__(self, layers: list[KV], lengths: list[int]) -> None:
         self.layers = layers
         self.lengths = lengths
         self.past = max(lengths)
@@ -55,8 +62,8 @@ class DenseBatch:
         """Append K and V [B, heads, n, head_size] to a layer, in place."""
         start = self.sizes[layer]
         end = start + keys.shape[2]
-        self.layers[layer][0][:, :, start:end] = keys
-        self.layers[layer][1][:, :, start:end] = values
+        self.layers[layer].keys[:, :, start:end] = keys
+        self.layers[layer].values[:, :, start:end] = values
         self.sizes[layer] = end
 
     def get(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +72,11 @@ class DenseBatch:
         return keys[:, :, : self.sizes[layer]], values[:, :, : self.sizes[layer]]
 
 
-# (K, V) a layer, [heads, capacity, head_size]; tokens
-Entry = tuple[list[tuple[torch.Tensor, torch.Tensor]], int]
+class Entry(NamedTuple):
+    """A context: K and V [heads, capacity, head_size] of each layer, and its tokens."""
+
+    layers: list[KV]
+    length: int
 
 
 class DenseContexts:
@@ -88,15 +98,17 @@ class DenseContexts:
         there is none.
         """
         found = [self._find(key, env) for env, key in enumerate(keys)]
-        lengths = [size for _, size in found]
+        lengths = [entry.length for entry in found]
         longest = max(lengths)
         layers = []
         for layer in range(self._layers):
-            halves = [
-                torch.stack([_shift(entry[layer][half], longest - size) for entry, size in found])
-                for half in (0, 1)
-            ]
-            layers.append((halves[0], halves[1]))
+            rows = [_moved(entry.layers[layer], longest - entry.length) for entry in found]
+            layers.append(
+                KV(
+                    torch.stack([row.keys for row in rows]),
+                    torch.stack([row.values for row in rows]),
+                )
+            )
         self._batch = DenseBatch(layers, lengths)
         return self._batch
 
@@ -107,14 +119,12 @@ class DenseContexts:
         for env, pad in enumerate(batch.pads):
             size = batch.sizes[0] - pad
             drop = 2 if size >= self._limit else 0
-            by = -pad - drop
-            entry = [
-                (_shift(k[env], by).clone(), _shift(v[env], by).clone()) for k, v in batch.layers
-            ]
+            rows = [KV(layer.keys[env], layer.values[env]) for layer in batch.layers]
+            entry = Entry([_copy(_moved(row, -pad - drop)) for row in rows], size - drop)
             if key == ROOT:
-                self._roots[env] = (entry, size - drop)
+                self._roots[env] = entry
             else:
-                self._nodes[key, env] = (entry, size - drop)
+                self._nodes[key, env] = entry
 
     def forget_nodes(self) -> None:
         """Drop all but the roots."""
@@ -122,26 +132,36 @@ class DenseContexts:
 
     def root_tokens(self) -> int:
         """Tokens in the roots of all environments."""
-        return sum(entry[1] for entry in self._roots if entry is not None)
+        return sum(entry.length for entry in self._roots if entry is not None)
 
     def tensors(self) -> list[torch.Tensor]:
         """All that is stored."""
         entries = [entry for entry in (*self._roots, *self._nodes.values()) if entry is not None]
-        return [half for entry, _ in entries for pair in entry for half in pair]
+        return [half for entry in entries for layer in entry.layers for half in layer]
 
     def working(self) -> list[torch.Tensor]:
         """The batch in work."""
-        return [] if self._batch is None else [half for pair in self._batch.layers for half in pair]
+        if self._batch is None:
+            return []
+        return [half for layer in self._batch.layers for half in layer]
 
     def _find(self, key: int, env: int) -> Entry:
         found = self._roots[env] if key == ROOT else self._nodes.get((key, env))
         self.lookups += 1
         if found is None:
-            return [
-                (torch.zeros(self._shape), torch.zeros(self._shape)) for _ in range(self._layers)
-            ], 0
+            shape = self._shape
+            empty = [KV(torch.zeros(shape), torch.zeros(shape)) for _ in range(self._layers)]
+            return Entry(empty, 0)
         self.hits += 1
-        return [(k.clone(), v.clone()) for k, v in found[0]], found[1]
+        return Entry([_copy(layer) for layer in found.layers], found.length)
+
+
+def _copy(layer: KV) -> KV:
+    return KV(layer.keys.clone(), layer.values.clone())
+
+
+def _moved(layer: KV, by: int) -> KV:
+    return KV(_shift(layer.keys, by), _shift(layer.values, by))
 
 
 def _shift(window: torch.Tensor, by: int) -> torch.Tensor:
@@ -150,9 +170,9 @@ def _shift(window: torch.Tensor, by: int) -> torch.Tensor:
     """
     if by == 0:
         return window
-    return (
-        F.pad(window[:, :-by], (0, 0, by, 0)) if by > 0 else F.pad(window[:, -by:], (0, 0, 0, -by))
-    )
+    if by > 0:
+        return F.pad(window[:, :-by], (0, 0, by, 0))
+    return F.pad(window[:, -by:], (0, 0, 0, -by))
 
 
 class PagedContexts:
