@@ -33,22 +33,21 @@ import shlex
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from every_verb import SCENARIOS
 from garden import Weather, collecting, heard, run
 from interrupts import Trial, faulted
 from random_walk import RULES, Call, Ending, Walk, interrupting_within, plainly
+from soak_parts import Part, Parts, Stop
 
 WEATHERS = (
     Weather(threshold=700, thread=True),
@@ -60,103 +59,14 @@ TURNS = 2000  # of one garden
 STEPS = 60  # of one walk
 SHARE = 0.6  # of its calls that are to be broken off
 UNDONE = 60  # bytecodes between two that are tried for leaving something undone
-SHOWN = 3  # broken promises of one part that are shown
-WIDTH = 30  # of the bar
-EACH = 0.2  # seconds between two looks of the bar
 
 
-class Stop(Exception):
-    """The user has had enough."""
-
-
-class Wish:
-    """Whether the user wants it to stop: Ctrl-C raises nothing, since interrupts are expected."""
-
-    def __init__(self) -> None:
-        self.stop = False
-
-    def __call__(self, *told: object) -> None:
-        self.stop = True
-
-
-@dataclass
-class Part:
-    """What one part did."""
-
-    name: str
-    total: float  # of what it counts
-    unit: str
-    done: float = 0
-    broken: int = 0
-    seconds: float = 0.0
-    more: dict[str, float] = field(default_factory=dict)
-
-    def add(self, counts: dict[str, int]) -> None:
-        """Count more of what is beside the matter."""
-        for name, number in counts.items():
-            self.more[name] = self.more.get(name, 0) + number
-
-
-class Soak:
-    """All parts, one after another."""
+class Soak(Parts):
+    """What is tried."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.random = random.Random(seed)
-        self.wish = Wish()
-        self.parts: list[Part] = []
-        self._shown = 0.0
-
-    # -- one part
-
-    @contextmanager
-    def part(self, name: str, total: float, unit: str) -> Iterator[Part]:
-        """A part is timed, shown, and ended by Ctrl-C."""
-        part = Part(name, total, unit)
-        self.parts.append(part)
-        began = time.perf_counter()
-        self._shown = 0.0
-        try:
-            yield part
-        finally:
-            part.seconds = time.perf_counter() - began
-            self._draw(part, part.seconds)
-            print(file=sys.stderr)
-
-    def did(self, part: Part, began: float, count: float) -> None:
-        """So much more is done. Raises Stop where the user wants it."""
-        part.done += count
-        now = time.perf_counter()
-        if now - self._shown > EACH:
-            self._shown = now
-            self._draw(part, now - began)
-        if self.wish.stop:
-            raise Stop
-
-    def _draw(self, part: Part, seconds: float) -> None:
-        share = min(1.0, part.done / part.total) if part.total else 1.0
-        bar = ("#" * round(share * WIDTH)).ljust(WIDTH, ".")
-        line = f"\r{part.name:>10} [{bar}] {share:4.0%} {seconds:6.0f} s, broken: {part.broken} "
-        print(line, end="", file=sys.stderr, flush=True)
-
-    def tried(self, part: Part, call: Callable[[], object]) -> object:
-        """Call; what it finds broken is counted, and shown."""
-        try:
-            return call()
-        except Exception:  # of whatever kind: nothing of it may happen
-            part.broken += 1
-            if part.broken <= SHOWN:
-                print(file=sys.stderr)
-                traceback.print_exc()
-            return None
-
-    def each(self, part: Part, calls: Iterable[Callable[[], object]]) -> None:
-        """Do some things, which count one each."""
-        began = time.perf_counter()
-        for call in calls:
-            self.tried(part, call)
-            self.did(part, began, 1)
-
-    # -- the parts
 
     def finalizers(self, turns: int) -> None:
         """Nodes that release their contexts."""
@@ -187,27 +97,25 @@ class Soak:
 
     def releases(self, trials: list[Trial], every: int) -> None:
         """Releases at any time."""
-        places = []
+        calls: list[Callable[[], object]] = []
         for number, trial in enumerate(trials):
-            places += [
-                (trial, at, False) for at in range(1 + number % 4, trial.steps + 1, 4 * every)
-            ]
-            places += [
-                (trial, at, True) for at in range(1 + number % 16, trial.steps + 1, 16 * every)
-            ]
-        with self.part("releases", len(places), "releases") as part:
-            calls = (partial(trial.release, at, in_thread=thread) for trial, at, thread in places)
+            for at in range(1 + number % 4, trial.steps + 1, 4 * every):
+                calls.append(partial(trial.release, at, in_thread=False))
+            for at in range(1 + number % 16, trial.steps + 1, 16 * every):
+                calls.append(partial(trial.release, at, in_thread=True))
+        with self.part("releases", len(calls), "releases") as part:
             self.each(part, calls)
 
     def faults(self, trials: list[Trial]) -> None:
         """Errors of operations on tensors."""
-        places = []
+        calls: list[Callable[[], object]] = []
         for trial in trials:
             world = trial.scenario.prepare()
             steps = faulted(lambda: trial.scenario.call(world), sys.maxsize).steps  # noqa: B023
-            places += [(trial, at, after) for at in range(1, steps + 1) for after in (False, True)]
-        with self.part("faults", len(places), "faults") as part:
-            self.each(part, (partial(trial.fault, at, after) for trial, at, after in places))
+            for at in range(1, steps + 1):
+                calls += [partial(trial.fault, at, after) for after in (False, True)]
+        with self.part("faults", len(calls), "faults") as part:
+            self.each(part, calls)
 
     def walks(self, interrupts: int) -> None:
         """Interrupts in random states."""
@@ -249,42 +157,6 @@ class Soak:
             if part.broken > broken:
                 return
         self.tried(part, walk.finish)
-
-    # -- what was found
-
-    @property
-    def broken(self) -> int:
-        """Broken promises, all parts together."""
-        return sum(part.broken for part in self.parts)
-
-    def table(self) -> str:
-        """For people."""
-        lines = [f"{'part':<12}{'done':>12} {'':<12}{'broken':>8}{'seconds':>9}  more"]
-        for part in self.parts:
-            more = ", ".join(
-                f"{number:,} {name}" for name, number in part.more.items() if name != part.unit
-            )
-            did = f"{part.name:<12}{part.done:>12,.0f} {part.unit:<12}"
-            lines.append(f"{did}{part.broken:>8}{part.seconds:>9.1f}  {more}")
-        return "\n".join(lines)
-
-    def results(self) -> list[dict[str, Any]]:
-        """For machines."""
-        return [
-            {
-                "part": part.name,
-                "unit": part.unit,
-                "done": round(part.done),
-                "broken": part.broken,
-                "seconds": round(part.seconds, 1),
-                **{
-                    name.replace(" ", "_"): number
-                    for name, number in part.more.items()
-                    if name != part.unit
-                },
-            }
-            for part in self.parts
-        ]
 
 
 class Alarm:
@@ -355,10 +227,8 @@ def main() -> None:
 def all_parts(soak: Soak, options: argparse.Namespace) -> None:
     """One after another."""
     soak.finalizers(options.turns)
-    with (
-        heard([]),
-        collecting(700),
-    ):  # a finalizer that is broken off complains where nobody can catch it
+    # a finalizer that is broken off complains where nobody can catch it
+    with heard([]), collecting(700):
         trials = [Trial(scenario) for scenario in SCENARIOS]
         soak.places(trials, options.every)
         soak.undone(trials, options.every)
