@@ -21,6 +21,9 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from machine import processor
 
 from paged_kv.pages.allocator import PageAllocator
 from paged_kv.pages.block_tables import BlockTables
@@ -29,13 +32,8 @@ PAGE_SIZE = 2
 BATCH = 8
 NEW_TOKENS = 2
 START = 1
-LENGTHS = (
-    5,
-    7,
-    9,
-    11,
-    13,
-)  # odd, as after a root of one token: every child then fills exactly one page
+# odd, as after a root of one token: every child then fills exactly one page
+LENGTHS = (5, 7, 9, 11, 13)
 CALLS = 16  # batches in one timed round
 NEAR = 400  # sequences of one search
 
@@ -60,7 +58,9 @@ class Floor:
         return len(self.tables) - 1
 
     def step(self, parents: list[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-        """Children, slots of their new tokens, page copies."""
+        """Children, slots of their new tokens, page copies: no record, which the floor can do
+        without.
+        """
         tables = self.tables
         starts = self.starts
         lengths = self.lengths
@@ -135,15 +135,32 @@ class Ours:
         self.tables.release(children)
 
 
-def timed(step: Callable[[list[int]], object], batches: list[list[int]]) -> tuple[float, list[int]]:
+class Side(NamedTuple):
+    """What is measured: a name, a step of a batch, the sequences it forks from, and how its
+    children are dropped again.
+    """
+
+    name: str
+    step: Callable[[list[int]], object]
+    known: list[int]
+    drop: Callable[[list[int]], None]
+
+
+class Timed(NamedTuple):
     """Microseconds a batch, and the children that were made."""
+
+    micros: float
+    children: list[int]
+
+
+def timed(step: Callable[[list[int]], object], batches: list[list[int]]) -> Timed:
+    """Step through some batches."""
     begin = time.perf_counter()
     made = [step(batch) for batch in batches]
     spent = time.perf_counter() - begin
-    children = [
-        child for result in made for child in (result[0] if isinstance(result, tuple) else result)
-    ]
-    return spent / len(batches) * 1e6, children
+    of_each = [result[0] if isinstance(result, tuple) else result for result in made]
+    children = [child for result in of_each for child in result]
+    return Timed(spent / len(batches) * 1e6, children)
 
 
 def measure(live: int, rounds: int, seed: int = 0) -> list[dict[str, float | str]]:
@@ -155,23 +172,21 @@ def measure(live: int, rounds: int, seed: int = 0) -> list[dict[str, float | str
     lengths = [draw.choice(LENGTHS) for _ in range(live)]
     rows = [floor.new(n) for n in lengths]
     seqs = [ours.new(n) for n in lengths]
-    sides: list[
-        tuple[str, Callable[[list[int]], object], list[int], Callable[[list[int]], None]]
-    ] = [
-        ("floor", floor.step, rows, floor.drop),
-        ("step", ours.step, seqs, ours.drop),
-        ("verbs", ours.verbs, seqs, ours.drop),
+    sides = [
+        Side("floor", floor.step, rows, floor.drop),
+        Side("step", ours.step, seqs, ours.drop),
+        Side("verbs", ours.verbs, seqs, ours.drop),
     ]
     results = []
     for parents, nearest in (("near", min(NEAR, live)), ("any", live)):
-        times: dict[str, list[float]] = {name: [] for name, *_ in sides}
+        times: dict[str, list[float]] = {side.name: [] for side in sides}
+        choice = range(live - nearest, live)
         for _ in range(rounds):
-            for name, step, known, drop in sides:
-                choice = range(live - nearest, live)
-                batches = [[known[i] for i in draw.sample(choice, BATCH)] for _ in range(CALLS)]
-                spent, children = timed(step, batches)
-                drop(children)
-                times[name].append(spent)
+            for side in sides:
+                drawn = [draw.sample(choice, BATCH) for _ in range(CALLS)]
+                spent = timed(side.step, [[side.known[i] for i in batch] for batch in drawn])
+                side.drop(spent.children)
+                times[side.name].append(spent.micros)
         results.append(summed_up(live, parents, times))
     return results
 
@@ -204,14 +219,6 @@ def report(results: list[dict[str, float | str]]) -> str:
             + " ".join(f"{value:>6.2f}" for value in growth)
         )
     return "\n".join(lines)
-
-
-def processor() -> str:
-    """Name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +30,27 @@ from paged_kv.pages.buffers import Workspace
 from paged_kv.pages.storage import PageStorage
 
 BATCH = 8
-# name: layers, heads, head size, context, page size, new tokens, dtype
+
+
+class Sizes(NamedTuple):
+    """Sizes of a model, of its contexts and of a step; lengths count tokens."""
+
+    layers: int
+    heads: int
+    head_size: int
+    context: int
+    page_size: int = 2
+    new: int = 2
+    dtype: torch.dtype = torch.float32
+
+
 WORKLOADS = {
-    "cartpole": (2, 2, 32, 5, 2, 2, torch.float32),
-    "atari": (2, 8, 96, 5, 2, 2, torch.float32),
-    "atari-8l": (8, 8, 96, 5, 2, 2, torch.float32),
-    "long": (2, 8, 96, 61, 2, 2, torch.float32),
-    "memory": (4, 4, 64, 159, 2, 2, torch.float32),
-    "llm": (8, 8, 64, 512, 16, 16, torch.bfloat16),
+    "cartpole": Sizes(2, 2, 32, 5),
+    "atari": Sizes(2, 8, 96, 5),
+    "atari-8l": Sizes(8, 8, 96, 5),
+    "long": Sizes(2, 8, 96, 61),
+    "memory": Sizes(4, 4, 64, 159),
+    "llm": Sizes(8, 8, 64, 512, page_size=16, new=16, dtype=torch.bfloat16),
 }
 
 
@@ -56,18 +70,23 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 def memory_orders(name: str, rounds: int) -> dict[str, float]:
     """Gather and scatter of one batch in both orders, on randomly placed pages."""
-    layers, heads, size, context, page, new, dtype = WORKLOADS[name]
-    per_row = -(-(context + new) // page)
-    pages = 1 + np.random.default_rng(0).permutation(3 * BATCH * per_row)[
-        : BATCH * per_row
-    ].reshape(BATCH, per_row)
-    slots = (pages[:, :, None] * page + np.arange(page)).reshape(BATCH, -1)[:, : context + new]
+    sizes = WORKLOADS[name]
+    page = sizes.page_size
+    size = sizes.head_size
+    context = sizes.context
+    width = context + sizes.new
+    per_row = -(-width // page)
+    drawn = np.random.default_rng(0).permutation(3 * BATCH * per_row)[: BATCH * per_row]
+    pages = 1 + drawn.reshape(BATCH, per_row)
+    slots = (pages[:, :, None] * page + np.arange(page)).reshape(BATCH, -1)[:, :width]
     calls: dict[str, Callable[[], object]] = {}
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
-        storage = PageStorage(layers, heads, size, size, page_size, dtype, torch.device("cpu"))
+        storage = PageStorage(
+            sizes.layers, sizes.heads, size, size, page_size, sizes.dtype, torch.device("cpu")
+        )
         storage.grow((int(slots.max()) + page) // page_size)
-        layout = Workspace().layout(storage.planes, BATCH, context + new, 0, None)
-        source = layout.columns(context, context + new)
+        layout = Workspace().layout(storage.planes, BATCH, width, 0, None)
+        source = layout.columns(context, width)
         targets = slots[:, context:]
         calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f.copy(), out)
         calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(
@@ -78,19 +97,23 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
 
 def staging(name: str, rounds: int) -> dict[str, float]:
     """`open` + `commit` against a copy of the bytes they move, both on reused memory."""
-    layers, heads, size, context, page, new, dtype = WORKLOADS[name]
+    sizes = WORKLOADS[name]
+    layers = sizes.layers
+    heads = sizes.heads
+    context = sizes.context
+    new = sizes.new
     cache = PagedKVCache(
         layers=layers,
         heads=heads,
-        head_size=size,
-        page_size=page,
-        dtype=dtype,
+        head_size=sizes.head_size,
+        page_size=sizes.page_size,
+        dtype=sizes.dtype,
         num_pages=4 * BATCH * (context + new),
     )
-    parents = cache.new(BATCH, start=-context % page)
-    prefix = torch.randn(layers, BATCH, heads, context, size).to(dtype)
+    parents = cache.new(BATCH, start=-context % sizes.page_size)
+    prefix = torch.randn(layers, BATCH, heads, context, sizes.head_size).to(sizes.dtype)
     cache.append(parents, prefix, prefix)
-    token = torch.randn(BATCH, heads, new, size).to(dtype)
+    token = torch.randn(BATCH, heads, new, sizes.head_size).to(sizes.dtype)
     moved = BATCH * (context + 2 * new) * cache.token_bytes
     source = torch.ones(moved // 4)
     target = torch.ones(moved // 4)

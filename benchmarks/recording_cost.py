@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,7 +36,13 @@ from paged_kv.tools.profile.side import Setting
 from paged_kv.tools.profile.ties import fixed_ties
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-Step = dict[str, float]  # clock -> seconds
+
+
+class Step(NamedTuple):
+    """One root step: the seconds of each clock, and the visits of each environment's root."""
+
+    seconds: dict[str, float]
+    visits: list[list[int]]
 
 
 class Side:
@@ -56,13 +62,13 @@ class Side:
         self._recorder._verbs.end()
         self._stopped = time.perf_counter()
 
-    def step(self, simulations: int, seed: int, recorded: bool) -> tuple[Step, list[list[int]]]:
-        """One root step: what it took, and the visits."""
+    def step(self, simulations: int, seed: int, recorded: bool) -> Step:
+        """One root step."""
         with self._recording() if recorded else contextlib.nullcontext():
             before = {clock: read() for clock, read in CLOCKS.items()}
             outcome = self._player.step(simulations, seed)
             spent = {clock: read() - before[clock] for clock, read in CLOCKS.items()}
-        return spent, outcome.visits
+        return Step(spent, outcome.visits)
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
@@ -90,10 +96,10 @@ def measure(preset: str, roots: int, interval: float, folder: Path) -> dict[str,
                 side: sides[side].step(chosen.simulations, chosen.warmup + step, side == recorded)
                 for side in (first, 1 - first)
             }
-            assert found[0][1] == found[1][1], "the sides searched different trees"
+            assert found[0].visits == found[1].visits, "the sides searched different trees"
             for clock in CLOCKS:
-                with_it = found[recorded][0][clock]
-                without = found[1 - recorded][0][clock]
+                with_it = found[recorded].seconds[clock]
+                without = found[1 - recorded].seconds[clock]
                 ratios[clock][recorded].append(with_it / without)
                 plain[clock].append(without / chosen.simulations * 1e6)
     recording = read_recording(sides[0].path)

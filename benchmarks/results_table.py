@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 README = Path("README.md")
@@ -18,15 +18,27 @@ DETAILS = Path("docs", "benchmarks_lightzero.md")
 START = "<!-- results:"
 END = "<!-- end of results -->"
 
-# Title of a row, key of both caches, unit, key of the ratio (none: no ratio is given).
-MEASURES = [
-    ("KV bytes held, peak", "kv_bytes_peak", "bytes", "kv_bytes_peak"),
-    ("working buffers, peak", "working_bytes_peak", "bytes", ""),
-    ("kernels per simulation", "tensor_kernels_per_simulation", "number", "tensor_kernels"),
-    ("device-to-host copies per simulation", "host_copies_per_simulation", "number", ""),
-    ("cache time per simulation", "cache_us_per_simulation", "us", "cache_time"),
-    ("whole search per simulation", "search_us_per_simulation", "us", "search_time"),
-]
+
+class Measure(NamedTuple):
+    """A row of a table: its title, the key of both caches, the unit, and the key of the ratio
+    (none: no ratio is given).
+    """
+
+    title: str
+    key: str
+    unit: str
+    ratio: str = ""
+
+
+MEASURES = (
+    Measure("KV bytes held, peak", "kv_bytes_peak", "bytes", "kv_bytes_peak"),
+    Measure("working buffers, peak", "working_bytes_peak", "bytes"),
+    Measure("kernels per simulation", "tensor_kernels_per_simulation", "number", "tensor_kernels"),
+    Measure("device-to-host copies per simulation", "host_copies_per_simulation", "number"),
+    Measure("cache time per simulation", "cache_us_per_simulation", "us", "cache_time"),
+    Measure("whole search per simulation", "search_us_per_simulation", "us", "search_time"),
+)
+RATIOS = ("kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time")
 
 
 def shown(value: float | None, unit: str) -> str:
@@ -60,9 +72,11 @@ def section(result: dict[str, Any]) -> list[str]:
         "| | own cache | paged | own / paged |",
         "|---|---:|---:|---:|",
     ]
-    for title, key, unit, ratio in MEASURES:
-        own, paged = (shown(caches[name].get(key), unit) for name in ("dense", "paged"))
-        lines.append(f"| {title} | {own} | {paged} | {times(ratios.get(ratio)) if ratio else ''} |")
+    for measure in MEASURES:
+        own = shown(caches["dense"].get(measure.key), measure.unit)
+        paged = shown(caches["paged"].get(measure.key), measure.unit)
+        ratio = times(ratios.get(measure.ratio)) if measure.ratio else ""
+        lines.append(f"| {measure.title} | {own} | {paged} | {ratio} |")
     return [*lines, "", *notes(result), ""]
 
 
@@ -90,14 +104,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for result in results:
-        keys = (
-            "kv_bytes_peak",
-            "kv_bytes_over_unique",
-            "tensor_kernels",
-            "cache_time",
-            "search_time",
-        )
-        cells = [times(result["ratios"].get(key)) for key in keys]
+        cells = [times(result["ratios"].get(key)) for key in RATIOS]
         lines.append(f"| {result['workload']['preset']} | {' | '.join(cells)} |")
     return [*lines, ""]
 
@@ -105,14 +112,10 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 def agreement(results: list[dict[str, Any]]) -> str:
     """Whether both caches led to the same decisions, over all presets."""
     found = [result["fidelity"] for result in results]
-    equal, compared = (
-        sum(each[key] for each in found) for key in ("actions_equal", "actions_compared")
-    )
-    visits = (
-        "all visit counts were equal"
-        if all(f["visit_counts_equal"] for f in found)
-        else "visit counts differed"
-    )
+    equal = sum(each["actions_equal"] for each in found)
+    compared = sum(each["actions_compared"] for each in found)
+    same = all(each["visit_counts_equal"] for each in found)
+    visits = "all visit counts were equal" if same else "visit counts differed"
     return f"Both sides took the same action in {equal:,} of {compared:,} cases, and {visits}."
 
 

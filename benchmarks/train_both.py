@@ -37,12 +37,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from control_plane import processor
 from ding.utils import set_pkg_seed
 from lzero.entry.utils import calculate_update_per_collect
 from lzero.mcts import UniZeroGameBuffer
 from lzero.mcts.ctree.ctree_muzero import mz_tree
 from lzero.worker import MuZeroCollector
+from machine import processor
+from train_both_figures import Row, at_equal_steps, report, same_until, slopes
 from train_cartpole import SELECT_SEED, build_config, build_envs, build_policy, evaluate, learn
 
 from paged_kv.integrations.lightzero import installed
@@ -50,12 +51,6 @@ from paged_kv.tools.profile.counters import storage_bytes
 from paged_kv.tools.profile.ties import fixed_ties
 
 CACHES = ("lightzero", "paged")
-POINTS = ("collected", "learned", "evaluated")
-# of a run's environment steps, left out of the slopes: pools and rings are still growing
-WARM_UP = 0.2
-LAST = 5  # collections whose mean return the table shows
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -141,11 +136,8 @@ def held_bytes(cache: str, world_model: Any) -> dict[str, int]:
         for layer in entry
         for half in (layer._k_cache, layer._v_cache)
     )
-    return {
-        "in_use": total,
-        "reserved": total,
-        "peak_in_use": total,
-    }  # the rings never give an entry back
+    # the rings never give an entry back
+    return {"in_use": total, "reserved": total, "peak_in_use": total}
 
 
 def train(cache: str, seed: int, until: Until, window: str) -> Row:
@@ -229,76 +221,6 @@ def summary(run: Run) -> Row:
     }
 
 
-def slopes(held: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Growth of what a cache takes, by least squares, at each point of the cycle once the run is
-    warm.
-    """
-    warm = WARM_UP * max((row["env_steps"] for row in held), default=0)
-    late = [row for row in held if row["env_steps"] >= warm]
-    return {
-        point: {
-            what: slope([row for row in late if row["at"] == point], what)
-            for what in ("in_use", "reserved")
-        }
-        for point in POINTS
-    }
-
-
-def slope(rows: Sequence[Row], what: str) -> float | None:
-    """Bytes per 1,000 environment steps; None where there are fewer than two rows."""
-    steps, held = (np.array([row[key] for row in rows], dtype=float) for key in ("env_steps", what))
-    if len(rows) < 2 or np.ptp(steps) == 0:
-        return None
-    steps = steps - steps.mean()
-    held = held - held.mean()
-    return round(float(steps @ held / (steps @ steps)) * 1000, 6)
-
-
-def same_until(one: Row, other: Row) -> Row:
-    """How far two runs agree in every action and return, collected or evaluated."""
-    agreed = 0
-    for a, b in zip(one["returns"], other["returns"]):
-        if any(a[key] != b[key] for key in ("at", "env_steps", "mean_return", "actions")):
-            return {"env_steps": agreed, "to_the_end_of_the_shorter": False}
-        agreed = a["env_steps"]
-    return {"env_steps": agreed, "to_the_end_of_the_shorter": True}
-
-
-def at_equal_steps(sides: Sequence[Row]) -> Row:
-    """The clocks of both sides where the shorter one collected for the last time and the other one
-    stood there too.
-    """
-    rows = [
-        {row["env_steps"]: row for row in side["held"] if row["at"] == "learned"} for side in sides
-    ]
-    shared = max(set(rows[0]) & set(rows[1]), default=None)
-    if shared is None:
-        return {"env_steps": 0}
-    clocks = {
-        f"{side['cache']}_{clock}": known[shared][clock]
-        for side, known in zip(sides, rows)
-        for clock in ("cpu_s", "wall_s")
-    }
-    return {"env_steps": shared, **clocks}
-
-
-def report(sides: Sequence[Row]) -> str:
-    """The table, for people."""
-    lines = [
-        "    cache   steps  updates  wall s   cpu s  cpu ms/step  last returns  reserved at the end"
-    ]
-    for side in sides:
-        last = [row["mean_return"] for row in side["returns"] if row["at"] == "collected"][-LAST:]
-        lines.append(
-            f"{side['cache']:>9}  {side['env_steps']:>6,}  {side['updates']:>7,}  "
-            f"{side['wall_s']:>6.0f}  "
-            f"{side['cpu_s']:>6.0f}  {side['cpu_s'] / max(1, side['env_steps']) * 1e3:>11.2f}  "
-            f"{np.mean(last) if last else 0:>12.1f}  "
-            f"{side['held'][-1]['reserved'] if side['held'] else 0:>19,}"
-        )
-    return "\n".join(lines)
-
-
 def in_a_folder_of_its_own(work: Callable[[], list[Row]]) -> list[Row]:
     """LightZero writes its logs below the working directory."""
     home = Path.cwd()
@@ -323,7 +245,8 @@ def kept(file: Path | None, caches: Sequence[str]) -> list[Row]:
     return [side for side in json.loads(file.read_text())["sides"] if side["cache"] not in caches]
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -346,8 +269,37 @@ def main() -> None:
         help="what contexts on pages keep",
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--svg", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--svg", type=Path, help="draw the picture to this file (needs altair)")
+    return parser.parse_args()
+
+
+def document(options: argparse.Namespace, stopped: bool, sides: Sequence[Row]) -> Row:
+    """The JSON."""
+    machine = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    work = {
+        "minutes": options.minutes,
+        "steps": options.steps,
+        "seed": options.seed,
+        "stopped": stopped,
+        "caches": list(options.caches),
+        "window": options.window,
+    }
+    found: Row = {"machine": machine, "workload": work, "sides": sides}
+    if len(sides) == 2:
+        found["same_actions_and_returns"] = same_until(*sides)
+        found["at_equal_steps"] = at_equal_steps(sides)
+    return found
+
+
+def main() -> None:
+    """Train both sides, print a table, write the JSON and the picture."""
+    options = parsed()
     if options.svg:
         from train_both_picture import drawing  # now, lest its libraries are missed after the run
     logging.disable(logging.INFO)
@@ -361,25 +313,8 @@ def main() -> None:
         [*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"])
     )
     print(report(sides))
-    machine = {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    work = {
-        "minutes": options.minutes,
-        "steps": options.steps,
-        "seed": options.seed,
-        "stopped": until.stopped,
-        "caches": list(options.caches),
-        "window": options.window,
-    }
-    found: Row = {"machine": machine, "workload": work, "sides": sides}
+    found = document(options, until.stopped, sides)
     if len(sides) == 2:
-        found["same_actions_and_returns"] = same_until(*sides)
-        found["at_equal_steps"] = at_equal_steps(sides)
         print("same actions and returns:", found["same_actions_and_returns"])
         print("clocks at equal steps:", found["at_equal_steps"])
     if options.json:

@@ -29,8 +29,6 @@ these. Rounds of both are interleaved; times are medians, by the wall clock and 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import logging
 import os
@@ -39,121 +37,34 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from control_plane import processor
-from easydict import EasyDict
-from lzero.model.unizero_model import UniZeroModel
-from lzero.policy.unizero import UniZeroPolicy
+from machine import processor
+from window_play import EMBED, ENVS, HEADS, LAYERS, Play, build_model
 
 from paged_kv.integrations.lightzero import attach
 
-ENVS = 8
-LAYERS = 2
-HEADS = 2
-EMBED = 32
-MODES: dict[str, tuple[bool, dict[str, str]]] = {  # rotary or not, and options of `attach`
-    "learned, read": (False, {"at": "read"}),
-    "learned, write": (False, {"at": "write"}),
-    "learned, never": (False, {"at": "write"}),
-    "learned, no norm": (False, {"at": "read"}),
-    "learned, exact": (False, {"window": "exact"}),
-    "rotary": (True, {}),
-    "rotary, exact": (True, {"window": "exact"}),
+
+class Mode(NamedTuple):
+    """Whether positions are rotary, and options of `attach`."""
+
+    rotary: bool
+    options: dict[str, str]
+
+
+MODES = {
+    "learned, read": Mode(False, {"at": "read"}),
+    "learned, write": Mode(False, {"at": "write"}),
+    "learned, never": Mode(False, {"at": "write"}),
+    "learned, no norm": Mode(False, {"at": "read"}),
+    "learned, exact": Mode(False, {"window": "exact"}),
+    "rotary": Mode(True, {}),
+    "rotary, exact": Mode(True, {"window": "exact"}),
 }
 CALLS = 20  # steps in one timed round
 Row = dict[str, Any]
-
-
-def build_model(rotary: bool, context: int, slides: int, seed: int) -> Any:
-    """A UniZeroModel for vectors of 4 numbers and 2 actions, with no weights left at zero."""
-    config = EasyDict(json.loads(json.dumps(UniZeroPolicy.config["model"]["world_model_cfg"])))
-    blocks = max(10, context)
-    config.update(
-        context_length=context,
-        max_blocks=blocks,
-        max_tokens=2 * blocks,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        embed_dim=EMBED,
-        env_num=ENVS,
-        action_space_size=2,
-        obs_type="vector",
-        rotary_emb=rotary,
-        device="cpu",
-        max_seq_len=2 * (slides + context),  # beyond it rotations would start over
-    )
-    torch.manual_seed(seed)
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = UniZeroModel(
-            observation_shape=4, action_space_size=2, norm_type="BN", world_model_cfg=config
-        )
-    with torch.no_grad():
-        for weights in model.parameters():
-            if not weights.abs().any():
-                weights.normal_(0, 0.3)
-    if not rotary:
-        model.world_model.precompute_pos_emb_diff_kv()
-    return model.eval()
-
-
-class Play:
-    """Root steps of one attached model, and the embeddings of all tokens it was given."""
-
-    def __init__(self, model: Any, seed: int) -> None:
-        self.model = model
-        self.wm = model.world_model
-        self.random = np.random.default_rng(seed)
-        self.seen = torch.zeros(ENVS, 4)
-        self.actions = [-1] * ENVS
-        self.time = -1
-        # [B, 1, E] each: observation, action, observation, ...
-        self.tokens: list[torch.Tensor] = []
-        self.slides = 0
-
-    def step(self) -> None:
-        """The next root of every environment."""
-        self.time += 1
-        now = torch.from_numpy(self.random.normal(size=(ENVS, 4)).astype(np.float32))
-        if self.time:
-            self.tokens.append(self.wm.act_embedding_table(torch.tensor(self.actions)[:, None]))
-        answer = self.model.initial_inference(
-            self.seen, self.actions, now, [np.array(self.time)] * ENVS
-        )
-        self.tokens.append(answer.latent_state)
-        self.slides += len(self.tokens) >= self.wm.context_length - 1
-        self.seen, self.actions = now, [int(a) for a in self.random.integers(2, size=ENVS)]
-
-    def cached(self) -> Any:
-        """The root windows, as the next step gathers them."""
-        return self.wm.paged.open_sequences(self.wm, self.roots())
-
-    def roots(self) -> list[int]:
-        """The stored windows."""
-        return [pool.handles()[0] for pool in self.wm.paged.manager.init_pools]
-
-    def exact(self, size: int, first: int) -> Any:
-        """The newest `size` tokens in one forward pass, with nothing before them; rotary positions
-        from `first` on.
-        """
-        wm = self.wm
-        window = torch.cat(self.tokens[-size:], dim=1)
-        empty = wm.transformer.generate_empty_keys_values(ENVS, wm.context_length)
-        if wm.config.rotary_emb:
-            wm.transformer(window, empty, start_pos=first)
-        else:
-            wm.transformer(window + wm.pos_emb(torch.arange(size)), empty)
-        return empty
-
-    def outputs(self, window: Any) -> dict[str, torch.Tensor]:
-        """What the model says of an action after a window, and of the latent state that follows."""
-        place: Row = {"past_keys_values": window, "start_pos": [np.array(self.time + 1)] * ENVS}
-        action = torch.tensor(self.actions)[:, None]
-        latent = self.wm.forward({"act_tokens": action}, **place).logits_observations
-        after = self.wm.forward({"obs_embeddings": latent}, **place)
-        return {"next latent": latent, "policy": after.logits_policy, "value": after.logits_value}
 
 
 def relative(name: str, found: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
@@ -225,13 +136,21 @@ def leave_norms(wm: Any) -> None:
 CHANGES = {"learned, never": leave_positions, "learned, no norm": leave_norms}
 
 
-def timed(step: Callable[[], object]) -> tuple[float, float]:
-    """Microseconds a step: by the wall clock, and of the process."""
+class Spent(NamedTuple):
+    """Microseconds of a step: by the wall clock, and of the process."""
+
+    wall: float
+    cpu: float
+
+
+def timed(step: Callable[[], object]) -> Spent:
+    """What a step takes."""
     wall = time.perf_counter()
     cpu = time.process_time()
     for _ in range(CALLS):
         step()
-    return (time.perf_counter() - wall) / CALLS * 1e6, (time.process_time() - cpu) / CALLS * 1e6
+    scale = 1e6 / CALLS
+    return Spent((time.perf_counter() - wall) * scale, (time.process_time() - cpu) * scale)
 
 
 def stepping(context: int, rotary: bool, **options: str) -> Callable[[], None]:
@@ -260,13 +179,14 @@ def cost(mode: str, context: int, rounds: int) -> Row:
         "cached": stepping(context, rotary, **options),
         "exact": stepping(context, rotary, window="exact"),
     }
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    spent: dict[str, list[Spent]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             spent[name].append(timed(step))
     row: Row = {"mode": mode, "context": context, "window": context - 3}
     for name, times in spent.items():
-        wall, cpu = (statistics.median(part) for part in zip(*times))
+        wall = statistics.median(each.wall for each in times)
+        cpu = statistics.median(each.cpu for each in times)
         row |= {f"{name}_wall_us": round(wall, 1), f"{name}_cpu_us": round(cpu, 1)}
     return row
 
@@ -319,7 +239,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pairs = [(mode, context) for context in options.contexts for mode in MODES]
     timed_pairs = [
-        pair for pair in pairs if pair[0] not in CHANGES and "window" not in MODES[pair[0]][1]
+        pair for pair in pairs if pair[0] not in CHANGES and "window" not in MODES[pair[0]].options
     ]
     rows = [
         row

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .peer import Peer
 
-# Name of the row; module and class of its tables and of its K/V, where it has the one and the
-# other.
+
+class Entry(NamedTuple):
+    """Name of a row, module of the peer, and the classes of its tables and of its K/V, where it has
+    the one and the other.
+    """
+
+    name: str
+    module: str
+    tables: str = ""
+    contents: str = ""
+
+
 ROWS = (
-    ("paged_kv", "paged", "PagedTables", "PagedCache"),
-    ("python floor", "floors", "PythonFloor", ""),
-    ("numpy floor", "floors", "NumpyTables", "NumpyFloor"),
-    ("vLLM BlockPool", "vllm_pool", "VllmPoolPeer", ""),
-    ("HF paged cache", "huggingface", "PagedAttentionPeer", "PagedAttentionPeer"),
-    ("torch PagedAttention", "torch_paged", "", "TorchPagedPeer"),
-    ("HF DynamicCache, deep copy", "huggingface", "DynamicCachePeer", "DynamicCachePeer"),
-    ("LightZero deep copy", "lightzero", "LightZeroPeer", "LightZeroPeer"),
+    Entry("paged_kv", "paged", "PagedTables", "PagedCache"),
+    Entry("python floor", "floors", "PythonFloor"),
+    Entry("numpy floor", "floors", "NumpyTables", "NumpyFloor"),
+    Entry("vLLM BlockPool", "vllm_pool", "VllmPoolPeer"),
+    Entry("HF paged cache", "huggingface", "PagedAttentionPeer", "PagedAttentionPeer"),
+    Entry("torch PagedAttention", "torch_paged", contents="TorchPagedPeer"),
+    Entry("HF DynamicCache, deep copy", "huggingface", "DynamicCachePeer", "DynamicCachePeer"),
+    Entry("LightZero deep copy", "lightzero", "LightZeroPeer", "LightZeroPeer"),
 )
 
 
@@ -36,16 +47,17 @@ class Row:
         return self.tables or self.contents
 
 
-def row(name: str, module: str, tables: str, contents: str) -> Row:
+def row(entry: Entry) -> Row:
     """Load one peer."""
     try:
-        loaded = importlib.import_module(f".{module}", __package__)
+        loaded = importlib.import_module(f".{entry.module}", __package__)
     except ImportError as error:
-        return Row(name, None, None, f"not installed ({error})")
-    found = [getattr(loaded, kind) if kind else None for kind in (tables, contents)]
-    return Row(name, *found)
+        return Row(entry.name, None, None, f"not installed ({error})")
+    tables = getattr(loaded, entry.tables) if entry.tables else None
+    contents = getattr(loaded, entry.contents) if entry.contents else None
+    return Row(entry.name, tables, contents)
 
 
 def rows() -> list[Row]:
     """Every peer, in the order of the tables."""
-    return [row(*entry) for entry in ROWS]
+    return [row(entry) for entry in ROWS]

@@ -107,19 +107,20 @@ class Dense:
         """Random K and V [layers, rows, heads, count, head_size]."""
         work = self.work
         shape = work.layers, rows, work.heads, count, work.head_size
-        keys, values = (torch.randn(shape, generator=self.draw).to(work.dtype) for _ in range(2))
+        keys = torch.randn(shape, generator=self.draw).to(work.dtype)
+        values = torch.randn(shape, generator=self.draw).to(work.dtype)
         return keys, values
 
     def add(self, node: int, parent: int, tokens: KV, row: int) -> None:
         """The context of a node: its parent's and a row of new tokens."""
         new = tuple(part[:, row] for part in tokens)
         kept = self.contexts[parent] if parent else tuple(part[:, :, :0] for part in new)
-        keys, values = (torch.cat(parts, 2) for parts in zip(kept, new))
-        self.contexts[node] = keys, values
+        self.contexts[node] = torch.cat((kept[0], new[0]), 2), torch.cat((kept[1], new[1]), 2)
 
     def attended(self, node: int, queries: torch.Tensor, layer: int) -> torch.Tensor:
         """Of queries [heads, n, head_size] that belong to the last n tokens of the node."""
-        keys, values = (part[layer] for part in self.contexts[node])
+        keys = self.contexts[node][0][layer]
+        values = self.contexts[node][1][layer]
         width = keys.shape[1]
         new = queries.shape[1]
         mask = torch.ones(new, width, dtype=torch.bool).tril(width - new)
@@ -141,10 +142,8 @@ def check_contents(kind: type[Peer], work: Workload, seed: int = 1) -> int:
             dense.add(node, 0, tokens, 0)
             handles.add([node], [peer.begin(made.lengths[node], peer.arrange(tokens))])
         for parents, children in search.steps:
-            tokens, (queries, _) = (
-                dense.tokens(work.envs, work.new),
-                dense.tokens(work.envs, work.new),
-            )
+            tokens = dense.tokens(work.envs, work.new)
+            queries, _ = dense.tokens(work.envs, work.new)
             handles.add(
                 children,
                 peer.step(

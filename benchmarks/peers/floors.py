@@ -115,7 +115,8 @@ class NumpyTables(Peer):
         self.refs = np.zeros(pages + 1, np.int32)
         # 0: no page
         self.tables = np.zeros((nodes + work.envs + 1, -(-work.window // self.size) + 1), np.int64)
-        self.starts, self.ends = (np.zeros(len(self.tables), np.int64) for _ in range(2))
+        self.starts = np.zeros(len(self.tables), np.int64)
+        self.ends = np.zeros(len(self.tables), np.int64)
         self.rows = np.arange(len(self.tables) - 1, -1, -1)  # a stack of free rows
         self.row_count = len(self.rows)
         self.written = np.zeros(0, np.int64)

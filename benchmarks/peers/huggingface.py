@@ -180,9 +180,8 @@ class PagedAttentionPeer(Peer):
     def read(self, node: Handle) -> KV:
         rows = torch.tensor(self.allocator.get_read_indices(node.request_id, node.length, 0))
         views = [self.allocator._kv_token_views[layer] for layer in range(self.work.layers)]
-        keys, values = (
-            torch.stack([view[part][rows].transpose(0, 1) for view in views]) for part in range(2)
-        )
+        keys = torch.stack([view[0][rows].transpose(0, 1) for view in views])
+        values = torch.stack([view[1][rows].transpose(0, 1) for view in views])
         return keys, values
 
     def kv_bytes(self, lengths: Iterable[int]) -> int:

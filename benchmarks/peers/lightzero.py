@@ -51,7 +51,8 @@ class LightZeroPeer(Peer):
         self.shared_pool_size = nodes
         self.shared_pool_size_wm = work.envs
         self.shared_pool_index = self.shared_pool_index_wm = 0
-        self.keys_values_wm, self.keys_values_wm_single_env = self._empty(work.envs), self._empty(1)
+        self.keys_values_wm = self._empty(work.envs)
+        self.keys_values_wm_single_env = self._empty(1)
         self.keys_values_wm_list: list[KeysValues] = []
         self.keys_values_wm_size_list: list[int] = []
         self.places = list(range(nodes - 1, -1, -1))

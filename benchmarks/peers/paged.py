@@ -47,7 +47,8 @@ class PagedTables(Peer):
         return self.plan.slots, self.plan.copies
 
     def slots(self, node: Handle) -> list[int]:
-        ((pages,), (start,), (length,)), size = self.tables.windows([node]), self.work.page_size
+        (pages,), (start,), (length,) = self.tables.windows([node])
+        size = self.work.page_size
         return [
             pages[index // size] * size + index % size for index in range(start, start + length)
         ]

@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from machine import processor
 
 import paged_kv
 from peers import measure, table
@@ -42,14 +43,11 @@ PACKAGES = ("torch", "numpy", "transformers", "vllm", "LightZero")
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    memory = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    )
+    memory = None
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": next(named, platform.machine()),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": memory and round(memory / 2**30),
         "system": f"{platform.system()} {platform.machine()}",

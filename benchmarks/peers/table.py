@@ -94,11 +94,9 @@ def contents(results: dict[str, Any], name: str) -> list[str]:
         entry = found[peer["name"]]
         us = found[peer["name"]]["us"]
         shorter = "" if entry["simulations"] == whole else f" [{entry['simulations']} simulations]"
-        ratio = (
-            times(us["step"]["median"], ours["step"]["median"])
-            if "step" in us and "step" in ours
-            else NOTHING
-        )
+        ratio = NOTHING
+        if "step" in us and "step" in ours:
+            ratio = times(us["step"]["median"], ours["step"]["median"])
         rows.append(
             [
                 peer["name"] + shorter,

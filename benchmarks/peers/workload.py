@@ -33,9 +33,8 @@ class Workload:
     simulations: int
     searches: int
     envs: int = 8
-    dense_simulations: int | None = (
-        None  # for peers that copy contexts, where all simulations would not fit
-    )
+    # for peers that copy contexts, where all simulations would not fit
+    dense_simulations: int | None = None
 
     @property
     def token_bytes(self) -> int:
@@ -54,11 +53,9 @@ class Workload:
 
     def for_copies(self) -> Workload:
         """The same, as short as peers need it that copy whole contexts."""
-        return (
-            self
-            if self.dense_simulations is None
-            else replace(self, simulations=self.dense_simulations)
-        )
+        if self.dense_simulations is None:
+            return self
+        return replace(self, simulations=self.dense_simulations)
 
 
 SMALL = Workload("small", 2, 8, 96, torch.float32, 2, (4, 14), 14, 2, 20, 50, 20)

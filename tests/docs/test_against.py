@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "against.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "against.py"
+sys.path.insert(0, str(BENCHMARKS))
 
+import against  # noqa: E402
+import against_rows  # noqa: E402
 
-def load() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("against", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-against = load()
 STEADY = [0.98, 1.0, 1.02, 0.99, 1.01, 1.0, 0.97, 1.03, 1.0, 1.01]
 
 
-def row_of(ratios: list[float]) -> against.Row:
+def row_of(ratios: list[float]) -> against_rows.Row:
     """The row of pairs with these ratios."""
-    return against.row("figure", [against.Pair(20.0, 20.0 * ratio) for ratio in ratios])
+    return against_rows.row("figure", [against_rows.Pair(20.0, 20.0 * ratio) for ratio in ratios])
 
 
 def scaled(factor: float) -> list[float]:
@@ -61,7 +51,7 @@ def test_verdicts(ratios: list[float], verdict: str) -> None:
 
 def test_a_row_has_medians_of_both_sides_and_of_the_ratios() -> None:
     times = [(10.0, 11.0), (20.0, 20.0), (40.0, 36.0), (10.0, 12.0), (20.0, 21.0), (30.0, 30.0)]
-    row = against.row("figure", [against.Pair(*pair) for pair in times])
+    row = against_rows.row("figure", [against_rows.Pair(*pair) for pair in times])
     assert row.pairs == 6
     assert (row.old, row.new) == (20.0, 20.5)
     assert row.ratios == [1.1, 1.0, 0.9, 1.2, 1.05, 1.0]
@@ -70,28 +60,28 @@ def test_a_row_has_medians_of_both_sides_and_of_the_ratios() -> None:
 
 
 def test_equal_ratios_leave_no_doubt() -> None:
-    low, high = against.interval([1.25] * 8)
+    low, high = against_rows.interval([1.25] * 8)
     assert low == pytest.approx(1.25)
     assert high == pytest.approx(1.25)
 
 
 def test_the_interval_does_not_depend_on_which_side_is_new() -> None:
-    there = against.interval(STEADY)
-    back = against.interval([1 / ratio for ratio in STEADY])
+    there = against_rows.interval(STEADY)
+    back = against_rows.interval([1 / ratio for ratio in STEADY])
     assert there.high == pytest.approx(1 / back.low, rel=0.01)
-    assert there == against.interval(STEADY)  # and is the same each time
+    assert there == against_rows.interval(STEADY)  # and is the same each time
 
 
 def test_a_disturbed_round_moves_it_little() -> None:
-    calm = against.interval(STEADY)
-    disturbed = against.interval([*STEADY[:-1], 5.0])
+    calm = against_rows.interval(STEADY)
+    disturbed = against_rows.interval([*STEADY[:-1], 5.0])
     assert disturbed.high < calm.high + 0.03
 
 
 def test_too_few_pairs_show_no_interval() -> None:
     row = row_of([1.0])
     assert row.high is None
-    text = against.table([row, row_of(scaled(1.3))]).splitlines()
+    text = against_rows.table([row, row_of(scaled(1.3))]).splitlines()
     assert len(text) == 3
     assert text[1].split() == ["figure", "1", "20.00", "20.00", "1.000", "-", "too", "few"]
     assert text[2].endswith("lost")
@@ -116,7 +106,8 @@ def checkout(path: Path, step_us: float) -> Path:
     (path / "paged_kv").mkdir(parents=True)
     (path / "paged_kv" / "__init__.py").write_text("")
     (path / "benchmarks").mkdir()
-    (path / "benchmarks" / "against.py").write_text(SCRIPT.read_text())
+    for name in ("against.py", "against_rows.py", "machine.py"):
+        (path / "benchmarks" / name).write_text((BENCHMARKS / name).read_text())
     line = {"live_sequences": 1, "parents": "any", "step_us": step_us, "verbs_us": 1.0}
     (path / "benchmarks" / "control_plane.py").write_text(
         "import json, pathlib, sys\n"

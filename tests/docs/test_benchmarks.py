@@ -79,6 +79,37 @@ def test_control_plane(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 5
 
 
+SOAK = """
+import soak
+trials = [soak.Trial(scenario) for scenario in soak.SCENARIOS if scenario.name == "append"]
+made = soak.Soak(seed=0)
+made.finalizers(20)
+made.places(trials, 200)
+made.releases(trials, 50)
+made.faults(trials)
+made.walks(3)
+print(made.table())
+print(made.broken, all(part.done > 0 for part in made.parts))
+"""
+
+
+def test_soak() -> None:
+    """A little of it, on one scenario: it is meant to run for long."""
+    done = subprocess.run(
+        [sys.executable, "-c", SOAK], cwd=BENCHMARKS, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        "finalizers",
+        "places",
+        "releases",
+        "faults",
+        "walks",
+    ]
+    assert lines[-1] == "0 True"
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_results_table(tmp_path: Path, many: bool) -> None:
     source = tmp_path / "profile.json"
@@ -116,7 +147,8 @@ def pages(root: Path) -> tuple[Path, Path]:
 
 
 def test_the_tables_go_between_the_marks(tmp_path: Path) -> None:
-    source, (readme, details) = tmp_path / "profile.json", pages(tmp_path)
+    source = tmp_path / "profile.json"
+    readme, details = pages(tmp_path)
     source.write_text(json.dumps(RESULT))
     for _ in range(2):  # writing twice changes nothing more
         run("results_table.py", str(source), "--write", "--root", str(tmp_path))

@@ -31,7 +31,7 @@ WORKS = [replace(TINY, simulations=6), TINY_LONG]
 
 def peer(name: str) -> Row:
     """A row of the tables."""
-    return row(*next(entry for entry in ROWS if entry[0] == name))
+    return row(next(entry for entry in ROWS if entry.name == name))
 
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
@@ -51,7 +51,7 @@ def test_what_a_peer_keeps_is_what_it_was_given(name: str, work: Any) -> None:
 def test_a_library_that_is_not_there_is_a_line_in_the_table(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = next(entry[1] for entry in ROWS if entry[0] == name)
+    module = next(entry.module for entry in ROWS if entry.name == name)
     monkeypatch.delitem(sys.modules, f"peers.{module}", raising=False)
     for library in ("vllm", "transformers"):
         monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
