@@ -23,6 +23,7 @@ from peers.table import RESULTS, micros
 OURS = "paged_kv"
 WIDE = 330  # of a panel with the names of peers at its side
 TALL = 25  # of one peer's row
+NAMES_WIDE = 200  # of the names: more than they take, since a reader's fonts may be wider
 ROOM = 0.3  # of a logarithmic axis: behind the largest value, for the number beside it
 # Of the lines, by their order in the file; ours is drawn thicker as well.
 LINES = ("paged", "muted", "shared", "cache", "other", "dense", "other-2", "paged-2")
@@ -79,7 +80,12 @@ def caption(results: dict[str, Any]) -> alt.TitleParams:
 def peers_axis() -> alt.Y:
     """The names of the peers at the left, in the order of the tables."""
     axis = alt.Axis(
-        labelLimit=200, labelColor="var(--text)", labelPadding=8, ticks=False, domain=False
+        labelLimit=200,
+        labelColor="var(--text)",
+        labelPadding=8,
+        minExtent=NAMES_WIDE,
+        ticks=False,
+        domain=False,
     )
     return alt.Y("peer:N", title=None, sort=None, axis=axis)
 

@@ -62,9 +62,7 @@ def run(page: Path) -> dict[str, Any]:
     """
     names: dict[str, Any] = {}
     for line, code, output in blocks(page):
-        if CORE_ONLY and re.search(
-            r"lzero|integrations\.lightzero|prometheus|paged_kv\.html", code
-        ):
+        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero|prometheus|tools\.html", code):
             continue
         # Blank lines in front make the line numbers of a traceback those of the page.
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -12,9 +12,11 @@ import vl_convert
 from paged_kv.tools.html.style import COLOURS, CONFIG
 
 VARIABLE = re.compile(r"var\(--([\w-]+)\)")
-# What differs from a chart of the page: here it is nobody's part and needs a sheet of its own, and
-# there is room for one row of names below it.
+# What differs from a chart of the page: a picture needs a sheet of its own, and there is room for a
+# row of names below it. These stand far apart, since the fonts of a reader may be wider than those
+# that the picture was laid out with.
 ALONE: dict[str, Any] = {"background": "var(--sheet)", "padding": 16}
+NAMES: dict[str, Any] = {**CONFIG["legend"], "columns": 0, "columnPadding": 40}
 TITLE: dict[str, Any] = {
     "anchor": "start",
     "color": "var(--text)",
@@ -31,7 +33,7 @@ def svg(chart: alt.TopLevelMixin, title: str) -> str:
     The colours are the light ones, so that every program shows them; a browser whose reader prefers
     dark puts the dark ones in their place.
     """
-    look = {**CONFIG, **ALONE, "title": TITLE, "legend": {**CONFIG["legend"], "columns": 0}}
+    look = {**CONFIG, **ALONE, "title": TITLE, "legend": NAMES}
     spec = {**chart.to_dict(), "config": look}
     version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
     drawn = vl_convert.vegalite_to_svg(spec, vl_version=version)
