@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,13 @@ def both(path: Path, **options: Any) -> list[Recording]:
     """A pair as a profile makes it."""
     ours = counted(small_search(path, **options)[0])
     return [of_another(ours), ours]
+
+
+def charts_of(text: str) -> dict[str, Any]:
+    """The specifications that a page carries."""
+    found = re.search(
+        r'<script type="application/json" id="charts">(.*?)</script>', text, re.DOTALL
+    )
+    assert found is not None
+    specs: dict[str, Any] = json.loads(found.group(1))
+    return specs
