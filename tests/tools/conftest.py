@@ -4,10 +4,14 @@ all their libraries.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+# test_recording.py plays the state machine of tests/core/test_cache.py under a recording
+sys.path.append(str(Path(__file__).parents[1] / "core"))
 
 if TYPE_CHECKING:
     from paged_kv.recording import Recording
