@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from memory_orders.orders import Ints, Order, Sizes, all_at_once, blocks, each_row, exact
-from memory_orders.page_runs import BATCH, Pool, Shape, Table, spans
+from memory_orders.page_runs import BATCH, Pool, Shape, Table, at_least, spans
 
 VARIETY = 16  # batches that are measured in turn, so that no order lives on what a cache kept
 GROWING = 64 << 20  # bytes of the pool that is doubled
@@ -119,16 +119,16 @@ class Bench:
         self.queries = torch.randn(shape).to(sizes.dtype)
         self._memory = torch.empty(0, dtype=sizes.dtype)
 
-    def use(self, pool: Pool, seed: int = 0) -> None:
-        """Draw batches of windows, prefixes, pages to write, from this pool."""
+    def use(self, pool: Pool, tables: Sequence[Table], seed: int = 0) -> None:
+        """Draw windows and prefixes from these tables of a pool, and pages to write to."""
         work = self.work
         draw = random.Random(seed)
-        windows = [table[-work.window :] for table in pool.windows(work.window)]
+        windows = [table[-work.window :] for table in at_least(work.window, tables)]
         self.windows = [np.array(draw.choices(windows, k=BATCH)) for _ in range(VARIETY)]
         self.prefixes: dict[int, list[Table]] = {}
         for pages in work.prefixes:
-            tables = [table[:pages] for table in pool.windows(pages)]
-            self.prefixes[pages] = draw.choices(tables, k=VARIETY)
+            long = [table[:pages] for table in at_least(pages, tables)]
+            self.prefixes[pages] = draw.choices(long, k=VARIETY)
         batches = min(VARIETY, pool.tables.pages.free_count // BATCH)
         free = pool.tables.pages.peek(batches * BATCH)
         self.fresh = [free[i : i + BATCH] for i in range(0, len(free), BATCH)]

@@ -60,6 +60,11 @@ def spans(pages: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield first, count
 
 
+def at_least(pages: int, tables: Iterable[Table]) -> list[Table]:
+    """Those that are long enough."""
+    return [table for table in tables if len(table) >= pages]
+
+
 def mean_run(tables: Iterable[Table]) -> float:
     """Pages of all windows, over the runs that they lie in."""
     pages = 0
@@ -269,27 +274,20 @@ class Pool:
         else:
             self.search(operations)
 
-    def windows(self, least: int) -> list[Table]:
-        """The tables of live sequences of at least that many pages."""
-        tables = [record[0] for _, record in self.tables.items()]
-        return [table for table in tables if len(table) >= least]
+    def windows(self) -> list[Table]:
+        """The tables of live sequences."""
+        return [record[0] for _, record in self.tables.items()]
 
 
-def used(shape: Shape, allocator: str, kind: str, operations: int) -> Pool:
-    """A pool after so many operations."""
-    pool = Pool(shape, allocator)
-    pool.wear(kind, operations)
-    pool.tables.check()
-    return pool
-
-
-def watched(shape: Shape, allocator: str, kind: str, operations: int, least: int) -> list[Table]:
-    """Tables of so many pages at least, from many moments in the life of a pool that is used."""
+def used(
+    shape: Shape, allocator: str, kind: str, operations: int, moments: int = MOMENTS
+) -> tuple[Pool, list[Table]]:
+    """A pool after so many operations, and all tables of several moments in the second half."""
     pool = Pool(shape, allocator)
     tables: list[Table] = []
-    for moment in range(1, 2 * MOMENTS + 1):
-        pool.wear(kind, operations * moment // (2 * MOMENTS))
-        if moment > MOMENTS:
-            tables += pool.windows(least)
+    for moment in range(1, 2 * moments + 1):
+        pool.wear(kind, operations * moment // (2 * moments))
+        if moment > moments:
+            tables += pool.windows()
     pool.tables.check()
-    return tables
+    return pool, tables

@@ -9,8 +9,9 @@ slots, copies of pages, growth by doubling, and attention of 8 rows over a prefi
 gathered for each row, as today; gathered once; read where it lies, with a call for each part that
 is one strided view, parts merged by the sums of their weights; and from a dense copy that is kept.
 
-Each workload runs on a fresh pool, whose pages were taken in order, on one after many random forks,
-appends and releases, and on the same with an allocator that prefers runs. Before anything is timed
+Each workload runs on a fresh pool, whose pages were taken in order; on one after many random forks,
+appends and releases, the worst that can happen; on the same with an allocator that prefers runs;
+and on one after many tree searches. Before anything is timed
 all orders must give the same batches and the same attention. One thread, rounds interleaved,
 medians; a ratio is the median of the ratios to chunks of one page in the same round.
 """
@@ -32,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from memory_orders.measure import WORKLOADS, Bench, Workload, growth
-from memory_orders.page_runs import ALLOCATORS, mean_run, spans, used, watched
+from memory_orders.page_runs import ALLOCATORS, at_least, mean_run, spans, used
 
 # name: operations of sequences before, allocator
 POOLS = {
     "fresh": ("fresh", "of the package"),
     "used": ("random", "of the package"),
     "used, best fit": ("random", "best fit"),
+    "searched": ("searches", "of the package"),
 }
 CHUNKS = (64, 0)
 Row = dict[str, Any]
@@ -68,7 +70,8 @@ def runs_of(name: str, work: Workload, operations: int) -> Iterator[Row]:
     """How far windows lie in runs, for each allocator."""
     for kind in ("random", "searches"):
         for allocator in ALLOCATORS:
-            windows = watched(work.shape, allocator, kind, operations, work.window)
+            _, tables = used(work.shape, allocator, kind, operations)
+            windows = at_least(work.window, tables)
             row: Row = {"workload": name, "after": kind, "allocator": allocator}
             row["pages"] = sum(map(len, windows)) / len(windows)
             row["mean_run"] = mean_run(windows)
@@ -92,7 +95,7 @@ def timings(name: str, work: Workload, options: argparse.Namespace) -> Iterator[
     """All cases of a workload, on each pool."""
     bench = Bench(work, CHUNKS)
     for state, (kind, allocator) in POOLS.items():
-        bench.use(used(work.shape, allocator, kind, options.operations))
+        bench.use(*used(work.shape, allocator, kind, options.operations))
         worst = bench.check()
         yield {"workload": name, "pool": state, "case": "check", "largest_difference": worst}
         for row in bench.measure(options.rounds):

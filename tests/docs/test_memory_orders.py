@@ -43,7 +43,7 @@ def test_all_orders_give_the_same(kind: str, dtype: torch.dtype) -> None:
     work = tiny(dtype)
     bench = Bench(work, CHUNKS)
     assert list(bench.orders) == ["1", "4", "16", "pool"]
-    bench.use(used(work.shape, "of the package", kind, 300))
+    bench.use(*used(work.shape, "of the package", kind, 300))
     bench.check()
     rows = {row["case"]: row for row in bench.measure(1)}
     assert {"gather", "copy pages", "attend 6, in place", "attend 6, kept"} <= set(rows)
@@ -52,7 +52,7 @@ def test_all_orders_give_the_same(kind: str, dtype: torch.dtype) -> None:
 
 def test_a_wrong_order_is_found() -> None:
     bench = Bench(tiny(), CHUNKS)
-    bench.use(used(tiny().shape, "of the package", "fresh", 0))
+    bench.use(*used(tiny().shape, "of the package", "fresh", 0))
     bench.orders["4"].pool.zero_()
     with pytest.raises(AssertionError, match="chunks of 4: other contents"):
         bench.check()
