@@ -19,6 +19,7 @@ GROWING = 64 << 20  # bytes of the pool that is doubled
 HEAVY = 64 << 20  # bytes of a batch from which on there are fewer rounds
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 Call = Callable[[int], object]  # gets the number of the round
+Times = dict[str, list[float]]
 Figures = dict[str, dict[str, float]]  # of each order
 
 
@@ -77,28 +78,34 @@ def few(rounds: int) -> int:
     return max(min(rounds, 5), rounds // 10)
 
 
-def interleaved(calls: dict[str, Call], rounds: int) -> Figures:
-    """Median microseconds of each call, and the median of its ratio to the first in each round.
-
-    Every round begins with another call, so that drift of the machine hits all alike.
+def interleaved(calls: dict[str, Call], rounds: int) -> Times:
+    """Seconds of each call, round by round. Every round has an order of its own: drift of the
+    machine, and what a call leaves in the processor's caches for the next, then hit all alike.
     """
-    order = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in order}
+    names_ = list(calls)
+    times: Times = {name: [] for name in names_}
+    draw = random.Random(0)
     warm = max(1, rounds // 10)
     for round_ in range(rounds + warm):
-        turn = round_ % len(order)
-        for name in order[turn:] + order[:turn]:
+        for name in draw.sample(names_, len(names_)):
             begin = time.perf_counter()
             calls[name](round_)
             took = time.perf_counter() - begin
             if round_ >= warm:
                 times[name].append(took)
-    base = times[order[0]]
+    return times
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the ratios within each round."""
+    return statistics.median(one / other for one, other in zip(times, base))
+
+
+def figures(times: Times) -> Figures:
+    """Median microseconds, and the ratio to the first."""
+    base = next(iter(times.values()))
     return {
-        name: {
-            "us": statistics.median(values) * 1e6,
-            "ratio": statistics.median(value / first for value, first in zip(values, base)),
-        }
+        name: {"us": statistics.median(values) * 1e6, "ratio": ratio(values, base)}
         for name, values in times.items()
     }
 
@@ -192,12 +199,8 @@ class Bench:
             found = wanted[first : first + BATCH, :, :, :new]
             assert torch.equal(found.transpose(0, 1), source)
         for name, order in self.orders.items():
-            found = order.pool[
-                [page // order.chunk for page in touched],
-                :,
-                :,
-                [page % order.chunk for page in touched],
-            ]
+            chunks = [page // order.chunk for page in touched]
+            found = order.pool[chunks, :, :, [page % order.chunk for page in touched]]
             assert torch.equal(found, wanted), f"chunks of {name}: other contents"
 
     def _check_attention(self, table: Table) -> float:
@@ -270,34 +273,43 @@ class Bench:
             self.each(lambda o: lambda n: o.copy_pages(fresh[n % last + 1], fresh[n % last])),
             False,
         )
-        for pages in self.work.prefixes:
-            yield from self.attentions(pages)
 
-    def attentions(self, pages: int) -> Iterator[tuple[str, dict[str, Call], bool]]:
-        """The same for attention to prefixes of so many pages."""
+    def attentions(self, pages: int) -> dict[str, dict[str, Call]]:
+        """Calls to attend to prefixes of so many pages: for each way, a call an order."""
         tables = self.prefixes[pages]
-        tokens = pages * self.work.sizes.page
-        heavy = tokens >= 256
 
         def attending(order: Order, way: str) -> Call:
             attend = self.ways(order, pages)[way]
             return lambda n: attend(tables[n % VARIETY])
 
-        for way in ("gather each", "gather once", "in place"):
-            calls = {name: attending(order, way) for name, order in self.orders.items()}
-            yield f"attend {tokens}, {way}", calls, heavy
-        kept, rows = self.dense(1, pages)
-        self.orders["1"].gather(np.array([tables[0]]), kept, rows)
-        yield f"attend {tokens}, kept", {"1": lambda _: all_at_once(kept, self.queries)}, heavy
+        kept = self.dense(1, pages)[0].clone()
+        return {
+            way: {name: attending(order, way) for name, order in self.orders.items()}
+            for way in ("gather each", "gather once", "in place")
+        } | {"kept": {"1": lambda _: all_at_once(kept, self.queries)}}
 
     def measure(self, rounds: int) -> Iterator[dict[str, Any]]:
         """The figures of one case after the other."""
         for case, calls, heavy in self.cases():
             count = few(rounds) if heavy else rounds
-            row = {"case": case, "rounds": count, "orders": interleaved(calls, count)}
-            if case.endswith("in place"):
-                row["parts"] = self.parts(int(case.split()[1].rstrip(",")))
-            yield row
+            yield {"case": case, "rounds": count, "orders": figures(interleaved(calls, count))}
+        for pages in self.work.prefixes:
+            yield from self.measure_attention(pages, rounds)
+
+    def measure_attention(self, pages: int, rounds: int) -> Iterator[dict[str, Any]]:
+        """All ways within one round, so that they can be compared to what is done today."""
+        tokens = pages * self.work.sizes.page
+        count = few(rounds) if tokens >= 256 else rounds
+        ways = self.attentions(pages)
+        calls = {f"{way}/{name}": ways[way][name] for way in ways for name in ways[way]}
+        times = interleaved(calls, count)
+        today = times["gather each/1"]
+        for way, names_ in ways.items():
+            found = figures({name: times[f"{way}/{name}"] for name in names_})
+            for name, figure in found.items():
+                figure["over_today"] = ratio(times[f"{way}/{name}"], today)
+            row = {"case": f"attend {tokens}, {way}", "rounds": count, "orders": found}
+            yield row | ({"parts": self.parts(tokens)} if way == "in place" else {})
 
     def parts(self, tokens: int) -> dict[str, float]:
         """Views that the drawn prefixes fall into, on average, for each order."""
@@ -330,10 +342,9 @@ def growth(work: Workload, chunks: Sequence[int], rounds: int) -> dict[str, Any]
         assert grown.numel() == 2 * order.pool.numel()
         calls[name] = doubling(order)
     count = few(rounds)
-    bytes_ = pages * sizes.page_bytes
     return {
         "case": "growth",
-        "bytes": bytes_,
+        "bytes": pages * sizes.page_bytes,
         "rounds": count,
-        "orders": interleaved(calls, count),
+        "orders": figures(interleaved(calls, count)),
     }

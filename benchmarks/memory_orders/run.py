@@ -13,7 +13,8 @@ Each workload runs on a fresh pool, whose pages were taken in order; on one afte
 appends and releases, the worst that can happen; on the same with an allocator that prefers runs;
 and on one after many tree searches. Before anything is timed
 all orders must give the same batches and the same attention. One thread, rounds interleaved,
-medians; a ratio is the median of the ratios to chunks of one page in the same round.
+medians; a ratio is the median of the ratios to chunks of one page in the same round, or to what is
+done today: chunks of one page, gathered for each row.
 """
 
 from __future__ import annotations
@@ -132,8 +133,10 @@ def line(row: Row) -> str:
     figures = row["orders"].values()
     times = "".join(f"{figure['us']:12,.1f}" for figure in figures)
     ratios = "".join(f"{figure['ratio']:8.2f}" for figure in list(figures)[1:])
-    calls = "".join(f"{count:7.1f}" for count in row.get("parts", {}).values())
-    return f"{head}{times} {ratios}{f'   parts {calls}' if calls else ''}"
+    today = "".join(f"{f['over_today']:7.3f}" for f in figures if "over_today" in f)
+    parts = "".join(f"{count:7.1f}" for count in row.get("parts", {}).values())
+    more = f"  of today{today}" if today else ""
+    return f"{head}{times:36} {ratios:16}{more}{f'  parts{parts}' if parts else ''}"
 
 
 def parsed() -> argparse.Namespace:
