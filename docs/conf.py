@@ -40,6 +40,7 @@ FLAT = (
     "how_it_works",
     "safety",
     "design",
+    "memory_order",
     "glossary",
     "site",
 )  # pages with none below them

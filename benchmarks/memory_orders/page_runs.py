@@ -227,7 +227,7 @@ class Pool:
             self.roots(1)
 
     def churn(self, operations: int) -> None:
-        """Forks, appends and releases of sequences drawn at random: the worst that can happen."""
+        """Forks, appends and releases of sequences drawn at random: hard on every allocator."""
         while self.done < operations or not self.full:
             what = self.random.random()
             if self.full or (what < 0.2 and len(self.live) > 4 * BATCH):

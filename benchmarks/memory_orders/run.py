@@ -10,7 +10,7 @@ gathered for each row, as today; gathered once; read where it lies, with a call 
 is one strided view, parts merged by the sums of their weights; and from a dense copy that is kept.
 
 Each workload runs on a fresh pool, whose pages were taken in order; on one after many random forks,
-appends and releases, the worst that can happen; on the same with an allocator that prefers runs;
+appends and releases, the worst we could think of; on the same with an allocator that prefers runs;
 and on one after many tree searches. Before anything is timed
 all orders must give the same batches and the same attention. One thread, rounds interleaved,
 medians; a ratio is the median of the ratios to chunks of one page in the same round, or to what is
