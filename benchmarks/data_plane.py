@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from paged_kv import PagedKVCache
-from paged_kv.pages.buffers import Workspace
-from paged_kv.pages.storage import PageStorage
+from paged_kv.pages.buffers import Buffer
+from paged_kv.pages.storage import PagePlanes
 
 BATCH = 8
 
@@ -81,15 +81,15 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
     slots = (pages[:, :, None] * page + np.arange(page)).reshape(BATCH, -1)[:, :width]
     calls: dict[str, Callable[[], object]] = {}
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
-        storage = PageStorage(
+        storage = PagePlanes(
             sizes.layers, sizes.heads, size, size, page_size, sizes.dtype, torch.device("cpu")
         )
         storage.grow((int(slots.max()) + page) // page_size)
-        layout = Workspace().layout(storage.planes, BATCH, width, 0, None)
+        layout = Buffer(storage.form).layout((BATCH, width, 0, None))
         source = layout.columns(context, width)
         targets = slots[:, context:]
         calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f.copy(), out)
-        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.scatter(
+        calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.write_slots(
             t.flatten().tolist(), x, t
         )
     return medians(calls, rounds)

@@ -76,7 +76,7 @@ class Side:
         paused = time.perf_counter() - self._stopped
         self._recorder._start += paused
         verbs.due += paused
-        verbs.begin()
+        verbs.begin(lambda tables: None)
         yield
         verbs.end()
         self._stopped = time.perf_counter()

@@ -154,13 +154,21 @@ def append() -> Drawing:
     """Copy-on-write."""
     story = root_of_six()
     story.fork("root", left="left", right="right")
+    drawing = Drawing(
+        "Two appends: the first writes on in the shared, half-filled page, for the second it is "
+        "copied first"
+    )
     story.append("left", 3)
+    assert story.cache.stats.copied_pages == 0
+    drawing.heading("append: three tokens to left", "no page copied, one page more")
+    story.draw(drawing)
+    drawing.gap()
+    story.append("right", 1)
     assert story.cache.stats.copied_pages == 1
-    drawing = Drawing("An append of three tokens: the shared, half-filled page is copied first")
-    drawing.heading("append: three tokens to left", "one page copied, one page more")
+    drawing.heading("append: one token to right", "one page copied")
     tables = story.tables()
     places = story.draw(drawing)
-    drawing.copy(places[tables["right"].pages[1]], places[tables["left"].pages[1]])
+    drawing.copy(places[tables["root"].pages[1]], places[tables["right"].pages[1]])
     return drawing
 
 
@@ -171,7 +179,7 @@ def head_offset() -> Drawing:
     )
     for start in (0, 1):
         drawing.gap(18 * start)
-        story = Story(page_size=2, pages=5 if start else 7)
+        story = Story(page_size=2, pages=5 if start else 6)
         story.new("root", "root", start)
         story.append("root", 5)
         story.fork("root", left="left", right="right")
@@ -179,7 +187,8 @@ def head_offset() -> Drawing:
         story.append("right", 2)
         copied = story.cache.stats.copied_pages
         used = story.cache.pages_in_use
-        drawing.heading(f"new(start={start})", f"{copied} pages copied, {used} pages in use")
+        pages = "1 page" if copied == 1 else f"{copied} pages"
+        drawing.heading(f"new(start={start})", f"{pages} copied, {used} pages in use")
         story.draw(drawing)
     return drawing
 
@@ -255,7 +264,7 @@ def positions() -> Drawing:
     (story.seqs["left"],) = batch.commit(slide=2)
     drawing = Drawing("Positions: stored once beside each token, and moved when a window is read")
     drawing.heading("A root, and a child that slid by two and wrote two", "page size 2")
-    batch = story.cache.open(list(story.seqs.values()), room=2)
+    batch = story.cache.open(list(story.seqs.values()), room=0)  # to be read alone
     for row, name in enumerate(story.seqs):
         drawing.row(name, story.tokens(name))
         drawing.numbers("written at", batch.then[row].tolist())

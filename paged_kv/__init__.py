@@ -12,132 +12,68 @@
 
 from importlib import import_module
 
-# type checkers know the name; importing `typing` would be most of the time that this file takes
+# Type checkers know the name; importing `typing` would be most of the time that this file takes.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from paged_kv import errors
     from paged_kv.cache import Gathered, PagedKVCache
-    from paged_kv.errors import (
-        AlreadyRecording,
-        BadArgument,
-        BadConfig,
-        BadCount,
-        BadDevice,
-        BadDtype,
-        BadKey,
-        BadPriority,
-        BadRecording,
-        BadShape,
-        CapacityExceeded,
-        ClosedBatch,
-        ConcurrentCall,
-        CorruptCache,
-        DuplicateSequence,
-        ForeignHandle,
-        HandleInUse,
-        MissingPackage,
-        NestedCall,
-        NotCopyable,
-        NothingToRecord,
-        NotPinned,
-        OutOfPages,
-        OwnedSequence,
-        PagedKVError,
-        ParentChanged,
-        PinnedEntry,
-        StaleHandle,
-        UnannouncedNode,
-        UnknownEnv,
-        UnknownKey,
-        UnknownPolicy,
-        UnsupportedVersion,
-    )
+    from paged_kv.errors import PagedKVError
     from paged_kv.eviction import FIFO, LRU, Policy, Priority
     from paged_kv.index import CacheIndex
-    from paged_kv.manager import KVCacheManager, ManagerStats
+    from paged_kv.manager import KVCacheManager
     from paged_kv.pages.pool import Reclaimer
     from paged_kv.scope import Scope
-    from paged_kv.staging import StagingBatch
-    from paged_kv.stats import CacheStats, IndexStats
+    from paged_kv.stats import CacheStats
+    from paged_kv.step import Step
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AlreadyRecording",
-    "BadArgument",
-    "BadConfig",
-    "BadCount",
-    "BadDevice",
-    "BadDtype",
-    "BadKey",
-    "BadPriority",
-    "BadRecording",
-    "BadShape",
     "CacheIndex",
     "CacheStats",
-    "CapacityExceeded",
-    "ClosedBatch",
-    "ConcurrentCall",
-    "CorruptCache",
-    "DuplicateSequence",
     "FIFO",
-    "ForeignHandle",
     "Gathered",
-    "HandleInUse",
-    "IndexStats",
     "KVCacheManager",
     "LRU",
-    "ManagerStats",
-    "MissingPackage",
-    "NestedCall",
-    "NotCopyable",
-    "NothingToRecord",
-    "NotPinned",
-    "OutOfPages",
-    "OwnedSequence",
     "PagedKVCache",
     "PagedKVError",
-    "ParentChanged",
-    "PinnedEntry",
     "Policy",
     "Priority",
     "Reclaimer",
     "Scope",
-    "StagingBatch",
-    "StaleHandle",
-    "UnannouncedNode",
-    "UnknownEnv",
-    "UnknownKey",
-    "UnknownPolicy",
-    "UnsupportedVersion",
+    "Step",
+    "errors",
 ]
 
-# Where the public names live, what needs no torch first. They are imported when they are first
-# asked for, so that `paged-kv --help` and `paged-kv estimate` do not wait for torch.
-_HOMES = (
-    "errors",
-    "stats",
-    "eviction",
-    "index",
-    "manager",
-    "scope",
-    "staging",
-    "pages.pool",
-    "cache",
-)
+# Imported when they are first asked for, so that `paged-kv --help` and `paged-kv estimate` do not
+# wait for torch.
+_HOMES = {
+    "CacheIndex": "index",
+    "CacheStats": "stats",
+    "FIFO": "eviction",
+    "Gathered": "cache",
+    "KVCacheManager": "manager",
+    "LRU": "eviction",
+    "PagedKVCache": "cache",
+    "PagedKVError": "errors",
+    "Policy": "eviction",
+    "Priority": "eviction",
+    "Reclaimer": "pages.pool",
+    "Scope": "scope",
+    "Step": "step",
+}
 
 if not TYPE_CHECKING:  # a type checker would take it for a promise that every name exists
 
     def __getattr__(name: str) -> object:
-        if name in _HOMES:
-            return import_module(f"{__name__}.{name}")
-        if name in __all__:
-            for home in _HOMES:
-                found = getattr(import_module(f"{__name__}.{home}"), name, None)
-                if found is not None:
-                    globals()[name] = found
-                    return found
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name == "errors":
+            return import_module(f"{__name__}.errors")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

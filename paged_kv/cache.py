@@ -2,57 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
+from weakref import ref
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from paged_kv.checks import Counts, amount, choice, columns, flag, function, handle, handles
+from paged_kv.checks import Counts, flag, function, handle, handles
 from paged_kv.errors import (
     BadArgument,
-    BadCount,
-    BadDevice,
-    BadDtype,
-    BadShape,
-    ClosedBatch,
     ConcurrentCall,
     NestedCall,
+    NotCopyable,
     OutOfPages,
-    ParentChanged,
 )
-from paged_kv.pages.buffers import Ints, Layout, Workspace
-from paged_kv.pages.change import Record
-from paged_kv.pages.pool import PagePool
-from paged_kv.pages.storage import window_slots
+from paged_kv.events import Listener
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.buffers import Buffer, Ints
+from paged_kv.pages.making import Bounds, Sizes, make_pool
+from paged_kv.pages.pool import Reclaimer
 from paged_kv.scope import Scope
-from paged_kv.staging import Rebase, StagingBatch, check_dense, check_tensor
-from paged_kv.turns import reader, verb
+from paged_kv.stats import CacheStats
+from paged_kv.step import Hook, Step, open_step
+from paged_kv.tensors import check_dense, check_tensor, is_left, own_positions
+from paged_kv.turns import Turns, reader, verb
 
-Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 
 class Gathered(NamedTuple):
-    """Dense contexts: views of a buffer that the next gather overwrites; clone to keep."""
+    """Dense contexts, padded to the longest."""
 
     keys: torch.Tensor  # [layers, B, heads, W, head_size]
     values: torch.Tensor  # [layers, B, heads, W, value_head_size]
     lengths: torch.Tensor  # [B] int64
     mask: torch.Tensor  # [B, W] bool, true at tokens
-    positions: torch.Tensor  # [B, W] int64, where each token was written; 0 in padding
+    positions: torch.Tensor  # [B, W] int64, where each token was placed; 0 in padding
 
 
-class PagedKVCache(PagePool):
+class PagedKVCache:
     """K/V contexts as block tables over shared pages: fork for free, copy on write, all layers at
     once.
 
-    Keys are [layers, B, heads, tokens, head_size], values the same with `value_head_size`; `heads`
-    counts K/V heads. Sequences are int handles. Every verb takes a batch, succeeds whole or raises
-    and changes nothing. The pool begins with `num_pages` and doubles up to `max_pages` or
-    `max_bytes`; `grow=False` fixes it.
+    Keys are [layers, B, heads, tokens, head_size], values the same with `value_head_size`.
+    Sequences are int handles. Every verb takes a batch, succeeds whole or raises and changes
+    nothing.
+
+    - `layers`, `heads` (K/V heads), `head_size`, `value_head_size` (by default `head_size`).
+    - `page_size`: tokens of a page. A page is shared as a whole, and what it holds beyond the last
+      token is waste: take what a step of the search adds (2 for UniZero), a few tokens where it
+      adds one, 16 where branches are long.
+    - `dtype`, `device`: of the pages. Tokens are stored as they are, never scaled.
+    - `num_pages` to begin with; the pool doubles up to `max_pages` or `max_bytes`, or without an
+      end where neither is given. `grow=False` fixes it at `num_pages`.
+
+    Raises BadCount, BadDtype, BadDevice.
 
     >>> cache = PagedKVCache(layers=2, heads=1, head_size=4, page_size=2)
     >>> root, = cache.new(1)
@@ -61,7 +66,7 @@ class PagedKVCache(PagePool):
     >>> left, right = cache.fork([root, root])
     >>> cache.append([left], kv[..., :1, :], kv[..., :1, :])
     >>> cache.lengths([root, left, right]), cache.pages_in_use
-    ([3, 4, 3], 3)
+    ([3, 4, 3], 2)
     >>> torch.equal(cache.gather([right]).keys, kv)
     True
     >>> cache.release([root, left, right])
@@ -69,7 +74,47 @@ class PagedKVCache(PagePool):
     0
     """
 
-    _staged: StagingBatch | None = None
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_size: int,
+        page_size: int,
+        value_head_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        num_pages: int = 64,
+        max_pages: int | None = None,
+        max_bytes: int | None = None,
+        grow: bool = True,
+    ) -> None:
+        self._pool = make_pool(
+            Sizes(layers, heads, head_size, value_head_size, page_size),
+            dtype,
+            device,
+            Bounds(num_pages, max_pages, max_bytes, grow),
+        )
+        form = self._pool.storage.form
+        self.layers = self._pool.layers
+        self.heads = form.parts[0].heads
+        self.head_size = form.parts[0].head_size
+        self.value_head_size = form.parts[-1].head_size
+        self.page_size = form.page_size
+        self.page_bytes = self._pool.storage.page_bytes
+        self.turns = Turns(self._pool.tables)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable(type(self).__name__)
+
+    def __repr__(self) -> str:
+        pool = self._pool  # as it is: this may be called inside a verb
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"<PagedKVCache of {self.layers} layers x {self.heads} heads x {self.head_size} {kind} "
+            f"on {self.device}: {pool.tables.live_count} sequences, {pool.pages.used_count} of "
+            f"{pool.pages.capacity} pages of {self.page_size} tokens in use>"
+        )
 
     # -- sequences
 
@@ -81,16 +126,25 @@ class PagedKVCache(PagePool):
         A root of r tokens whose children add page_size tokens each wastes nothing with start = -r %
         page_size.
         """
-        return self._tables.new(count, start=start)
+        return self._pool.tables.new(count, start=start)
 
     @verb
-    def fork(self, parents: Iterable[int], *, at: Counts | None = None) -> list[int]:
+    def fork(
+        self, parents: Iterable[int], *, at: Counts | None = None, root: bool = False
+    ) -> list[int]:
         """Make one child a parent, sharing every page of its first `at` tokens. Copies no K/V.
 
-        `parents` may name one sequence more than once. Cost: O(pages of the parents) integer
-        increments.
+        `parents` may name one sequence more than once. With `root=True` each child begins a tree of
+        its own: so a prompt that is used again begins another search. Cost: O(pages of the parents)
+        integer increments.
         """
-        return self._tables.fork(handles(parents, "parents"), at=at)
+        pool = self._pool
+        return pool.tables.fork(
+            handles(parents, "parents"),
+            at=at,
+            root=flag("root", root),
+            position_of=pool.position_of,
+        )
 
     def append(
         self,
@@ -101,54 +155,67 @@ class PagedKVCache(PagePool):
     ) -> None:
         """Append n tokens to each sequence: keys [layers, B, heads, n, head_size], values likewise.
 
-        `positions` [B, n] says where the model placed them; by default their index in the window. A
-        shared partial tail page is copied first. One kernel, two more where pages are copied.
+        `positions` [B, n] says where the model placed them; by default each goes one behind the
+        token before it. A partial last page that another sequence has written on in is copied
+        first. One kernel, two more where pages are copied.
         Raises OutOfPages, BadShape, BadDtype, BadDevice, DuplicateSequence, StaleHandle,
         ForeignHandle, OwnedSequence.
         """
         rows = handles(seqs)
-        like = self._storage.planes[0].rows
+        count = self._check_tokens(len(rows), keys, values)
+        placed = None if positions is None else own_positions(positions, (len(rows), count))
+        sources = self._pool.sources(keys, values)
+        try:
+            self._append(rows, count, sources, placed)
+        except OutOfPages as full:
+            self._pool.reclaim(full, rows)
+        else:
+            return
+        self._append(rows, count, sources, placed)
+
+    def _check_tokens(self, rows: int, keys: torch.Tensor, values: torch.Tensor) -> int:
+        """How many tokens are to be appended to each row; or raise, as `append` says."""
+        form = self._pool.storage.form
         try:
             count = keys.shape[3] if isinstance(keys, torch.Tensor) and keys.dim() == 5 else 0
             for name, tensor, width in (
                 ("keys", keys, self.head_size),
                 ("values", values, self.value_head_size),
             ):
-                check_tensor(name, tensor, (self.layers, len(rows), self.heads, count, width), like)
+                check_tensor(name, tensor, (self.layers, rows, self.heads, count, width), form)
         except RuntimeError:  # of torch, for which a nested tensor has no shape
             check_dense("keys", keys)
             check_dense("values", values)
             raise
-        placed = None if positions is None else own_positions(positions, (len(rows), count))
-        sources = self._sources(keys, values)
-        try:
-            self._append(rows, count, sources, placed)
-        except OutOfPages as full:
-            self._reclaim(full, rows)
-        else:
-            return
-        self._append(rows, count, sources, placed)
+        return count
 
     @verb
     def _append(
         self, seqs: list[int], count: int, sources: list[torch.Tensor], positions: Ints | None
     ) -> None:
-        self._tables.loose_records(seqs)
-        plan = self._plan(seqs, count)
+        pool = self._pool
+        pool.tables.loose_records(seqs)
+        plan = pool.plan(seqs, count)
+        places = None
+        if positions is not None and count:
+            places = (positions[:, -1] + 1).tolist()
+        if plan.copies:
+            pool.storage.copy_pages(plan.copies)
         if positions is None:
-            positions = following([record[2] - count for record in plan.becomes], count)
-        self._write(plan, sources, positions)
-        self._tables.carry_out(plan)
+            pool.write(plan, sources, [record[4] - count for record in plan.becomes])
+        else:
+            pool.write(plan, sources, positions)
+        pool.tables.carry_out(plan, places)
 
     @verb
     def slide(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the front. Moves no data."""
-        self._tables.slide(handles(seqs), count)
+        self._pool.tables.slide(handles(seqs), count)
 
     @verb
     def truncate(self, seqs: Iterable[int], count: Counts) -> None:
         """Drop `count` tokens (one number, or one a sequence) from the end. Moves no data."""
-        self._tables.truncate(handles(seqs), count)
+        self._pool.tables.truncate(handles(seqs), count, self._pool.position_of)
 
     def release(self, seqs: Iterable[int], *, missing_ok: bool = False) -> None:
         """Drop sequences; pages that nobody shares become free.
@@ -168,40 +235,68 @@ class PagedKVCache(PagePool):
 
     @verb
     def _release(self, seqs: list[int], missing_ok: bool) -> None:
-        self._tables.release(seqs, missing_ok=missing_ok)
+        self._pool.tables.release(seqs, missing_ok=missing_ok)
 
     @verb
     def release_subtree(self, seq: int) -> int:
-        """Release `seq` and all its descendants; returns how many. Cost: O(live sequences), no
-        tensor touched.
+        """Release `seq` and all its descendants; returns how many.
 
-        Descendants are found over live parents: release children before or with their parents.
         Sequences that an index owns end too, and their entries with them; raises PinnedEntry where
-        one is pinned.
+        one is pinned. Cost: O(pages of what is released), no tensor touched.
         """
-        doomed = self._tables.subtree(handle(seq))
-        self._tables.end_subtrees(doomed)
+        tables = self._pool.tables
+        root = handle(seq)
+        tables.records([root])
+        doomed = tables.tree.below([root])
+        tables.end_subtrees(doomed)
         return len(doomed)
 
     @verb
     def promote(self, child: int) -> int:
-        """Keep `child` and its path, release the subtrees of its siblings; returns how many were
-        released.
+        """Keep `child` and all below it; release what else hangs below its parent.
 
-        Sequences that an index owns end too, and their entries with them; raises PinnedEntry where
-        one is pinned.
+        Returns how many were released. Its parent is the nearest sequence above it that lives;
+        where none does, all else in its tree goes. A tree begins at `new()` or at `fork(...,
+        root=True)`, and nothing beyond is touched. Sequences that an index owns end too, and their
+        entries with them; raises PinnedEntry where one is pinned. Cost: O(pages of what is
+        released).
         """
-        siblings = self._tables.siblings(handle(child))
-        doomed = [seq for sibling in siblings for seq in self._tables.subtree(sibling)]
-        self._tables.end_subtrees(doomed)
+        tables = self._pool.tables
+        kept = handle(child)
+        tables.records([kept])
+        doomed = tables.tree.rivals(kept)
+        tables.end_subtrees(doomed)
         return len(doomed)
+
+    # -- the tree
+
+    @reader
+    def parent(self, seq: int) -> int | None:
+        """The nearest sequence above `seq` that lives; None at the top of a tree."""
+        known = handle(seq)
+        self._pool.tables.records([known])
+        return self._pool.tables.tree.parent(known)
+
+    @reader
+    def children(self, seq: int) -> list[int]:
+        """The nearest sequences below `seq` that live. Cost: O(their number)."""
+        known = handle(seq)
+        self._pool.tables.records([known])
+        return self._pool.tables.tree.children(known)
+
+    @reader
+    def descendants(self, seq: int) -> list[int]:
+        """All that lives below `seq`, each above what hangs on it. Cost: O(their number)."""
+        known = handle(seq)
+        self._pool.tables.records([known])
+        return self._pool.tables.tree.below([known])[1:]
 
     # -- reading
 
     @reader
     def lengths(self, seqs: Iterable[int]) -> list[int]:
         """Tokens of each sequence."""
-        return self._tables.lengths(handles(seqs))
+        return self._pool.tables.lengths(handles(seqs))
 
     @reader
     def live(self) -> list[int]:
@@ -210,7 +305,7 @@ class PagedKVCache(PagePool):
 
         Cost: O(sequences).
         """
-        return self._tables.live()
+        return self._pool.tables.live()
 
     def scope(self) -> Scope:
         """A block at whose end every sequence is released that was made in it, unless it is kept or
@@ -218,7 +313,7 @@ class PagedKVCache(PagePool):
 
         So nothing is lost however the block ends, by Ctrl-C within a verb too.
 
-        >>> cache = PagedKVCache(layers=1, heads=1, head_size=2)
+        >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=4)
         >>> with cache.scope() as scope:
         ...     root, draft = cache.new(2)
         ...     kept = scope.keep([root])
@@ -229,7 +324,7 @@ class PagedKVCache(PagePool):
 
     def mark(self) -> tuple[int, int]:
         """This moment, for `made_since`."""
-        return self._tables.mark()
+        return self._pool.tables.mark()
 
     def made_since(self, mark: tuple[int, int]) -> list[int]:
         """Sequences that exist, were made after a moment and belong to no index, the newest first.
@@ -239,31 +334,32 @@ class PagedKVCache(PagePool):
         # whoever is inside has settled: no scope must wait for him
         with suppress(ConcurrentCall, NestedCall):
             self.settle()
-        owned = self._tables.owned
-        return [seq for seq in self._tables.made_since(mark) if seq not in owned]
+        owned = self._pool.tables.owned
+        return [seq for seq in self._pool.tables.made_since(mark) if seq not in owned]
 
     @verb
-    def gather(self, seqs: Iterable[int], *, pad: str = "right") -> Gathered:
+    def gather(self, seqs: Iterable[int], *, pad: str = "right", reuse: bool = False) -> Gathered:
         """Dense K/V of a batch, padded with zeros on the `pad` side ("left" or "right"), in one
         kernel.
 
-        The tensors are views of a buffer that the next gather overwrites. Cost: bytes of B x the
-        longest window.
+        The tensors are the caller's own; with `reuse=True` they are views of a buffer that the next
+        such gather overwrites, which saves the memory and the time to get it. Cost: bytes of B x
+        the longest window.
         """
-        records = self._tables.records(handles(seqs))
-        left = _is_left(pad)
-        lengths = [record[2] for record in records]
-        layout, index, uniform = self._placed(self._dense, records, 0, left)
-        self._storage.gather(index, layout)
-        if layout.paged and not uniform:
-            layout.blank([(record[1], record[2]) for record in records])
-        positions, kept = self._positions(records, left)
-        device = self._storage.device
+        pool = self._pool
+        records = pool.tables.records(handles(seqs))
+        left = is_left(pad)
+        windows = [record[1:3] for record in records]
+        alike = bool(windows) and windows.count(windows[0]) == len(windows)
+        buffer = pool.scratch if flag("reuse", reuse) else Buffer(pool.storage.form)
+        layout = pool.read(records, 0, buffer, left=left, alike=alike)
+        positions, kept = pool.positions(records, left=left)
+        device = self.device
         keys, values = layout.all_layers()
         return Gathered(
             keys,
             values,
-            torch.tensor(lengths, dtype=torch.int64, device=device),
+            torch.tensor([record[2] for record in records], dtype=torch.int64, device=device),
             torch.from_numpy(kept).to(device),
             torch.from_numpy(positions).to(device),
         )
@@ -273,257 +369,223 @@ class PagedKVCache(PagePool):
         """Pages [B, P] (padded with the null page 0), lengths [B] and head offsets [B],
         all int32.
         """
-        tables, starts, lengths = self._tables.windows(handles(seqs))
+        tables, starts, lengths = self._pool.tables.windows(handles(seqs))
         longest = max(map(len, tables), default=0)
         padded = [(*table, *(0,) * (longest - len(table))) for table in tables]
-        options = {"dtype": torch.int32, "device": self._storage.device}
+        options = {"dtype": torch.int32, "device": self.device}
         pages = torch.tensor(padded, **options).reshape(len(tables), longest)  # type: ignore[arg-type]
         return pages, torch.tensor(lengths, **options), torch.tensor(starts, **options)  # type: ignore[arg-type]
 
     # -- a model step
 
     def open(
-        self, seqs: Iterable[int], room: int, *, pad: str = "left", rebase: Rebase | None = None
-    ) -> StagingBatch:
-        """Gather contexts into a reused dense buffer with room for `room` new tokens each, in one
-        kernel.
+        self,
+        seqs: Iterable[int],
+        room: int,
+        *,
+        pad: str = "left",
+        rebase: Hook | None = None,
+    ) -> Step:
+        """Gather contexts into a dense buffer with room for `room` new tokens each, in one kernel.
 
-        `rebase` is called on the batch after the gather; it may change `planes` in place, by `then`
-        and `now`. A batch that is still open is closed first, whatever happens then: its buffers
-        are taken over.
+        The pages that the room needs are taken now: raises OutOfPages before the model has worked.
+        `rebase` is called on the step after the gather; it may change its columns in place, by
+        `then` and `now`, and where it raises the step is closed.
         """
-        if rebase is not None:
-            function("rebase", rebase, "None or a function of the batch")
-        batch = self._open(handles(seqs), amount("room", room, 0), _is_left(pad))
-        if rebase is not None:
-            self._rebase(batch, rebase)
-        return batch
+        return open_step(self._pool, self.turns, seqs, room, pad, rebase)
 
-    @verb
-    def _open(self, parents: list[int], room: int, left: bool) -> StagingBatch:
-        records = self._tables.records(parents)
-        layout, index, uniform = self._placed(self._stage, records, room, left)
-        if self._staged is not None and not self._staged.closed:
-            self._staged.close()
-            self._stage = Workspace()  # whoever still works on that batch keeps its buffers
-            layout = self._placed(self._stage, records, room, left)[0]
-        self._storage.gather(index, layout)
-        if layout.paged and not uniform:
-            layout.blank([(record[1], record[2]) for record in records])
-        batch = StagingBatch(self, parents, records, left, layout, uniform)
-        self._staged = batch
-        return batch
-
-    @staticmethod
-    def _rebase(batch: StagingBatch, rebase: Rebase) -> None:
-        """Let a client change the windows of a batch; where it raises, the batch is closed."""
-        try:
-            rebase(batch)
-        except BaseException:
-            batch.close()
-            raise
-
-    def _placed(
-        self, workspace: Workspace, records: list[Record], room: int, left: bool
-    ) -> tuple[Layout, Ints, bool]:
-        """The buffers for a batch of windows, the pages or slots that they are filled from, and
-        whether all are alike.
-
-        Windows that end at one offset of their pages are gathered by pages, padded in front with
-        the null page.
-        """
-        planes = self._storage.planes
-        batch = len(records)
-        size = self.page_size
-        uniform = (
-            bool(records) and [record[1:3] for record in records].count(records[0][1:3]) == batch
-        )
-        if uniform or (left and len({(record[1] + record[2]) % size for record in records}) == 1):
-            past = max([record[2] for record in records])
-            start = (records[0][1] + records[0][2] - past) % size
-            width = -((start + past) // -size) if past else 0
-            tables = [record[0] for record in records]
-            if not uniform:
-                tables = [(0,) * (width - len(pages)) + pages for pages in tables]
-            index = np.fromiter(chain.from_iterable(tables), np.int64, batch * width).reshape(
-                batch, width
-            )
-            return workspace.layout(planes, batch, past, room, start), index, uniform
-        slots = self._slots(records, left)
-        return workspace.layout(planes, batch, slots.shape[1], room, None), slots, False
-
-    def _slots(self, records: list[Record], left: bool) -> Ints:
-        tables, starts, lengths = ([record[field] for record in records] for field in range(3))
-        return window_slots(tables, starts, lengths, self.page_size, left=left)  # type: ignore[arg-type]
+    # -- room
 
     @reader
-    def positions_of(self, batch: StagingBatch) -> Ints:
-        """Where each token of the windows of an open batch was written [B, past], 0 in padding."""
-        self._check_parents(batch)
-        return self._positions(batch.records, batch.left)[0]
+    def page_tables(self, seqs: Iterable[int]) -> list[tuple[int, ...]]:
+        """The pages of each sequence, on the host; `block_tables` has them as a tensor."""
+        return self._pool.tables.windows(handles(seqs))[0]
 
-    def _check_parents(self, batch: StagingBatch) -> None:
-        """Raise ParentChanged unless every window is the very one that was opened."""
-        if not self._tables.are_still(batch.parents, batch.records):
-            self._tables.records(batch.parents)  # raises where one was released
-            raise ParentChanged(batch.parents)
+    @reader
+    def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
+        """Dry run: pages that appending `count` tokens (to forked children) would take."""
+        return self._pool.tables.plan(handles(seqs), count, fork=flag("fork", fork)).fresh
 
-    def _positions(self, records: list[Record], left: bool) -> tuple[Ints, Mask]:
-        """Where each token of the windows was written, 0 in padding; and which columns are tokens.
-        [B, past].
-        """
-        slots = self._slots(records, left)
-        kept = slots >= self.page_size
-        return np.where(kept, self._storage.positions.reshape(-1)[slots], 0), kept
-
-    def commit(
-        self,
-        batch: StagingBatch,
-        *,
-        slide: Counts = 0,
-        rewrite: Sequence[int | None] | None = None,
-        positions: torch.Tensor | Ints | None = None,
-        less: Sequence[torch.Tensor] | None = None,
-    ) -> list[int]:
-        """Store the new tokens of a batch of this cache: see `StagingBatch.commit`, which calls
-        this.
-        """
-        if not isinstance(batch, StagingBatch) or batch.opened("commit") is not self:
-            raise BadArgument("batch", batch, "what open() of this cache returned")
-        rows = len(batch.parents)
-        new = batch.filled()
-        placed = None if positions is None else own_positions(positions, (rows, new))
-        first = None if rewrite is None else columns("rewrite", rewrite, rows, batch.past + new)
-        parents = batch.parents
-        try:
-            return self._commit(parents, batch, new, slide, first, placed, less)
-        except OutOfPages as full:
-            self._reclaim(full, parents)
-        return self._commit(parents, batch, new, slide, first, placed, less)
+    @reader
+    def pages_freed_by(self, seqs: Iterable[int]) -> int:
+        """Dry run: pages that releasing all of `seqs` would free."""
+        return self._pool.tables.freed_by(handles(seqs, ordered=False))
 
     @verb
-    def _commit(
-        self,
-        parents: list[int],
-        batch: StagingBatch,
-        new: int,
-        slide: Counts,
-        rewrite: list[int | None] | None,
-        positions: Ints | None,
-        less: Sequence[torch.Tensor] | None,
-    ) -> list[int]:
-        if batch.closed:
-            raise ClosedBatch("commit")
-        self._check_parents(batch)
-        if rewrite is not None and rewrite != [None] * len(rewrite):
-            return self._commit_rewritten(batch, new, slide, rewrite, positions, less)
-        layout = batch.layout
-        size = self.page_size
-        sources = layout.columns(layout.past, layout.past + new)
-        if less is not None:
-            less = checked_less(less, sources)
-        if positions is None:
-            positions = (
-                layout.next_positions(new) if batch.uniform else following(batch.lengths, new)
-            )
-        shortest = layout.past if batch.uniform else min(batch.lengths, default=0)
-        if (
-            layout.on_edge
-            and new == size
-            and type(slide) is int
-            and 0 <= slide <= shortest
-            and not slide % size
-        ):
-            pages = self._pages.peek(len(parents))
-            if pages:  # what a search does at every step: one fresh page a child
-                self._storage.write_pages(pages, 0, sources, positions, less)
-                return self._tables.extend(parents, batch.records, slide // size, pages, batch)
-        plan = self._plan(parents, new, fork=True, slide=slide)
-        self._write(plan, sources, positions, less)
-        return self._tables.carry_out(plan, batch)
+    def set_reclaimer(self, reclaimer: Reclaimer | None) -> None:
+        """Ask `reclaimer` for pages when the pool is full and cannot grow. None: nobody.
 
-    def _commit_rewritten(
-        self,
-        batch: StagingBatch,
-        new: int,
-        slide: Counts,
-        first: list[int | None],
-        positions: Ints | None,
-        less: Sequence[torch.Tensor] | None,
-    ) -> list[int]:
-        if less is not None:
-            raise BadCount("less", "given", "None where rows are rewritten")
-        if not batch.left:
-            raise BadCount("rewrite", first, 'None in a batch opened with pad="right"')
-        size = batch.past + new
-        anew = [None if column is None else size - column for column in first]
-        plan = self._plan(batch.parents, new, fork=True, slide=slide, anew=anew)
-        begins = [batch.past if column is None else column for column in first]
-        rows = np.repeat(np.arange(len(begins)), [size - column for column in begins])
-        columns = np.concatenate([np.arange(column, size) for column in begins])
-        zero = [batch.past - length if c is None else c for c, length in zip(first, batch.lengths)]
-        placed = columns - np.array(zero)[rows]
-        if positions is not None:
-            shared = np.array([column is None for column in first])[rows]
-            placed[shared] = positions[[column is None for column in first]].reshape(-1)
-        device = self._storage.device
-        at = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
-        tokens = [
-            plane.permute(1, 3, 0, 2, 4)[at].permute(1, 0, 2, 3).unsqueeze(3)
-            for plane in batch.planes
-        ]
-        self._write(plan, tokens, placed[:, None])
-        return self._tables.carry_out(plan, batch)
+        An index or a manager holds the cache, so it is not held in turn. Raises BadArgument.
+        """
+        if reclaimer is None:
+            self._pool.reclaimer = None
+            return
+        self._check_reclaimer(reclaimer)
+        ours = getattr(reclaimer, "turns", None) is self.turns
+        self._pool.reclaimer = ref(reclaimer) if ours else lambda: reclaimer
 
+    def _check_reclaimer(self, reclaimer: Reclaimer) -> None:
+        """Raise BadArgument unless it has the hooks; an index or a manager must be one of this
+        cache.
+        """
+        hooks = (getattr(reclaimer, hook, None) for hook in ("reclaim", "pinned_pages"))
+        if isinstance(reclaimer, type) or not all(map(callable, hooks)):
+            allowed = "None or an object with reclaim() and pinned_pages()"
+            raise BadArgument("reclaimer", reclaimer, allowed)
+        turns = getattr(reclaimer, "turns", self.turns)
+        if isinstance(turns, Turns) and turns is not self.turns:
+            raise BadArgument("reclaimer", reclaimer, "an index or a manager of this cache")
 
-def checked_less(
-    less: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """What can be subtracted from the new tokens without making them larger, without the graph of
-    what made it.
+    @property
+    def reclaimer(self) -> Reclaimer | None:
+        """Who is asked for pages when the pool is full."""
+        held = self._pool.reclaimer
+        return None if held is None else held()
 
-    Raises BadArgument, BadCount, BadShape or BadDtype.
-    """
-    if not isinstance(less, (list, tuple)):
-        raise BadArgument("less", less, "a list of tensors, one a plane")
-    if len(less) != len(sources):
-        raise BadCount("less (one a plane)", len(less), f"{len(sources)} tensors")
-    for part, source in zip(less, sources):
-        check_dense("less", part)
-        got = part.shape
-        wanted = source.shape
-        if len(got) != len(wanted) or [a for a, b in zip(got, wanted) if a != b and a != 1]:
-            raise BadShape("less", tuple(got), tuple(wanted))
-        if part.dtype != source.dtype:
-            raise BadDtype("less", part.dtype, source.dtype)
-        if part.device != source.device:
-            raise BadDevice("less", part.device, source.device)
-    return [part.detach() for part in less]
+    def settle(self) -> None:
+        """Finish what an interrupted verb left half done. Every verb and every figure begins with
+        it.
+        """
+        tables = self._pool.tables
+        if tables.change is not None:
+            self._settle()
+        elif self.turns.tickets or tables.light:
+            # beside a verb of another thread, figures are those before what was put off
+            with suppress(ConcurrentCall):
+                self._settle()
 
+    @reader
+    def _settle(self) -> None:
+        pass  # what has to be done is done before it begins
 
-def following(lengths: Sequence[int], new: int) -> Ints:
-    """The positions [B, new] after windows of these lengths."""
-    return np.array(lengths, dtype=np.int64)[:, None] + np.arange(new)
+    @property
+    def tables(self) -> BlockTables:
+        """The books: to be read only."""
+        self.settle()
+        return self._pool.tables
 
+    @verb
+    def trim(self) -> None:
+        """Give back memory that nothing uses: of pages, which move to the front, and of buffers.
 
-def own_positions(positions: torch.Tensor | Ints, shape: tuple[int, int]) -> Ints:
-    """A copy of int64 numbers [B, n], on the host. Raises BadArgument, BadShape, BadDtype or
-    BadDevice.
-    """
-    if not isinstance(positions, (torch.Tensor, np.ndarray)):
-        raise BadArgument("positions", positions, "an int64 tensor or array [B, n]")
-    if isinstance(positions, torch.Tensor):
-        check_dense("positions", positions)
-    if tuple(positions.shape) != shape:
-        raise BadShape("positions", tuple(positions.shape), shape)
-    if positions.dtype not in (torch.int64, np.int64):
-        raise BadDtype("positions", positions.dtype, "int64")
-    if isinstance(positions, torch.Tensor):
-        if positions.is_meta:
-            raise BadDevice("positions", positions.device, "a device that holds data")
-        positions = positions.detach().cpu().numpy()
-    return np.array(positions)
+        Handles stay as they are. Cost: bytes of the pages in use, and all block tables.
+        """
+        self._pool.trim()
 
+    @reader
+    def look(self, read: Callable[[BlockTables], T]) -> T:
+        """What `read` finds in the books, which nobody changes meanwhile. Raises BadArgument."""
+        function("read", read, "a function of the books")
+        return read(self._pool.tables)
 
-def _is_left(pad: str) -> bool:
-    return choice("pad", pad, ("left", "right")) == "left"
+    @verb
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of every verb from now on, as it ends; see `paged_kv.events.Event`.
+
+        It may read, and release.
+
+        Raises BadArgument where it cannot be called.
+        """
+        function("listener", listener, "a function of an event")
+        self.turns.listen(listener)
+
+    @verb
+    def unlisten(self, listener: Listener) -> None:
+        """Tell it no more. Raises BadArgument where it was not told before."""
+        if not callable(listener) or listener not in self.turns.listeners:
+            raise BadArgument("listener", listener, "one that listens")
+        self.turns.unlisten(listener)
+
+    @property
+    def stats(self) -> CacheStats:
+        """What the cache did since it was made. Cost: a new record each time."""
+        done = self.tables.figures
+        pages = self._pool.pages
+        return CacheStats(
+            done.forks,
+            done.appends,
+            done.allocated,
+            done.copied,
+            done.allocated - pages.used_count,
+            pages.growths,
+            pages.peak,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._pool.storage.form.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages lie."""
+        return self._pool.storage.form.device
+
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token, all layers."""
+        return self.page_bytes // self.page_size
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that some sequence holds."""
+        return self.tables.pages.used_count
+
+    @property
+    def pages_free(self) -> int:
+        """Pages ready to be taken without growth."""
+        return self.tables.pages.free_count
+
+    @property
+    def pages_reserved(self) -> int:
+        """Pages the pool has memory for."""
+        return self.tables.pages.capacity
+
+    @property
+    def max_pages(self) -> int | None:
+        """Pages that the pool may grow to; None where nothing bounds it."""
+        return self._pool.pages.max_pages
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the pages in use."""
+        return self.pages_in_use * self.page_bytes
+
+    @property
+    def bytes_reserved(self) -> int:
+        """Bytes of all pages the pool has memory for, the null page not counted."""
+        return self.pages_reserved * self.page_bytes
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes held beside the pages: the buffers of steps and of
+        `gather(reuse=True)`, positions.
+        """
+        return self._pool.working_bytes
+
+    @property
+    def open_steps(self) -> int:
+        """Steps that were neither committed nor given up: they hold pages, too."""
+        return len(self.tables.steps)
+
+    @property
+    def live_sequences(self) -> int:
+        """Sequences that exist."""
+        return self.tables.live_count
+
+    @property
+    def logical_tokens(self) -> int:
+        """Tokens of all live sequences, shared ones counted once a sequence. Cost: O(sequences)."""
+        return sum(record[2] for _, record in self.tables.items())
+
+    @property
+    def stored_tokens(self) -> int:
+        """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
+        return self.tables.stored_tokens()
+
+    @reader
+    def check(self) -> None:
+        """Raise CorruptCache unless every invariant of docs/design.md holds. Cost:
+        O(everything).
+        """
+        self._pool.tables.check()

@@ -85,7 +85,11 @@ def counts(name: str, value: object, limits: int | list[int]) -> list[int]:
     do; sets and iterators do not.
     """
     if isinstance(limits, int):
+        if type(value) is int and value >= 0:
+            return [value] * limits
         return [whole(name, number, 0) for number in _a_row(name, value, limits)]
+    if type(value) is int and 0 <= value <= min(limits, default=value):
+        return [value] * len(limits)
     rows = _a_row(name, value, len(limits))
     return [whole(name, number, 0, most) for number, most in zip(rows, limits)]
 
@@ -100,14 +104,6 @@ def _a_row(name: str, value: object, rows: int) -> list[object]:
     if len(found) != rows:
         raise BadCount(f"{name} (one a sequence)", value, f"{rows} numbers")
     return list(found)
-
-
-def columns(name: str, value: object, rows: int, high: int) -> list[int | None]:
-    """One whole number from 0 to `high`, or None, a row. Raises BadCount."""
-    found = _unpacked(value)
-    if not isinstance(found, Sequence) or isinstance(found, TEXT) or len(found) != rows:
-        raise BadCount(f"{name} (one a row)", value, f"{rows} columns or None")
-    return [None if column is None else whole(name, column, 0, high) for column in found]
 
 
 def handles(seqs: object, name: str = "seqs", *, ordered: bool = True) -> list[int]:

@@ -41,17 +41,17 @@ def _sendable(value: Any) -> Any:
 class OutOfPages(PagedKVError, RuntimeError):
     """The pool has no page left, cannot grow and nothing can be evicted.
 
-    `requested`, `free` and `pinned` count pages.
+    `requested`, `free`, `pinned` and `pending` (held by open steps) count pages.
     """
 
-    def __init__(self, requested: int, free: int, pinned: int = 0) -> None:
+    def __init__(self, requested: int, free: int, pinned: int = 0, pending: int = 0) -> None:
         super().__init__(
-            f"{requested} pages requested, {free} free, {pinned} pinned: release sequences, "
-            "unpin entries, "
-            "or raise max_pages / max_bytes"
+            f"{requested} pages requested, {free} free, {pinned} pinned, {pending} held by open "
+            "steps: release sequences, close steps, unpin entries, or raise max_pages / max_bytes"
         )
         self.requested = requested
         self.free = free
+        self.pending = pending
         self.pinned = pinned
 
 
@@ -137,22 +137,11 @@ class BadDevice(PagedKVError, ValueError):
         self.expected = expected
 
 
-class ClosedBatch(PagedKVError, RuntimeError):
-    """Use of a staging batch after commit(), close(), or a later open()."""
+class ClosedStep(PagedKVError, RuntimeError):
+    """Use of a step after commit() or close()."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"{what}() on a closed staging batch: call open() again")
-
-
-class ParentChanged(PagedKVError, RuntimeError):
-    """A sequence of a staging batch that grew, slid or shrank between open() and commit()."""
-
-    def __init__(self, parents: list[int]) -> None:
-        names = ", ".join(f"{parent:#x}" for parent in parents)
-        super().__init__(
-            f"commit() of a batch whose parents ({names}) changed since open(): open() again"
-        )
-        self.parents = parents
+        super().__init__(f"{what}() of a closed step: call open() again")
 
 
 class ConcurrentCall(PagedKVError, RuntimeError):

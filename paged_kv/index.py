@@ -117,7 +117,7 @@ class CacheIndex:
     `cache.set_reclaimer(index)` lets the cache evict entries when its pages run out.
 
     >>> from paged_kv import PagedKVCache
-    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, num_pages=4)
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2, num_pages=4)
     >>> index = CacheIndex(cache, max_entries=2)
     >>> for key, seq in zip("abc", cache.new(3)): index.put(key, seq)
     >>> index.get("a") is None, "c" in index, cache.live_sequences
@@ -148,6 +148,7 @@ class CacheIndex:
         self._ended: dict[int, Entry] = {}  # entries whose sequences ended with a subtree
         self._counts = Counts()
         self._clock = count()
+        self._number = self.turns.own(self)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -442,7 +443,7 @@ class CacheIndex:
             pins = old.pins
             draft.drop(old)
             policy.on_remove(key)
-        draft.put(Entry(key, seq, priority, next(self._clock), pins, self._ended))
+        draft.put(Entry(key, seq, priority, next(self._clock), pins, self._ended, self._number))
         policy.on_add(key, priority)
         return len(evicted)
 

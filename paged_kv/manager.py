@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from paged_kv.checks import amount, flag, handle_set, limit, listed, whole
-from paged_kv.errors import BadCount, NotCopyable, UnknownEnv
+from paged_kv.errors import BadCount, NotCopyable, PagedKVError, UnknownEnv
 from paged_kv.eviction import Policy
 from paged_kv.index import CacheIndex, candidates, clear, look_up, pinned_pages, reclaim
 from paged_kv.pages.change import Entry
@@ -52,7 +52,7 @@ class KVCacheManager:
     O(1).
 
     >>> from paged_kv import PagedKVCache
-    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, num_pages=4)
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2, num_pages=4)
     >>> manager = KVCacheManager(cache, env_count=2)
     >>> root, node = cache.new(2)
     >>> manager.set_init_cache(0, "obs", root)
@@ -94,6 +94,18 @@ class KVCacheManager:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
+
+    def __repr__(self) -> str:
+        try:
+            roots = sum(map(len, self.init_pools))
+            stats = self.stats.combined
+        except PagedKVError:  # inside a verb
+            return f"<KVCacheManager of {self.env_count} environments>"
+        return (
+            f"<KVCacheManager of {self.env_count} environments: {roots} roots, "
+            f"{len(self.recur_pool)} search nodes, {len(self.wm_pool)} world-model contexts; "
+            f"{stats.hits} of {stats.queries} lookups hit>"
+        )
 
     @property
     def env_count(self) -> int:

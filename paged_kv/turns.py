@@ -24,14 +24,16 @@ import gc
 import sys
 import time
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from itertools import count
-from time import monotonic
+from time import monotonic, perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
 from paged_kv.errors import ConcurrentCall, NestedCall, PagedKVError, unraisable
+from paged_kv.events import Event, Listener
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.change import Edit
 
@@ -54,14 +56,81 @@ class Turns:
     def __init__(self, tables: BlockTables) -> None:
         self.tables = tables
         self.lock = allocate_lock()
-        self.tickets: dict[int, Ticket] = {}
+        # By number. Those of open steps that are given up are below zero, and hold anything; those
+        # of indexes that are gone hold a dead reference.
+        self.tickets: dict[int, object] = {}
+        self._owners: dict[int, ref[object]] = {}  # indexes
+        self._listeners: list[Listener] = []
         self._numbers = count()
+
+    # -- who is told
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """Who is told of every verb."""
+        return tuple(self._listeners)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` of every verb from now on. The lock is held."""
+        self._listeners.append(listener)
+        if self.tables.told is None:
+            self.tables.told = []
+
+    def unlisten(self, listener: Listener) -> None:
+        """Tell it no more. The lock is held."""
+        self._listeners.remove(listener)
+        if not self._listeners:
+            self.tables.told = None
+
+    def run(
+        self, name: str, method: Callable[..., Any], args: tuple[Any, ...], more: dict[str, Any]
+    ) -> Any:
+        """Call a verb, and tell of it."""
+        begin = perf_counter()
+        failed = True
+        result = None
+        try:
+            result = method(*args, **more)
+            failed = False
+            return result
+        finally:
+            self._tell(name, begin, failed, result)
+
+    def _tell(self, name: str, begin: float, failed: bool, result: object) -> None:
+        told = self.tables.told
+        if told is None:
+            return
+        self.tables.told = [] if self._listeners else None
+        event = Event(name, begin, perf_counter(), failed, result, told)
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                # What was done is done: the caller of the verb is not to blame.
+                unraisable(error)
+
+    # -- what was put off
 
     def put_off(self, seqs: list[int], missing_ok: bool) -> None:
         """Release these sequences once no verb is running."""
         if seqs:
             self.tickets[next(self._numbers)] = Ticket(seqs, missing_ok)
             self.carry_out()
+
+    def abandon(self, number: int) -> None:
+        """Give up an open step once no verb is running; one that has ended stays as it is."""
+        if number in self.tables.steps or number in self.tables.light:
+            self.tickets[-number] = None
+            self.carry_out()
+
+    def own(self, index: object) -> int:
+        """A number for an index; when that goes, a ticket ends its entries.
+
+        No code of Python runs until then.
+        """
+        number = next(self._numbers)
+        self._owners[number] = ref(index, partial(self.tickets.__setitem__, number))
+        return number
 
     def carry_out(self) -> None:
         """Do what was put off, unless a verb is running: then that one does it when it ends."""
@@ -77,23 +146,78 @@ class Turns:
                     lock.acquire(False)
 
     def settle(self) -> None:
-        """Finish what an interrupt left half done, then what was put off. The lock is held."""
-        tables = self.tables
-        tables.settle()
+        """Finish what an interrupt left half done, then what was put off. The lock is held.
+
+        Each is told of by itself.
+        """
+        begin = perf_counter()
+        self.tables.settle()
+        for step in list(self.tables.light):
+            self._weigh(step)
+        self._tell_of_more("settle", begin)
         for number in list(self.tickets):
-            ticket = self.tickets.get(number)
-            if ticket is None:
-                continue
-            try:
-                tables.release(
-                    ticket.seqs,
-                    missing_ok=ticket.missing_ok,
-                    edits=[Edit(self.tickets, {}, [number])],
-                )
-            except PagedKVError as error:
-                # Nobody is there to catch it; all else may be a signal handler's.
-                self.tickets.pop(number, None)
-                unraisable(error)
+            begin = perf_counter()
+            if number < 0:
+                self.tables.abandon(-number, [Edit(self.tickets, {}, [number])])
+                self._tell_of_more("close", begin)
+            else:
+                name = "clear" if number in self._owners else "release"
+                self._release(number)
+                self._tell_of_more(name, begin)
+
+    def _weigh(self, step: int) -> None:
+        """Have a light step take its pages, unless nobody works on it any more."""
+        light = self.tables.light
+        lease = light[step]()
+        if lease is None:
+            del light[step]
+        else:
+            self.tables.weigh(step, lease, self.watch(lease, step))
+
+    def watch(self, lease: object, step: int) -> object:
+        """What leaves a ticket for a step when its lease is dropped.
+
+        No code of Python runs until then.
+        """
+        return ref(lease, partial(self.tickets.__setitem__, -step))
+
+    def _tell_of_more(self, name: str, begin: float) -> None:
+        """Tell of what was done beside the verb that was called, where there was anything.
+
+        Else a listener that releases what is gone would be told of that for ever.
+        """
+        told = self.tables.told
+        if not told:
+            return
+        if any(each is None or each.change.drops or each.change.ends for each in told):
+            self._tell(name, begin, False, None)
+        else:
+            told.clear()
+
+    def _let_go(self, number: int) -> None:
+        """End what belonged to an index that is gone."""
+        tables = self.tables
+        seqs = [seq for seq, entry in tables.owned.items() if entry.owner == number]
+        edits = [Edit(book, {}, [number]) for book in (self._owners, self.tickets)]
+        tables.end(seqs, tables.records(seqs), [Edit(tables.owned, {}, seqs), *edits])
+
+    def _release(self, number: int) -> None:
+        """Do a release that was put off."""
+        ticket = self.tickets.get(number)
+        if number in self._owners:
+            self._let_go(number)
+        if not isinstance(ticket, Ticket):
+            return
+        try:
+            self.tables.release(
+                ticket.seqs,
+                missing_ok=ticket.missing_ok,
+                edits=[Edit(self.tickets, {}, [number])],
+            )
+        except PagedKVError as error:
+            # Nobody is there to catch it; all else may be a signal handler's.
+            self.tickets.pop(number, None)
+            unraisable(error)
 
     def meet(self, lock: LockType, name: str, reading: bool) -> bool:
         """Come upon a lock that is held: wait, raise, or return True for a reader that is let in
@@ -138,6 +262,7 @@ class Turns:
         gone: the process crashes. So it waits.
         """
         found = {}
+        frame: FrameType | None
         collecting = gc.isenabled()
         try:
             if collecting:  # else it is another thread in here that enables it again, at any time
@@ -147,6 +272,7 @@ class Turns:
                 if name is not None:
                     found[thread] = name
         finally:
+            frame = None  # its own one: it would hold itself, and so all that runs above
             if collecting:
                 gc.enable()
         return found
@@ -190,6 +316,11 @@ def verb(method: F) -> F:
     return _guarded(method, False)
 
 
+def light_verb(method: F) -> F:
+    """A verb that sees for itself to a light step that is open: see `BlockTables.light`."""
+    return _guarded(method, False, heavy=False)
+
+
 def reader(method: F) -> F:
     """A method that changes nothing: it runs alone, or inside a verb of its own thread that has
     changed nothing yet.
@@ -197,7 +328,7 @@ def reader(method: F) -> F:
     return _guarded(method, True)
 
 
-def _guarded(method: F, reading: bool) -> F:
+def _guarded(method: F, reading: bool, *, heavy: bool = True) -> F:
     name = method.__name__.lstrip("_")
 
     @wraps(method)
@@ -214,9 +345,13 @@ def _guarded(method: F, reading: bool) -> F:
                     lock.acquire(False)  # and given back, as `with` is about to do
                     del inside
                     continue
-                if turns.tables.change is not None or turns.tickets:
+                tables = turns.tables
+                if tables.change is not None or turns.tickets or (tables.light and heavy):
                     turns.settle()
-                result = method(self, *args, **kwargs)
+                if tables.told is None or reading:
+                    result = method(self, *args, **kwargs)
+                else:
+                    result = turns.run(name, method, (self, *args), kwargs)
             if turns.tickets:
                 turns.carry_out()
             return result

@@ -158,14 +158,16 @@ class Pool:
         """Append in place or in children; what is too long slides. Makes room by releases."""
         while True:
             slide = self._slides(seqs, count)
-            plan = self.tables.plan(seqs, count, fork=fork, slide=slide)
+            plan = self.tables.plan(seqs, count, fork=fork)
             if plan.fresh <= self.tables.pages.free_count:
                 break
             self.release([seq for seq in self.drawn(BATCH) if seq not in seqs])
         if self.choose and plan.fresh:
             self._arrange([becomes[0] for becomes in plan.becomes], plan.fresh)
-            plan = self.tables.plan(seqs, count, fork=fork, slide=slide)
+            plan = self.tables.plan(seqs, count, fork=fork)
         grown = self.tables.carry_out(plan)
+        if any(slide):
+            self.tables.slide(grown, slide)
         self.done += len(seqs) * (1 + fork)
         if fork:
             self.live += grown

@@ -7,10 +7,10 @@ docs/design.md.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from paged_kv.checks import whole
-from paged_kv.errors import CorruptCache, OutOfPages
+from paged_kv.errors import CorruptCache
 
 MANY = 32  # freed pages that are worth a sort
 
@@ -21,13 +21,14 @@ class PageAllocator:
     Page 0 is the null page: never handed out, never counted. Usable pages are 1..capacity.
 
     >>> pages = PageAllocator(2, max_pages=4)
-    >>> pages.take(2)
+    >>> pages.peek(2)
     [1, 2]
+    >>> pages.take(2)
     >>> pages.growth_for(1), pages.free_count
     (4, 0)
     """
 
-    __slots__ = ("capacity", "free", "growths", "max_pages", "peak", "refs", "unsorted")
+    __slots__ = ("capacity", "fill", "free", "growths", "max_pages", "peak", "refs", "unsorted")
 
     def __init__(self, num_pages: int, *, max_pages: int | None) -> None:
         self.capacity = whole("num_pages", num_pages, 1)
@@ -35,6 +36,7 @@ class PageAllocator:
         self.growths = 0
         self.peak = 0  # pages that were in use at once
         self.refs = [0] * (num_pages + 1)
+        self.fill = [0] * (num_pages + 1)  # where the first free slot of a last page is
         self.free = list(range(num_pages, 0, -1))  # a stack: the lowest page is taken first
         self.unsorted = 0  # pages that came back since the stack was sorted
 
@@ -70,17 +72,25 @@ class PageAllocator:
         """
         self.free[:0] = range(capacity, self.capacity, -1)
         self.refs.extend([0] * (capacity - self.capacity))
+        self.fill.extend([0] * (capacity - self.capacity))
         self.growths += 1
         self.capacity = capacity
 
-    def rebuild(self, tables: Iterable[tuple[int, ...]]) -> None:
-        """Count all references anew, from the tables that hold them; every other page is free.
-        Cost: O(everything).
+    def rebuild(self, tables: Iterable[tuple[Sequence[int], int]], page_size: int) -> None:
+        """Count all anew, from the tables and how far each reaches into its last page.
+
+        Every page that no table holds is free. Cost: O(everything).
         """
         refs = [0] * (self.capacity + 1)
-        for table in tables:
+        fill = [0] * (self.capacity + 1)
+        for table, reach in tables:
             for page in table:
                 refs[page] += 1
+            for page in table[:-1]:
+                fill[page] = page_size
+            for page in table[-1:]:
+                fill[page] = max(fill[page], reach)
+        self.fill[:] = fill
         self.refs[:] = refs
         self.free[:] = [page for page in range(self.capacity, 0, -1) if not refs[page]]
         self.unsorted = 0
@@ -92,19 +102,20 @@ class PageAllocator:
         if used > self.peak:
             self.peak = used
 
-    def take(self, count: int) -> list[int]:
-        """Take `count` pages with one reference each. Raises OutOfPages before anything changed."""
-        free = self.free
-        refs = self.refs
-        if count > len(free):
-            raise OutOfPages(count, len(free))
-        taken = [free.pop() for _ in range(count)]
-        for page in taken:
-            refs[page] = 1
-        return taken
+    def note(self, fills: Iterable[tuple[int, int]]) -> None:
+        """Remember where the first free slot of some pages is."""
+        for page, mark in fills:
+            self.fill[page] = mark
+
+    def take(self, count: int) -> None:
+        """Take the next `count` pages off the free stack; who holds them says so."""
+        del self.free[-count:]
+        used = self.capacity - len(self.free)
+        if used > self.peak:
+            self.peak = used
 
     def peek(self, count: int) -> list[int]:
-        """The pages that `take` would give next, which stay free; none where they are too few."""
+        """The pages that `take` takes next, which stay free; none where they are too few."""
         return self.free[: -count - 1 : -1] if count <= len(self.free) else []
 
     def hold(self, pages: Iterable[int]) -> None:

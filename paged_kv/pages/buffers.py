@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+import math
+from collections.abc import Callable, Container, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,63 +12,138 @@ import torch
 
 Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
-class PlaneLike(Protocol):
-    """What a buffer needs to know of a plane of the pool."""
+KEPT = 4  # buffers that are used again
+MOST_LAYOUTS = 256  # of a buffer: long windows come in ever new widths
+
+
+class Part(NamedTuple):
+    """What a dense batch takes of one plane of the storage."""
 
     parts: int
     heads: int
     head_size: int
+
+
+class Form(NamedTuple):
+    """What dense batches are made of."""
+
+    parts: list[Part]
     page_size: int
-    rows: torch.Tensor
+    dtype: torch.dtype
+    device: torch.device
 
 
-class Workspace:
-    """Reused dense buffers of a batch, at a fixed address until they must grow."""
+# Of a batch: rows, columns of the past, columns of room, and the head offset of the longest window
+# where all are gathered by pages, or None to gather by tokens.
+Shape = tuple[int, int, int, int | None]
 
-    def __init__(self) -> None:
-        self._flat: list[torch.Tensor] = []
-        self._layouts: dict[tuple[int, int, int, int | None], Layout] = {}
+
+class Buffers:
+    """A few dense buffers that open steps use in turn, each one alone."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self._kept: list[Buffer] = []
+
+    def take(self, steps: Container[int]) -> Buffer:
+        """A buffer that none of these open steps uses."""
+        for buffer in self._kept:
+            if buffer.step not in steps:
+                return buffer
+        buffer = Buffer(self.form)
+        if len(self._kept) < KEPT:
+            self._kept.append(buffer)
+        return buffer
+
+    def trim(self, steps: Container[int]) -> None:
+        """Give back those that none of these open steps uses."""
+        self._kept = [buffer for buffer in self._kept if buffer.step in steps]
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(flat.numel() * flat.element_size() for flat in self._flat)
+        return sum(buffer.nbytes for buffer in self._kept)
 
-    def layout(
-        self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None
-    ) -> Layout:
-        """The buffers for `batch` windows of `past` + `room` tokens: views made once and kept.
 
-        `start` is the head offset of the longest window, where all are gathered by pages, or None
-        to gather by tokens.
-        """
-        found = self._layouts.get((batch, past, room, start))
+class Buffer:
+    """Dense memory of one batch, at a fixed address until it must grow."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        self.step = 0  # the number of the last one that used it
+        self._flat: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []  # numbers of the rows that the batch is gathered from
+        self._layouts: dict[Shape, Layout] = {}
+        self._latest: Layout | None = None
+        self.nbytes = 0  # held and written to: what is ahead of growing windows takes no memory yet
+
+    def layout(self, shape: Shape) -> Layout:
+        """The views of a batch of this shape, made once and kept."""
+        found = self._layouts.get(shape)
         if found is None:
-            found = ordinary(lambda: self._make(planes, batch, past, room, start))
-            self._layouts[batch, past, room, start] = found
+            found = ordinary(lambda: self._make(shape))
+            if len(self._layouts) >= MOST_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[shape] = found
+        if found is not self._latest:
+            found.room_is_null = False  # another one has used the row numbers
+            self._latest = found
         return found
 
-    def _make(
-        self, planes: Sequence[PlaneLike], batch: int, past: int, room: int, start: int | None
-    ) -> Layout:
-        unit = 1 if start is None else planes[0].page_size
+    def _make(self, shape: Shape) -> Layout:
+        form = self.form
+        batch, past, room, start = shape
+        unit = 1 if start is None else form.page_size
         first = start or 0
         width = -(-(first + past + room) // unit) * unit
-        shapes = [(plane.parts, batch, plane.heads, width, plane.head_size) for plane in planes]
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        if not self._flat or any(size > flat.numel() for size, flat in zip(sizes, self._flat)):
-            self._flat = [plane.rows.new_empty(size) for plane, size in zip(planes, sizes)]
-            self._layouts.clear()
-        if len(self._layouts) >= 256:  # long windows of ever new widths
-            self._layouts.clear()
-        whole = [flat[:size].view(shape) for flat, size, shape in zip(self._flat, sizes, shapes)]
-        return Layout(whole, unit, first, past, room, paged=start is not None)
+        shapes = [(part.parts, batch, part.heads, width, part.head_size) for part in form.parts]
+        rows = [(*each[:3], width // unit) for each in shapes]
+        self._flat = self._grown(self._flat, map(math.prod, shapes), form.dtype, form.device)
+        self._rows = self._grown(self._rows, map(math.prod, rows), torch.int64, CPU)
+        written = sum(map(math.prod, shapes)) * self._flat[0].element_size() + 8 * sum(
+            map(math.prod, rows)
+        )
+        self.nbytes = max(self.nbytes, written)
+        return Layout(
+            [flat[: math.prod(each)].view(each) for flat, each in zip(self._flat, shapes)],
+            [flat[: math.prod(each)].view(each) for flat, each in zip(self._rows, rows)],
+            unit,
+            first,
+            past,
+            room,
+            paged=start is not None,
+        )
+
+    def _grown(
+        self,
+        held: list[torch.Tensor],
+        sizes: Iterable[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[torch.Tensor]:
+        """Memory for so many numbers each: what there is, or else half as much again.
+
+        So windows that grow by a token a step need a new one once in a while. The old one goes
+        first.
+        """
+        wanted = list(sizes)
+        before = [flat.numel() for flat in held] or [0] * len(wanted)
+        if held and all(size <= old for size, old in zip(wanted, before)):
+            return held
+        self._layouts.clear()
+        held.clear()
+        self.nbytes = 0
+        return [
+            torch.empty(max(size, old + old // 2), dtype=dtype, device=device)
+            for size, old in zip(wanted, before)
+        ]
 
 
 class Layout:
-    """Dense views [parts, B, heads, past + room, head_size] of a workspace, one a plane, and row
+    """Dense views [parts, B, heads, past + room, head_size] of a buffer, one a plane, and row
     numbers for them.
 
     A search step takes a few dozen microseconds in all, so every view it needs is made once and
@@ -75,25 +151,30 @@ class Layout:
     """
 
     def __init__(
-        self, whole: list[torch.Tensor], unit: int, first: int, past: int, room: int, *, paged: bool
+        self,
+        whole: list[torch.Tensor],
+        rows: list[torch.Tensor],
+        unit: int,
+        first: int,
+        past: int,
+        room: int,
+        *,
+        paged: bool,
     ) -> None:
         self.paged = paged
         self.past = past
         self.room = room
         # the next token of every window begins a page
         self.on_edge = paged and (first + past) % unit == 0
+        self.filled = -(-(first + past) // unit) if past else 0  # pages or slots of a row's past
         self.planes = [plane[:, :, :, first : first + past + room] for plane in whole]
         self.flat = [wide(plane.view(-1, unit * plane.shape[-1])) for plane in whole]
-        arrays = [
-            np.zeros((*plane.shape[:3], plane.shape[3] // unit), dtype=np.int64) for plane in whole
-        ]
-        self.gather_rows = [torch.from_numpy(array).view(-1) for array in arrays]
-        filled = -(-(first + past) // unit) if past else 0
-        # the room is read from the null page
-        self.past_rows = [array[..., :filled] for array in arrays]
+        self.rows = [part.view(-1) for part in rows]
+        self.past_rows = [part.numpy()[..., : self.filled] for part in rows]
+        self.room_rows = [part.numpy()[..., self.filled :] for part in rows]
+        self.room_is_null = False  # whether the numbers in `room_rows` are those of the null page
         self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._layers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._next: dict[int, Ints] = {}
 
     def columns(self, first: int, end: int) -> list[torch.Tensor]:
         """The planes from column `first` to `end`."""
@@ -134,12 +215,13 @@ class Layout:
             for plane in self.planes:
                 plane.permute(1, 3, 0, 2, 4)[rows, columns] = 0
 
-    def next_positions(self, new: int) -> Ints:
-        """The positions [1, new] after the windows of a batch of equal ones."""
-        found = self._next.get(new)
-        if found is None:
-            found = self._next[new] = np.arange(self.past, self.past + new, dtype=np.int64)[None]
-        return found
+    def blank_room(self) -> None:
+        """Zero what the last pages brought along behind windows that end alike.
+
+        One kernel a plane.
+        """
+        for plane in self.columns(self.past, self.past + self.room):
+            plane.zero_()
 
     def all_layers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [layers, B, heads, past + room, head_size]."""

@@ -11,8 +11,12 @@ from typing import Any, NamedTuple, Protocol
 from paged_kv.errors import unraisable
 
 # pages, start, length, handle of the parent, which may be stale
-Record = tuple[tuple[int, ...], int, int, int]
+# A sequence: its pages, the offset of its first token in them, its length, the handle of its parent
+# (NO_PARENT, or one that may be stale), and the default position of its next token. A plain tuple:
+# a search makes hundreds of thousands a second, and one with named fields takes five times as long.
+Record = tuple[tuple[int, ...], int, int, int, int]
 
+NO_PARENT = 0
 TRIES = 3
 
 
@@ -32,10 +36,33 @@ class Store(NamedTuple):
     value: object
 
 
-class Closable(Protocol):
-    """A batch that ends with the change that it leads to."""
+class Pending(NamedTuple):
+    """The sequences of an open step, which nobody knows of: as they will be if all its room is
+    filled.
+    """
 
-    closed: bool
+    records: list[Record]
+    room: int  # tokens of each row
+    fresh: int  # pages that were taken for them
+    copied: int  # and filled with copies
+    user: (
+        object  # whatever ends the step when it goes: a weak reference, kept here to keep it alive
+    )
+
+
+class Light(Protocol):
+    """Who works on a step that holds nothing yet: see `BlockTables.light`."""
+
+    parents: list[int]
+    records: list[Record]  # of these, all of one start and length, and on the edge of a page
+
+
+class Splice(NamedTuple):
+    """A joint of the tree that is taken out: it holds fewer than two branches together."""
+
+    joint: int
+    parent: int
+    children: list[int]
 
 
 class Figures(NamedTuple):
@@ -52,33 +79,38 @@ class Figures(NamedTuple):
 class Change:
     """The effect of one verb. Everything in it is its own: no list or dictionary of a caller.
 
-    `puts` and `drops` say which sequences begin, change and end; `figures` (the fields of
-    `Figures`; None: as before), `edits`, `stores` and `closes` what else does. That is the truth,
-    and doing it twice is doing it once. `gained` and `lost`, pages that gain or lose a reference,
-    and `fresh`, the number of pages taken from the free stack, follow from it: they spare a count
-    of all.
+    `puts` and `drops` say which sequences begin, change and end; `opens` and `ends` the same of
+    steps, by number; `figures` (the fields of `Figures`; None: as before), `edits` and `stores`
+    what else does. That is the truth, and doing it twice is doing it once. The rest follows from
+    it, and spares a count of all: `gained` and `lost`, pages that gain or lose a reference;
+    `fresh`, the number of pages taken from the free stack; `fills`, how far pages are written to;
+    `begins`, whether all puts are new children; `splices`, joints of the tree that
+    are taken out.
     """
 
     drops: Sequence[int] = ()
+    opens: dict[int, Pending] = {}  # noqa: RUF012  (never written to, as all of these)
+    ends: Sequence[int] = ()
     gained: Iterable[int] = ()
     lost: Iterable[int] = ()
     fresh: int = 0
+    fills: Sequence[tuple[int, int]] = ()
+    begins: bool = False
+    splices: Sequence[Splice] = ()
     figures: tuple[int, int, int, int] | None = None
     edits: Sequence[Edit] = ()
     stores: Sequence[Store] = ()
-    closes: Closable | None = None
 
     def __init__(self, puts: dict[int, Record]) -> None:
         self.puts = puts
 
     def edit(self) -> None:
-        """Do what concerns neither sequences nor pages; what may raise, for the keys are a
-        caller's, comes last.
+        """Do what concerns neither sequences nor pages.
+
+        What may raise, for the keys are a caller's, comes last.
         """
         for target, name, value in self.stores:
             setattr(target, name, value)
-        if self.closes is not None:
-            self.closes.closed = True
         for book, puts, drops in self.edits:
             for key in drops:
                 book.pop(key, None)
@@ -91,8 +123,6 @@ class Change:
         """
         for target, name, value in self.stores:
             setattr(target, name, value)
-        if self.closes is not None:
-            self.closes.closed = True
         for book, puts, drops in self.edits:
             for key in drops:
                 _tried(partial(book.pop, key, None))
@@ -113,6 +143,14 @@ def _tried(edit: Callable[[], Any]) -> None:
     unraisable(failed)
 
 
+class Told(NamedTuple):
+    """A change that was carried out, with the pages that were taken and freed."""
+
+    change: Change
+    taken: Sequence[int]
+    freed: Sequence[int]
+
+
 class Entry:
     """A sequence under a key of an index, which owns it.
 
@@ -120,7 +158,7 @@ class Entry:
     entries whose sequences ended with a subtree.
     """
 
-    __slots__ = ("added", "ended", "handle", "key", "pins", "priority", "used")
+    __slots__ = ("added", "ended", "handle", "key", "owner", "pins", "priority", "used")
 
     def __init__(
         self,
@@ -130,7 +168,9 @@ class Entry:
         added: int,
         pins: int,
         ended: dict[int, Entry],
+        owner: int,
     ) -> None:
+        self.owner = owner
         self.key = key
         self.handle = handle
         self.priority = priority

@@ -12,14 +12,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from paged_kv.pages.buffers import Ints, Layout, ordinary, wide
+from paged_kv.pages.buffers import Form, Ints, Layout, Part, ordinary, wide
+from paged_kv.pages.change import Store
 
 Tensors = Sequence[torch.Tensor]
 UNWRITTEN = 1024  # batches whose positions are written down at the latest
+
+# Where new tokens are placed: [B, n], or the place of the first one of each row.
+Places = Ints | list[int]
+Note = tuple[list[int], int, int, Places]  # pages, offset in them, tokens of a row, positions
+
+
+class Storage(Protocol):
+    """Where the contents of pages lie: all that the rest of the house asks of it.
+
+    Tokens come and go as dense tensors [parts, B, heads, n, head_size], one a plane, as `form` has
+    them. Page 0 reads as zeros. A method that raises has changed nothing that a table reads.
+    """
+
+    form: Form
+    page_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the pages."""
+
+    def grow(self, pages: int) -> None:
+        """Make room for `pages` pages."""
+
+    def trimmed(self, pages: int) -> Sequence[Store]:
+        """What makes it hold the first `pages` pages only, for a change to store."""
+
+    def gather(self, index: Ints, layout: Layout) -> None:
+        """Fill the past of dense views from the pages or slots in `index` [B, n], which
+        is used up.
+        """
+
+    def write_pages(
+        self, pages: list[int], offset: int, sources: Tensors, positions: Places
+    ) -> None:
+        """Write tokens to B different pages from `offset` on; `positions` are their places."""
+
+    def write_slots(self, slots: Sequence[int], sources: Tensors, positions: Places) -> None:
+        """Write tokens to B * n slots."""
+
+    def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole pages (source, destination)."""
+
+    def positions_at(self, slots: Ints) -> Ints:
+        """Where the tokens in these slots were placed."""
 
 
 class Plane:
@@ -57,17 +105,20 @@ class Plane:
         self.targets = self.pages.transpose(0, 1)
         self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
 
-    def grown(self, pages: int) -> Plane:
-        """A plane with the same contents and room for `pages` pages beside the null page."""
+    def resized(self, pages: int) -> Plane:
+        """A plane with the same contents and room for `pages` pages beside the null page.
+
+        Where that is less than before, the last pages are left out.
+        """
         plane = copy(self)
         rows = self.rows.new_empty((pages + 1) * self.page_rows * self.page_size, self.head_size)
-        kept = self.rows[: len(rows)]  # less than all, where an interrupted call had grown further
+        kept = self.rows[: len(rows)]
         rows[: len(kept)] = kept
         plane._hold(rows)
         return plane
 
 
-class PageStorage:
+class PagePlanes:
     """Contents of the pages, and the position each token was written at (on the host)."""
 
     def __init__(
@@ -80,23 +131,22 @@ class PageStorage:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.layers = layers
         self.page_size = page_size
-        self.dtype = dtype
         self._on_host = device.type == "cpu"
-        shapes = [(layers, head_size), (layers, value_head_size)]
+        shapes = [Part(layers, heads, head_size), Part(layers, heads, value_head_size)]
         if head_size == value_head_size:
-            shapes = [(2 * layers, head_size)]
+            shapes = [Part(2 * layers, heads, head_size)]
         self.planes = ordinary(
-            lambda: [Plane(parts, heads, size, page_size, dtype, device) for parts, size in shapes]
+            lambda: [Plane(*shape, page_size, dtype, device) for shape in shapes]
         )
         self.device = self.planes[0].rows.device  # with its number, where `device` had none
+        self.form = Form(shapes, page_size, dtype, self.device)
         self.page_rows = self.planes[0].page_rows  # of every plane
         self.page_bytes = sum(
             plane.rows.numel() * plane.rows.element_size() for plane in self.planes
         )
         self._positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
-        self._unwritten: list[tuple[slice | list[int], int, Ints]] = []  # pages, offset, positions
+        self._unwritten: list[Note] = []
 
     @property
     def positions(self) -> Ints:
@@ -111,24 +161,46 @@ class PageStorage:
 
     def _write_positions(self) -> None:
         noted = list(self._unwritten)  # what is noted meanwhile, by a finalizer, waits
-        for pages, offset, positions in noted:
-            self._positions[pages, offset : offset + positions.shape[1]] = positions
+        # One write for all that follow on each other and go to the same slots of their pages: where
+        # two go to one page, the later one stays.
+        for (offset, new), notes in groupby(noted, itemgetter(1, 2)):
+            batches = list(notes)
+            pages = list(chain.from_iterable([note[0] for note in batches]))
+            rows = [placed(note[3], len(note[0]), new) for note in batches]
+            self._positions[pages, offset : offset + new] = np.concatenate(rows)
         del self._unwritten[: len(noted)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions."""
+        return self._positions.nbytes
+
+    def positions_at(self, slots: Ints) -> Ints:
+        """Where the tokens in these slots were placed."""
+        return self.positions.reshape(-1)[slots]
 
     def grow(self, pages: int) -> None:
         """Make room for `pages` pages; a failed allocation leaves everything as it was."""
-        planes = ordinary(lambda: [plane.grown(pages) for plane in self.planes])
+        planes = ordinary(lambda: [plane.resized(pages) for plane in self.planes])
+        self._positions = self._resized(pages)
+        self.planes = planes
+
+    def trimmed(self, pages: int) -> Sequence[Store]:
+        """What makes it hold the first `pages` pages only, for a change to store."""
+        planes = ordinary(lambda: [plane.resized(pages) for plane in self.planes])
+        return Store(self, "planes", planes), Store(self, "_positions", self._resized(pages))
+
+    def _resized(self, pages: int) -> Ints:
         positions = np.zeros((pages + 1, self.page_size), dtype=np.int64)
         kept = self.positions[: len(positions)]
         positions[: len(kept)] = kept
-        self._positions = positions
-        self.planes = planes
+        return positions
 
     def gather(self, index: Ints, layout: Layout) -> None:
-        """Fill the past of the dense views. One kernel a plane.
+        """Fill a dense batch. One kernel a plane.
 
-        `index` [B, n] has the pages of the windows where `layout.paged`, else the slots of their
-        tokens. It is used up: row numbers are made of it in place.
+        `index` [B, n] has the pages of the past where `layout.paged`, else its slots; it is used
+        up: row numbers are made of it in place. The room is read from the null page.
         """
         paged = layout.paged
         if paged:
@@ -136,66 +208,57 @@ class PageStorage:
         else:
             index += index // self.page_size * ((self.page_rows - 1) * self.page_size)
         first = index[:, None, :]
-        for plane, flat, past, rows in zip(
-            self.planes, layout.flat, layout.past_rows, layout.gather_rows
-        ):
+        if not layout.room_is_null:
+            for plane, room in zip(self.planes, layout.room_rows):
+                room[:] = plane.offsets[paged]
+            layout.room_is_null = True
+        for plane, flat, past, rows in zip(self.planes, layout.flat, layout.past_rows, layout.rows):
             np.add(first, plane.offsets[paged], past)
-            torch.index_select(
-                plane.sources[paged], 0, rows if self._on_host else rows.to(self.device), out=flat
-            )
+            source = rows if self._on_host else rows.to(self.device)
+            torch.index_select(plane.sources[paged], 0, source, out=flat)
 
     def write_pages(
         self,
         pages: list[int],
         offset: int,
         sources: Tensors,
-        positions: Ints,
-        less: Tensors | None = None,
+        positions: Places,
     ) -> None:
-        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B different pages
-        from `offset` on.
+        """Write tokens to B different pages from `offset` on.
 
-        `less` is subtracted. One kernel a plane; pages that lie side by side are one strided block,
+        One kernel a plane; pages that lie side by side are one strided block,
         without an index.
         """
         new = sources[0].shape[3]
         first = pages[0]
         rows = len(pages)
-        place: slice | list[int] = (
-            slice(first, first + rows) if pages == list(range(first, first + rows)) else pages
-        )
-        for number, (plane, source) in enumerate(zip(self.planes, sources)):
-            target = (
-                plane.targets
-                if new == self.page_size
-                else plane.targets[:, :, :, offset : offset + new]
-            )
+        place: slice | list[int] = pages
+        if pages == list(range(first, first + rows)):
+            place = slice(first, first + rows)
+        for plane, source in zip(self.planes, sources):
+            target = plane.targets
+            if new < self.page_size:
+                target = target[:, :, :, offset : offset + new]
             if type(place) is list:
-                index = torch.tensor(place, device=self.device)
-                target.index_copy_(1, index, source if less is None else source - less[number])
-            elif less is None:
-                target[:, place].copy_(source)
+                target.index_copy_(1, torch.tensor(place, device=self.device), source)
             else:
-                torch.sub(source, less[number], out=target[:, place])
-        self._unwritten.append((place, offset, positions))
+                target[:, place].copy_(source)
+        self._unwritten.append((pages, offset, new, positions))
         if len(self._unwritten) >= UNWRITTEN:
             self._write_positions()
 
-    def scatter(
-        self, slots: Sequence[int], sources: Tensors, positions: Ints, less: Tensors | None = None
-    ) -> None:
-        """Write tokens [parts, B, heads, n, head_size], one source a plane, to B * n slots; `less`
-        is subtracted.
-        """
-        _, rows, _, new, _ = sources[0].shape
+    def write_slots(self, slots: Sequence[int], sources: Tensors, positions: Places) -> None:
+        """Write tokens to B * n slots. One kernel a plane."""
+        rows = sources[0].shape[1]
+        new = sources[0].shape[3]
         pages, offsets = np.divmod(
             np.array(slots, dtype=np.int64).reshape(rows, new), self.page_size
         )
         first = (pages * self.page_rows * self.page_size + offsets)[None, :, None, :]
-        for number, (plane, source) in enumerate(zip(self.planes, sources)):
+        for plane, source in zip(self.planes, sources):
             at = torch.from_numpy(first + plane.offsets[False]).to(self.device)
-            plane.rows.index_put_((at,), source if less is None else source - less[number])
-        self.positions[pages, offsets] = positions
+            plane.rows.index_put_((at,), source)
+        self.positions[pages, offsets] = placed(positions, rows, new)
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""
@@ -206,27 +269,8 @@ class PageStorage:
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
 
 
-def window_slots(
-    tables: Sequence[tuple[int, ...]],
-    starts: Sequence[int],
-    lengths: Sequence[int],
-    page_size: int,
-    *,
-    left: bool,
-) -> Ints:
-    """The slot of every token, [B, longest]; 0, in the null page, in the padding."""
-    batch = len(tables)
-    most = max(map(len, tables), default=0)
-    if not most:
-        return np.zeros((batch, 0), dtype=np.int64)
-    length = max(lengths)
-    pages = np.array([(*table, *(0,) * (most - len(table))) for table in tables], dtype=np.int64)
-    slots = (pages[:, :, None] * page_size + np.arange(page_size)).reshape(batch, -1)
-    counts = np.array(lengths, dtype=np.int64)[:, None]
-    # each row's own count of its tokens
-    column = np.arange(length) - (length - counts if left else 0)
-    inside = (column >= 0) & (column < counts)
-    taken = np.take_along_axis(
-        slots, np.where(inside, column + np.array(starts)[:, None], 0), axis=1
-    )
-    return np.where(inside, taken, 0)
+def placed(positions: Places, rows: int, new: int) -> Ints:
+    """Positions [rows, new]."""
+    if isinstance(positions, list):
+        return np.array(positions, dtype=np.int64)[:, None] + np.arange(new)
+    return np.broadcast_to(positions, (rows, new))

@@ -6,7 +6,7 @@ Nothing here touches a tensor. `live` has the sequences that exist, handle -> re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ def slots(records: Iterable[Record], size: int) -> Slots:
     whole: set[int] = set()
     edges: dict[int, set[tuple[int, int]]] = {}
     logical = 0
-    for pages, start, length, _ in records:
+    for pages, start, length, *_ in records:
         if not length:
             continue
         logical += length
@@ -153,31 +153,41 @@ def binned(refs: Counter[int]) -> dict[str, int]:
     return {**bins, OVER: sum(refs.values()) - sum(bins.values())}
 
 
-def tree(live: dict[int, Record], names: Names) -> dict[str, Any]:
-    """The sequences with their live parents, parents first; the first 4096 only.
+def tree(live: dict[int, Record], joints: Mapping[int, int], names: Names) -> dict[str, Any]:
+    """The sequences with the nearest ones above them that live, parents first; the first 4096 only.
 
+    `joints` have the parents of sequences that ended and hold others together.
     Cost: O(all block tables).
     """
     numbers = names.of(live)
+
+    def above(parent: int) -> int | None:
+        while parent in joints:
+            parent = joints[parent]
+        return numbers.get(parent)
+
     nodes = [
         {
             "id": numbers[handle],
-            "parent": numbers.get(parent),
+            "parent": above(parent),
             "tokens": length,
             "pages": list(pages),
         }
-        for handle, (pages, _, length, parent) in islice(live.items(), MOST_NODES)
+        for handle, (pages, _, length, parent, _) in islice(live.items(), MOST_NODES)
     ]
     return {"nodes": nodes, "left_out": len(live) - len(nodes)}
 
 
-def page_map(live: dict[int, Record], size: int, capacity: int, names: Names) -> dict[str, Any]:
+def page_map(
+    live: dict[int, Record], held: Iterable[Record], size: int, capacity: int, names: Names
+) -> dict[str, Any]:
     """References, slots read and the oldest sequence of each page of this size, page 1 first.
 
+    `held` has all records with references, those of open steps too.
     The first 16384 pages only. Cost: O(all block tables).
     """
     read = slots(live.values(), size)
-    refs = Counter(chain.from_iterable([record[0] for record in live.values()]))
+    refs = Counter(chain.from_iterable([record[0] for record in held]))
     numbers = names.of(live)
     owner: dict[int, int] = {}
     for handle, record in reversed(live.items()):

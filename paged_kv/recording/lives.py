@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Seconds. The last bin has no upper end.
@@ -52,6 +52,11 @@ class PageLives:
                 before = birth
                 place = bisect_right(EDGES, now - birth) - 1
             self._counts[place] += 1
+
+    def move(self, names: Mapping[int, int]) -> None:
+        """Pages have other numbers now, old -> new, and live on."""
+        births = {names[page]: self._births.pop(page) for page in names if page in self._births}
+        self._births.update(births)
 
     def correct(self, refs: Sequence[int], now: float) -> None:
         """Pages were taken and freed unseen: what is in use is what has references."""

@@ -59,7 +59,7 @@ class PagedKVCollector(Collector):
     takes one collector. Raises NothingToRecord.
 
     >>> from prometheus_client import CollectorRegistry
-    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
     >>> registry = CollectorRegistry()
     >>> registry.register(PagedKVCollector(cache, {"model": "mine"}))
     >>> sequences = cache.new(3)
@@ -114,7 +114,7 @@ def _gauges(cache: PagedKVCache) -> Gauges:
         ("paged_kv_bytes_in_use_peak", "Most bytes in use so far."): peak * page_bytes,
         (
             "paged_kv_working_bytes",
-            "Bytes of the buffers that contexts are gathered into.",
+            "Bytes held beside the pages: buffers, and positions of tokens.",
         ): cache.working_bytes,
         ("paged_kv_sequences", "Sequences that exist."): cache.live_sequences,
     }

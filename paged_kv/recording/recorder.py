@@ -1,4 +1,4 @@
-"""Recording a run: hooks on the cache, samples at intervals, snapshots; and how little of it."""
+"""Recording a run: what the cache tells, samples at intervals, snapshots; and how little of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 from weakref import WeakKeyDictionary
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import AlreadyRecording, BadCount, ConcurrentCall, NestedCall
+from paged_kv.errors import AlreadyRecording, BadCount, NestedCall
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
@@ -29,9 +29,17 @@ SNAPSHOT_INTERVAL = 1.0
 # of the one and 35 of the other.
 SAMPLES_THIN = 1 / 2000
 SNAPSHOTS_THIN = 1 / 4
-COUNTERS = ("copied_pages", "forks", "appends", "freed_pages")
 
-_recorded: WeakKeyDictionary[Any, Path] = WeakKeyDictionary()
+
+class Running:
+    """A recording that goes on, and where it is written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.on = True
+
+
+_recorded: WeakKeyDictionary[Any, Running] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -50,8 +58,8 @@ def record(
     `target`: a PagedKVCache, a KVCacheManager, or a world model, model or policy that runs on
     pages, even if it has yet to make its cache. `title` is the file's name by default; `labels` are
     free text. Samples are at least `interval` seconds apart, and so rare that samples and snapshots
-    take at most the share `budget` of the time (None: no bound). The hooks on the verbs cost some
-    microseconds a call beside. An existing file is overwritten; `opener` makes another kind of file
+    take at most the share `budget` of the time (None: no bound). To listen costs some microseconds
+    a call beside. An existing file is overwritten; `opener` makes another kind of file
     from the path.
     Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made;
     then nothing changed. An OSError later ends the recording with a RuntimeWarning, not the run.
@@ -70,11 +78,12 @@ def record(
     """
     recorder = Recorder(find(target), Path(path), title, labels, interval, budget, opener)
     try:
+        recorder.begin()
         yield recorder
+        recorder.close()
     except BaseException as error:
         recorder.close(type(error).__name__)
         raise
-    recorder.close()
 
 
 class Recorder:
@@ -93,14 +102,14 @@ class Recorder:
         _check(interval, budget)
         cache = target.cache
         for held in (cache, target.state):
-            if held is not None and held in _recorded:
-                raise AlreadyRecording(_recorded[held])
+            other = None if held is None else _recorded.get(held)
+            if other is not None and other.on:
+                raise AlreadyRecording(other.path)
         name = path.stem if title is None else title
         known = None if cache is None else sizes(cache)
         self._writer = RecordingWriter(path, header(name, known, labels), opener)
         self._target = target
-        self._path = path
-        self._open = True
+        self._running = Running(path)
         half = None if budget is None else budget / 2
         self._samples = Pace(interval, half, 0.0 if budget is None else SAMPLES_THIN)
         self._snapshots = Pace(SNAPSHOT_INTERVAL, half, SNAPSHOTS_THIN)
@@ -112,16 +121,16 @@ class Recorder:
         self._seconds = 0.0
         self._lives = [0] * len(EDGES)
         self._verbs: Verbs | None = None
-        self._hook: Callable[..., Any] | None = None  # on the state that makes the caches
+        self._follower: Callable[..., Any] | None = None  # in place of `start` of the state
         self._start = perf_counter()
-        try:
-            if target.state is not None:
-                self._follow(target.state)
-            if cache is not None:
-                self._begin(cache)
-        except BaseException as error:
-            self.close(type(error).__name__)
-            raise
+
+    def begin(self) -> None:
+        """Listen from now on; whoever calls this sees to it that `close` is called."""
+        if self._target.state is not None:
+            self._follow(self._target.state)
+        cache = self._target.cache
+        if cache is not None:
+            self._begin(cache)
 
     # -- for the caller
 
@@ -136,21 +145,21 @@ class Recorder:
         Cost: O(all block tables), whatever the budget.
         """
         verbs = self._verbs
-        if verbs is None or not self._open:
+        if verbs is None or not self._running.on:
             return
 
         def write(tables: BlockTables) -> None:
             verbs.settle()
-            verbs.mirror.agree(tables, perf_counter())
+            verbs.mirror.agree(perf_counter())
             self._writer.write_all(self._snapshot(verbs, title, self._now()))
 
         patiently(partial(verbs.cache.look, write))
 
     def close(self, reason: str = "done") -> None:
-        """Write what is left, and take the hooks off. Closing twice is fine."""
-        if not self._open:
+        """Write what is left, and listen no more. Closing twice is fine."""
+        if not self._running.on:
             return
-        self._open = False
+        self._running.on = False
         state = self._target.state
         try:
             if self._verbs is not None:
@@ -159,7 +168,7 @@ class Recorder:
         finally:
             if state is not None:
                 _recorded.pop(state, None)
-                if vars(state).get("start") is self._hook:
+                if vars(state).get("start") is self._follower:
                     del state.start
             self._writer.close(self._now(), reason)
 
@@ -175,26 +184,30 @@ class Recorder:
                 return start(*args, **kwargs)
             finally:
                 cache = self._target.cache
-                if self._open and cache is not None and cache is not before:
+                if self._running.on and cache is not None and cache is not before:
                     if self._verbs is not None:
                         self._end(self._verbs)
                     self._writer.write("cache", self._now(), cache=sizes(cache))
                     self._begin(cache)
 
-        self._hook = begin
-        _recorded[state] = self._path
+        self._follower = begin
+        _recorded[state] = self._running
         state.start = begin
 
     def _begin(self, cache: PagedKVCache) -> None:
-        self._counters.begin(patiently(partial(self._counts, cache)))
-        verbs = Verbs(cache, self._tallies, self._lives, self._look, self._before_drop)
+        before = patiently(self._lookups)
+        verbs = Verbs(cache, self._tallies, self._lives, self._wants, self._look, self._before_drop)
+
+        def first(tables: BlockTables) -> None:
+            self._counters.begin({**before, **_counts(tables)})
+            self._sample(verbs, self._now())
+
         self._verbs = verbs
-        _recorded[cache] = self._path
-        verbs.begin()
-        patiently(partial(cache.look, partial(self._sample, verbs, self._now())))
+        _recorded[cache] = self._running
+        verbs.begin(first)
 
     def _end(self, verbs: Verbs) -> None:
-        """Write how a cache stands, and take the hooks off."""
+        """Write how a cache stands, and listen to it no more."""
         self._verbs = None
         try:
             with suppress(NestedCall):  # in the middle of a change nothing can be seen
@@ -206,24 +219,23 @@ class Recorder:
 
     def _finish(self, verbs: Verbs, tables: BlockTables) -> None:
         now = self._now()
-        self._sample(verbs, now, tables)
+        self._sample(verbs, now)
         self._writer.write("pages", now, title="end", **self._pages(verbs))
         self._writer.write("lives", now, **histogram(self._lives))
 
-    # -- what the hooks call
+    # -- while the cache tells of a verb
 
     def _now(self) -> float:
         return perf_counter() - self._start
 
-    def _look(self, end: float) -> None:
+    def _wants(self, verbs: Verbs) -> bool:
+        """Whether to go on: where nothing can be written any more, the run does so undisturbed."""
+        return self._running.on and verbs is self._verbs and self._writer.failed is None
+
+    def _look(self, verbs: Verbs, end: float) -> None:
         """It is time for a sample, after a verb that ended now."""
-        verbs = self._verbs
-        if verbs is None:
-            return
-        with suppress(ConcurrentCall, NestedCall):  # while another verb runs nothing can be seen
-            verbs.cache.look(partial(self._sample, verbs, end - self._start))
-        if self._writer.failed is not None:  # let the run go on undisturbed
-            verbs.end()
+        if verbs.tables.change is None:  # in the middle of a change nothing can be seen
+            self._sample(verbs, end - self._start)
 
     def _before_drop(self, sequences: int) -> None:
         """At least half of these sequences, which the mirror has still, ended. So a search ends."""
@@ -239,43 +251,48 @@ class Recorder:
 
     # -- lines
 
-    def _sample(self, verbs: Verbs, now: float, tables: BlockTables) -> None:
+    def _sample(self, verbs: Verbs, now: float) -> None:
         """Write what the verbs did since the last sample, and how the cache stands."""
         at = now + self._start
         cache = verbs.cache
         mirror = verbs.mirror
         verbs.settle()
-        mirror.agree(tables, at)
+        mirror.agree(at)
         totals = self._counters.totals
         evicted = totals.get("evictions", 0)
-        self._counters.read(self._counts(cache))
+        self._counters.read(_counts(verbs.tables))
+        with suppress(NestedCall):  # a release was put off: it is told of next, and then they count
+            self._counters.read(self._lookups())
         if totals.get("evictions", 0) > evicted:
             self._tallies["evict"].add(at, at, totals["evictions"] - evicted)
+        pages, sequences = mirror.peaks()
         sample = {
             "kind": "sample",
             "t": round(now, 6),
-            **filled(cache, tables.pages, mirror.live.values()),
-            "bytes_peak": mirror.pages_peak * cache.page_bytes,
-            "sequences_peak": mirror.sequences_peak,
+            **filled(cache, verbs.tables.pages, mirror.live.values()),
+            "bytes_peak": pages * cache.page_bytes,
+            "sequences_peak": sequences,
             **totals,
             "cache_s": round(self._seconds + verbs.seconds, 6),
         }
-        mirror.begin_peaks()
         self._writer.write_all([*self._events(), sample])
         self._samples.looked(now, self._now() - now)
         verbs.due = self._start + self._samples.due
 
     def _snapshot(self, verbs: Verbs, title: str, now: float) -> list[Line]:
         t = round(now, 6)
+        mirror = verbs.mirror
+        nodes = tree(mirror.live, mirror.joints, self._names)
         return [
-            {"kind": "tree", "t": t, "title": title, **tree(verbs.mirror.live, self._names)},
+            {"kind": "tree", "t": t, "title": title, **nodes},
             {"kind": "pages", "t": t, "title": title, **self._pages(verbs)},
             {"kind": "lives", "t": t, **histogram(self._lives)},
         ]
 
     def _pages(self, verbs: Verbs) -> Line:
-        cache = verbs.cache
-        return page_map(verbs.mirror.live, cache.page_size, cache.pages_reserved, self._names)
+        mirror = verbs.mirror
+        size = verbs.cache.page_size
+        return page_map(mirror.live, mirror.held(), size, verbs.tables.pages.capacity, self._names)
 
     def _events(self) -> list[Line]:
         """The calls since the last lines about them: a line a verb, in the order they began in."""
@@ -292,12 +309,22 @@ class Recorder:
         self._marks.clear()
         return sorted(lines, key=lambda line: float(line["t"]))
 
-    def _counts(self, cache: PagedKVCache) -> dict[str, int]:
-        """What only grows while this cache is there."""
+    def _lookups(self) -> dict[str, int]:
+        """What the index has counted, where there is one."""
         lookups = self._target.lookups()
-        stats = cache.stats
-        counts = {name: getattr(stats, name) for name in COUNTERS}
-        return counts if lookups is None else {**lookups._asdict(), **counts}
+        return {} if lookups is None else lookups._asdict()
+
+
+def _counts(tables: BlockTables) -> dict[str, int]:
+    """What only grows while a cache is there, as its `stats` have it."""
+    done = tables.figures
+    freed = done.allocated - tables.pages.used_count
+    return {
+        "copied_pages": done.copied,
+        "forks": done.forks,
+        "appends": done.appends,
+        "freed_pages": freed,
+    }
 
 
 class Counters:
@@ -324,7 +351,7 @@ class Counters:
         """Add what was counted since the last time."""
         for name, count in counts.items():
             self.totals[name] = self.totals.get(name, 0) + count - self._before.get(name, 0)
-        self._before = dict(counts)
+        self._before.update(counts)
 
 
 def _check(interval: float, budget: float | None) -> None:

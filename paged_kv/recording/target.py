@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import NothingToRecord
 from paged_kv.stats import IndexStats
 
-# Where policies keep their models, and models their world model. Nothing of any framework is
-# imported here.
-_HOLDERS = ("_model", "_learn_model", "_collect_model", "_eval_model")
+# What DI-engine calls the models of a policy; models have their `world_model`. Nothing of any
+# framework is imported here.
+_MODELS = ("model", "learn_model", "collect_model", "eval_model")
 
 
 class Lookups(NamedTuple):
@@ -74,5 +75,15 @@ def find(target: Any) -> Target:
 
 def _holders(target: Any) -> Iterator[Any]:
     """Everything that may be, or may hold, the contexts of a world model."""
-    for holder in (target, *(getattr(target, name, None) for name in _HOLDERS)):
+    for holder in (target, *_models(target)):
         yield from (holder, getattr(holder, "world_model", None))
+
+
+def _models(policy: Any) -> Iterator[Any]:
+    """The models of a policy, as its interface hands them out; of all else none."""
+    attribute = getattr(getattr(policy, "collect_mode", None), "get_attribute", None)
+    if not callable(attribute):
+        return
+    for name in _MODELS:
+        with suppress(NotImplementedError):  # it has no such model
+            yield attribute(name)

@@ -16,11 +16,11 @@ import torch
 from arguments_cases import CASES, KINDS, Case
 from arguments_matrix import NO_INDEX, OWN, VALUES, Boom, Index, Scene
 
-from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, PagedKVError, StagingBatch
+from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, PagedKVError, Step
 
 CALLS = list(dict.fromkeys(case.call for case in CASES))
-# Changes where a function of the caller's raises: open() has closed the batch before by then.
-OUTSIDE = {"batch", "batch contents"}
+# Changes where a function of the caller's raises: by then open() has taken and given pages.
+OUTSIDE = {"figures", "free", "unsorted", "peak", "capacity", "growths", "refs"}
 HINTS = ("allowed is", "expected", "is not a sequence", "is no key", "call open()")
 HINTS += ("was released", "belongs to an index", "is already stored", "stands twice", "is pinned")
 HINTS += ("no entry with key", "is not pinned")
@@ -209,7 +209,7 @@ def outcome(case: Case, name: str) -> Any:
 
 def ranked(value: Any, ranks: dict[int, str]) -> Any:
     """A result or a state as plain data, in which sequences of two scenes are alike."""
-    if isinstance(value, StagingBatch):
+    if isinstance(value, Step):
         return ranked((value.parents, value.past, value.room, value.get(0), value.get(1)), ranks)
     if isinstance(value, PagedKVCache | CacheIndex | KVCacheManager):
         return {name: number for name, number in vars(value).items() if isinstance(number, int)}

@@ -5,8 +5,8 @@ number.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -19,18 +19,27 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from naive_index import World
 from small_caches import books
 
 from paged_kv.errors import PagedKVError, StaleHandle
 from paged_kv.pages.allocator import PageAllocator
 from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Change, Figures
+from paged_kv.pages.change import Change, Figures, Record, Store, Told
 from paged_kv.pages.plan import Plan
 
 
+class Opened(NamedTuple):
+    """What a step was opened on."""
+
+    parents: list[int]
+    tokens: list[list[int]]
+    room: int
+
+
 class TablesMachine(RuleBasedStateMachine):
-    """`tokens` and `parents` of each live sequence are the model; `memory` is what a storage would
-    hold.
+    """`tokens` of each live sequence, `world` with their parents and `steps` are the model;
+    `memory` is what a storage would hold.
     """
 
     @initialize(page_size=st.integers(1, 4), pages=st.integers(2, 12))
@@ -38,19 +47,14 @@ class TablesMachine(RuleBasedStateMachine):
         self.size = page_size
         self.pages = PageAllocator(pages, max_pages=2 * pages + 1)
         self.tables = BlockTables(self.pages, page_size)
-        self.tables.listeners.append(self.hear)
-        self.heard: list[tuple[Change | None, list[int], list[int]]] = []
         self.figures = Figures()
         self.peak = 0
         self.tokens: dict[int, list[int]] = {}
-        self.parents: dict[int, int | None] = {}
+        self.world = World([])
+        self.steps: dict[int, Opened] = {}
         self.memory: dict[int, int] = {}
         self.gone: list[int] = []
         self.names = itertools.count(1)
-
-    def hear(self, change: Change | None, taken: list[int], freed: list[int]) -> None:
-        assert self.tables.change is None, "told of a change before it was done"
-        self.heard.append((change, taken, freed))
 
     def count(self, **more: int) -> None:
         """Add to the figures that are foretold."""
@@ -58,22 +62,30 @@ class TablesMachine(RuleBasedStateMachine):
         self.figures = Figures(**{name: done[name] + more.get(name, 0) for name in done})
 
     def changed(self, call: Callable[[], Any], freed: int | None = None) -> Any:
-        """Call what changes something: listeners hear of it, of the pages that it took and of those
-        that it freed.
+        """Call what changes something: it is told, with the pages that it took and those that it
+        freed.
         """
-        self.heard.clear()
+        told: list[Told | None] = []
+        self.tables.told = told
         before = set(self.pages.free)
         refs = list(self.pages.refs)
         result = call()
-        if not self.heard:  # for there was nothing to do
-            assert (set(self.pages.free), self.pages.refs) == (before, refs)
-            return result
-        ((change, taken, given),) = self.heard
-        assert change is not None
+        taken: list[int] = []
+        given: list[int] = []
+        for each in told:
+            assert each is not None
+            taken += each.taken
+            given += each.freed
         assert (before - set(taken)) | set(given) == set(self.pages.free)
-        assert len(taken) == change.fresh
+        assert told or self.pages.refs == refs
         assert freed is None or len(given) == freed
         return result
+
+    def make(self, seqs: list[int], parents: Sequence[int | None], tokens: list[list[int]]) -> None:
+        """Sequences came to be."""
+        assert not set(seqs) & {*self.gone, *self.tokens}
+        self.tokens.update(zip(seqs, tokens, strict=True))
+        self.world.make(seqs, parents)
 
     def draw(self, data: st.DataObject, *, distinct: bool) -> list[int]:
         live = list(self.tokens)
@@ -87,33 +99,66 @@ class TablesMachine(RuleBasedStateMachine):
         """A number for each sequence, up to its length."""
         return [data.draw(st.integers(0, len(self.tokens[seq]))) for seq in seqs]
 
-    def slots(self, seq: int) -> list[int]:
-        """Where the tokens of a sequence lie."""
-        (pages,), (start,), (length,) = self.tables.windows([seq])
+    def places(self, record: Record) -> list[int]:
+        """The slots of the tokens of a record."""
+        pages, start, length, *_ = record
         return [
             pages[i // self.size] * self.size + i % self.size for i in range(start, start + length)
         ]
 
-    def execute(self, plan: Plan) -> list[int] | None:
-        """Do what a storage and a cache do with a plan; returns the new tokens, row by row."""
-        before = books(self.tables)
+    def slots(self, seq: int) -> list[int]:
+        """Where the tokens of a sequence lie."""
+        return self.places(self.tables.records([seq])[0])
+
+    def windows(self) -> list[tuple[list[int], list[int]]]:
+        """Slots and tokens of what is read: of sequences, and of rows of open steps without their
+        room.
+        """
+        found = [(self.slots(seq), tokens) for seq, tokens in self.tokens.items()]
+        for number, opened in self.steps.items():
+            for record, tokens in zip(self.tables.steps[number].records, opened.tokens):
+                found.append((self.places(record)[: len(tokens)], tokens))
+        return found
+
+    def write(self, slots: list[int]) -> list[int]:
+        """Put new tokens into slots that nobody reads."""
+        read = {slot for places, _ in self.windows() for slot in places}
+        assert not read & set(slots), "writes a slot that somebody reads"
+        assert len(set(slots)) == len(slots), "writes a slot twice"
+        new = [next(self.names) for _ in slots]
+        self.memory.update(zip(slots, new, strict=True))
+        return new
+
+    def plan(self, seqs: list[int], counts: Any, *, fork: bool) -> Plan | None:
+        """A plan that there are pages for, with its copies made; or None, and a larger pool."""
+        plan = self.tables.plan(seqs, counts, fork=fork)
         if plan.fresh > self.pages.free_count:
             if self.pages.growable:
                 self.tables.grow(self.pages.growth_for(plan.fresh))
             return None
-        read = {slot for seq in self.tokens for slot in self.slots(seq)}
         for source, target in plan.copies:
             assert self.pages.refs[target] == 0, "copied onto a page in use"
             for offset in range(self.size):
                 self.memory[target * self.size + offset] = self.memory.get(
                     source * self.size + offset, 0
                 )
-        assert not read & set(plan.slots), "writes a slot that a live sequence reads"
-        assert len(set(plan.slots)) == len(plan.slots), "writes a slot twice"
-        assert books(self.tables) == before, "a plan changed something"
-        new = [next(self.names) for _ in plan.slots]
-        self.memory.update(zip(plan.slots, new, strict=True))
-        return new
+        return plan
+
+    def held(self) -> set[int]:
+        """Pages in use."""
+        return {page for page in range(1, self.pages.capacity + 1) if self.pages.refs[page]}
+
+    def take(self, plan: Plan, call: Callable[[], Any]) -> Any:
+        """Call what carries a plan out: it takes the pages that were foretold, and no other."""
+        before = self.held()
+        capacity = self.pages.capacity
+        result = self.changed(call)
+        dropped = len(before - self.held())
+        taken = self.pages.used_count + dropped - len(before)
+        assert taken == plan.fresh, "the dry run foretold other pages than were taken"
+        assert self.pages.capacity == capacity
+        self.count(allocated=taken, copied=len(plan.copies))
+        return result
 
     # -- verbs
 
@@ -124,72 +169,105 @@ class TablesMachine(RuleBasedStateMachine):
         mark = self.tables.mark()
         seqs = self.changed(lambda: self.tables.new(count, start=start), freed=0)
         assert self.tables.made_since(mark) == seqs[::-1]
-        for seq in seqs:
-            assert seq not in self.gone
-            self.tokens[seq] = []
-            self.parents[seq] = None
+        self.make(seqs, [None] * count, [[] for _ in seqs])
 
-    @rule(data=st.data(), whole=st.booleans())
+    @rule(data=st.data(), whole=st.booleans(), root=st.booleans())
     @precondition(lambda self: len(self.tokens) < 12)
-    def fork(self, data: st.DataObject, whole: bool) -> None:
+    def fork(self, data: st.DataObject, whole: bool, root: bool) -> None:
         parents = self.draw(data, distinct=False)
         at = [len(self.tokens[seq]) for seq in parents] if whole else self.counts(data, parents)
         used = self.pages.used_count
-        call = lambda: self.tables.fork(parents, at=None if whole else at)  # noqa: E731
+        call = lambda: self.tables.fork(parents, at=None if whole else at, root=root)  # noqa: E731
         children = self.changed(call, freed=0)
         assert self.pages.used_count == used
         self.count(forks=len(parents))
-        for parent, child, kept in zip(parents, children, at, strict=True):
-            self.tokens[child] = self.tokens[parent][:kept]
-            self.parents[child] = parent
+        tokens = [self.tokens[seq][:kept] for seq, kept in zip(parents, at, strict=True)]
+        self.make(children, [None if root else seq for seq in parents], tokens)
 
     @rule(data=st.data(), fork=st.booleans())
     def grow(self, data: st.DataObject, fork: bool) -> None:
         seqs = self.draw(data, distinct=not fork)
         counts = [data.draw(st.integers(0, 5)) for _ in seqs]
-        slides = self.counts(data, seqs) if data.draw(st.booleans()) else [0] * len(seqs)
-        anew = [data.draw(st.one_of(st.none(), st.integers(0, 6))) for _ in seqs] if fork else None
-        plan = self.tables.plan(seqs, counts, fork=fork, slide=slides, anew=anew)
-        new = self.execute(plan)
-        if new is None:
+        before = books(self.tables)
+        plan = self.plan(seqs, counts, fork=fork)
+        if plan is None:
             return
-        reserved = self.pages.capacity
-        held = self.pages_of(seqs)
-        free = self.pages.free_count
-        copies = len(plan.copies)
-        result = self.changed(lambda: self.tables.carry_out(plan))
-        dropped = 0 if fork else len(held - self.pages_of(list(self.tokens)))
-        taken = free - self.pages.free_count + dropped
-        assert taken == plan.fresh, "the dry run foretold other pages than were taken"
-        assert self.pages.capacity == reserved
-        forks = len(seqs) if fork else 0
-        self.count(forks=forks, appends=len(seqs), allocated=taken, copied=copies)
-        self.model_growth(seqs, result, new, counts, slides, anew or [None] * len(seqs))
+        assert books(self.tables) == before, "a plan changed something"
+        new = self.write(plan.slots)
+        result = self.take(plan, lambda: self.tables.carry_out(plan))
+        self.count(forks=len(seqs) if fork else 0, appends=len(seqs))
+        grown = []
+        for seq, count in zip(seqs, counts, strict=True):
+            grown.append(self.tokens[seq] + new[:count])
+            del new[:count]
+        if fork:
+            self.make(result, seqs, grown)
+        else:
+            assert result == seqs
+            self.tokens.update(zip(seqs, grown))
 
-    def model_growth(
-        self,
-        seqs: list[int],
-        result: list[int],
-        new: list[int],
-        counts: list[int],
-        slides: list[int],
-        anew: list[int | None],
-    ) -> None:
-        for seq, child, count, slide, whole in zip(seqs, result, counts, slides, anew, strict=True):
-            added = count if whole is None else whole
-            kept = self.tokens[seq][slide:] if whole is None else []
-            if child != seq:
-                self.parents[child] = seq
-            self.tokens[child] = kept + new[:added]
-            del new[:added]
-            if whole:
-                (pages,), (start,), _ = self.tables.windows([child])
-                assert start == -whole % self.size, "does not end on a page's edge"
-                assert all(self.pages.refs[page] == 1 for page in pages)
-        assert not new
+    @rule(data=st.data(), room=st.integers(0, 5))
+    @precondition(lambda self: len(self.steps) < 3)
+    def open(self, data: st.DataObject, room: int) -> None:
+        parents = self.draw(data, distinct=False)
+        plan = self.plan(parents, room, fork=True)
+        if plan is None:
+            return
+        live = self.tables.live()
+        number = self.tables.number()
+        self.take(plan, lambda: self.tables.open(number, plan, room, self))
+        assert self.tables.live() == live
+        tokens = [list(self.tokens[seq]) for seq in parents]
+        self.steps[number] = Opened(parents, tokens, room)
 
-    def pages_of(self, seqs: list[int]) -> set[int]:
-        return {page for table in self.tables.windows(seqs)[0] for page in table}
+    @rule(data=st.data())
+    @precondition(lambda self: self.steps)
+    def publish(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(list(self.steps)))
+        opened = self.steps[number]
+        new = data.draw(st.integers(0, opened.room))
+        slides = [data.draw(st.integers(0, len(tokens))) for tokens in opened.tokens]
+        records = self.tables.steps[number].records
+        slots = [
+            self.places(record)[len(tokens) : len(tokens) + new]
+            for record, tokens in zip(records, opened.tokens)
+        ]
+        written = self.write(list(itertools.chain.from_iterable(slots)))
+        used = self.pages.used_count
+        children = self.changed(lambda: self.tables.publish(number, new, slides, None))
+        assert self.pages.used_count <= used
+        rows = len(opened.parents)
+        self.count(forks=rows, appends=rows)
+        del self.steps[number]
+        tokens = [
+            (kept + written[row * new : (row + 1) * new])[drop:]
+            for row, (kept, drop) in enumerate(zip(opened.tokens, slides))
+        ]
+        self.make(children, opened.parents, tokens)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.steps)
+    def abandon(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(list(self.steps)))
+        pending = self.tables.pending_pages
+        self.changed(lambda: self.tables.abandon(number), freed=None)
+        others = self.tables.pending_pages
+        assert others <= pending
+        del self.steps[number]
+
+    @rule()
+    def rename(self) -> None:
+        """Pages move to the front, as `trim` does it."""
+        size = max(self.pages.used_count, 1)
+        refs = self.pages.refs
+        high = [page for page in range(size + 1, self.pages.capacity + 1) if refs[page]]
+        low = [page for page in range(1, size + 1) if not refs[page]]
+        names = dict(zip(high, low))
+        for old, new in names.items():
+            for offset in range(self.size):
+                self.memory[new * self.size + offset] = self.memory.get(old * self.size + offset, 0)
+        self.tables.rename(names, [Store(self.pages, "capacity", size)])
+        assert self.pages.used_count in (0, self.pages.capacity)
 
     @rule(data=st.data(), front=st.booleans())
     def shorten(self, data: st.DataObject, front: bool) -> None:
@@ -209,29 +287,28 @@ class TablesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tokens)
     def release_subtree(self, data: st.DataObject) -> None:
         seq = data.draw(st.sampled_from(list(self.tokens)))
-        wanted = [seq]
-        for parent in wanted:
-            wanted.extend(child for child, its in self.parents.items() if its == parent)
-        assert sorted(self.tables.subtree(seq)) == sorted(wanted)
+        wanted = self.world.subtree(seq)
+        assert sorted(self.tables.tree.below([seq])) == sorted(wanted)
         self.drop(wanted)
 
     @rule(data=st.data())
     @precondition(lambda self: self.tokens)
-    def siblings(self, data: st.DataObject) -> None:
+    def promote(self, data: st.DataObject) -> None:
         seq = data.draw(st.sampled_from(list(self.tokens)))
-        parent = self.parents[seq]
-        wanted = [
-            other
-            for other, its in self.parents.items()
-            if its == parent and other != seq and parent is not None
-        ]
-        assert sorted(self.tables.siblings(seq)) == sorted(wanted)
+        wanted = self.world.beside(seq)
+        assert sorted(self.tables.tree.rivals(seq)) == sorted(wanted)
+        if data.draw(st.booleans()):
+            self.drop(wanted)
 
     def drop(self, seqs: list[int]) -> None:
         call = lambda: self.tables.release(seqs)  # noqa: E731
         self.changed(call, freed=self.tables.freed_by(seqs))
+        self.ended(seqs)
+
+    def ended(self, seqs: list[int]) -> None:
         for seq in seqs:
-            del self.tokens[seq], self.parents[seq]
+            del self.tokens[seq]
+        self.world.end(seqs)
         self.gone += seqs
 
     @rule(data=st.data())
@@ -240,9 +317,7 @@ class TablesMachine(RuleBasedStateMachine):
         seqs = data.draw(st.lists(st.sampled_from([*self.tokens, *self.gone]), max_size=4))
         live = [seq for seq in dict.fromkeys(seqs) if seq in self.tokens]
         self.changed(lambda: self.tables.release(seqs, missing_ok=True), self.tables.freed_by(live))
-        for seq in live:
-            del self.tokens[seq], self.parents[seq]
-        self.gone += live
+        self.ended(live)
 
     @rule()
     def settle(self) -> None:
@@ -290,8 +365,6 @@ class TablesMachine(RuleBasedStateMachine):
             "end of a subtree": (tables.end_subtrees, [seq, bad]),
             "rows": (tables.truncate, [seq], [0, 0]),
             "freed": (tables.freed_by, [seq, seq]),
-            "subtree": (tables.subtree, bad),
-            "siblings": (tables.siblings, bad),
             "lengths": (tables.lengths, [bad]),
         }
         call, *arguments = calls[data.draw(st.sampled_from(sorted(calls)))]
@@ -311,16 +384,24 @@ class TablesMachine(RuleBasedStateMachine):
         assert self.tables.figures == self.figures
         self.peak = max(self.peak, self.pages.used_count)
         assert self.pages.peak == self.peak
-        for seq, tokens in self.tokens.items():
-            assert [self.memory[slot] for slot in self.slots(seq)] == tokens
+        for slots, tokens in self.windows():
+            assert [self.memory[slot] for slot in slots] == tokens
+        for seq in self.tokens:
+            assert self.tables.tree.parent(seq) == self.parent(seq)
         assert self.tables.lengths(self.tokens) == [len(tokens) for tokens in self.tokens.values()]
         assert self.tables.stored_tokens() == len(
             {slot for seq in self.tokens for slot in self.slots(seq)}
         )
 
+    def parent(self, seq: int) -> int | None:
+        """The nearest above that lives."""
+        return next((above for above in self.world.line(seq) if above in self.tokens), None)
+
     def teardown(self) -> None:
         if not hasattr(self, "tables"):
             return
+        for number in self.steps:
+            self.tables.abandon(number)
         self.tables.release(list(self.tokens))
         assert self.pages.free_count == self.pages.capacity
         assert self.tables.live_count == 0
@@ -331,5 +412,5 @@ class TablesMachine(RuleBasedStateMachine):
 
 def test_tables_agree_with_lists() -> None:
     run_state_machine_as_test(
-        TablesMachine, settings=settings(max_examples=300, stateful_step_count=30, deadline=None)
+        TablesMachine, settings=settings(max_examples=300, stateful_step_count=40, deadline=None)
     )

@@ -9,7 +9,9 @@ import pytest
 import torch
 from small_caches import Fault, books, fault
 
-from paged_kv import BadArgument, BadCount, CacheIndex, OutOfPages, PagedKVCache
+from paged_kv import CacheIndex, PagedKVCache
+from paged_kv.errors import BadArgument, BadCount, OutOfPages
+from paged_kv.pages.storage import PagePlanes
 
 
 def small(**options: Any) -> PagedKVCache:
@@ -26,16 +28,22 @@ def filled(cache: PagedKVCache, length: int) -> int:
     return seq
 
 
-@pytest.mark.parametrize("verb", ["append", "commit"])
-@pytest.mark.parametrize("name", ["copy_pages", "scatter"])
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("append", "copy_pages"),
+        ("append", "write_slots"),
+        ("open", "gather"),
+        ("open", "copy_pages"),
+        ("commit", "write_slots"),
+    ],
+)
 @pytest.mark.parametrize("late", [False, True])
 def test_a_failure_in_the_middle_changes_nothing(
     device: str, verb: str, name: str, late: bool
 ) -> None:
-    """Both calls copy a shared tail page and write; whichever half fails, every context reads as
-    before.
-    """
-    cache = small(device=device, num_pages=8)
+    """Tail pages are copied and written to; whichever half fails, every context reads as before."""
+    cache = small(device=device, num_pages=16)
     root = filled(cache, 3)
     seqs = [root, *cache.fork([root, root], at=[2, 3])]
     kv = torch.ones(2, 3, 1, 2, 2, device=device)
@@ -44,13 +52,15 @@ def test_a_failure_in_the_middle_changes_nothing(
         batch.update(layer, kv[layer], kv[layer])
     calls: dict[str, Callable[[], Any]] = {
         "append": lambda: cache.append(seqs, kv, kv),
+        "open": lambda: cache.open(seqs, 2),
         "commit": batch.commit,
     }
     before = books(cache.tables)
-    contents = [part.clone() for part in cache.gather(seqs)]
+    contents = cache.gather(seqs)
     with fault(cache, name, late), pytest.raises(Fault):
         calls[verb]()
     assert books(cache.tables) == before
+    assert not batch.closed
     assert all(map(torch.equal, contents, cache.gather(seqs)))
     calls[verb]()  # and the same call succeeds afterwards
     cache.check()
@@ -64,17 +74,19 @@ def test_growth_that_fails_halfway_leaves_both_planes(
     values = torch.ones(2, 1, 1, 9, 3, device=device)
     (seq,) = cache.new(1)
     before = books(cache.tables)
-    rows = [plane.rows for plane in cache._storage.planes]
+    storage = cache._pool.storage
+    assert isinstance(storage, PagePlanes)
+    rows = [plane.rows for plane in storage.planes]
 
     def full(pages: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cache._storage.planes[1], "grown", full)
+    monkeypatch.setattr(storage.planes[1], "resized", full)
     with pytest.raises(MemoryError):
         cache.append([seq], keys, values)
     monkeypatch.undo()
     assert books(cache.tables) == before
-    assert all(plane.rows is same for plane, same in zip(cache._storage.planes, rows))
+    assert all(plane.rows is same for plane, same in zip(storage.planes, rows))
     cache.append([seq], keys, values)
     assert (cache.pages_reserved, cache.stats.growths) == (8, 1)
 
@@ -132,7 +144,7 @@ def test_what_was_evicted_for_a_call_that_then_fails_stays_evicted(device: str) 
     (seq,) = cache.new(1)
     kv = torch.zeros(2, 1, 1, 4, 2, device=device)
     records = dict(cache.tables.items())
-    with fault(cache, "scatter", True), pytest.raises(Fault):
+    with fault(cache, "write_slots", True), pytest.raises(Fault):
         cache.append([seq], kv, kv)
     assert (list(index), index.stats.evictions) == (["b", "c"], 1)
     left = dict(cache.tables.items())
@@ -178,7 +190,7 @@ def test_block_tables_say_where_the_tokens_lie(device: str) -> None:
     assert pages.tolist() == [[1, 2, 3], [2, 3, 0]]
     assert (lengths.tolist(), starts.tolist()) == ([5, 2], [0, 1])
     # [page, K0 V0 K1 V1, offset, head_size]
-    plane = cache._storage.planes[0].rows.view(-1, 4, 2, 2)
+    plane = cache._pool.storage.planes[0].rows.view(-1, 4, 2, 2)  # type: ignore[attr-defined]
     tokens = plane[pages[1, :2].long(), 2].flatten(0, 1)[1:3]
     assert torch.equal(tokens, cache.gather([child]).keys[1, 0, 0])
 
@@ -195,10 +207,17 @@ def test_figures(device: str) -> None:
     assert cache.token_bytes == 2 * (2 + 3) * 2
     assert (cache.page_bytes, cache.bytes_in_use, cache.bytes_reserved) == (40, 80, 160)
     assert (cache.logical_tokens, cache.stored_tokens, cache.live_sequences) == (9, 3, 3)
-    assert cache.working_bytes == 0
+    positions = (4 + 1) * cache.page_size * 8
+    assert cache.working_bytes == positions
     cache.gather([root])
-    cache.open([root], 1)
-    assert cache.working_bytes == (4 + 4) * cache.token_bytes, "whole pages"
+    assert cache.working_bytes == positions, "the caller's own"
+    cache.gather([root], reuse=True)
+    rows = 2 * (2 + 2) * 8  # row numbers of two pages: two layers each of K and of V
+    assert cache.working_bytes == positions + 4 * cache.token_bytes + rows, "whole pages"
+    with cache.open([root], 1):
+        assert (cache.open_steps, cache.pages_in_use) == (1, 2)
+    assert cache.working_bytes == positions + 2 * (4 * cache.token_bytes + rows)
+    assert cache.open_steps == 0
     assert cache.device.type == device
 
 
@@ -207,7 +226,9 @@ def test_views_of_ever_new_widths_are_not_kept_for_ever() -> None:
     (seq,) = cache.new(1)
     for room in range(300, 0, -1):
         cache.open([seq], room)
-    assert len(cache._stage._layouts) < 256
+    (buffer,) = cache._pool.buffers._kept
+    assert len(buffer._layouts) <= 256
+    assert cache.open_steps == 0
 
 
 def test_oversized_counts_cost_nothing_and_change_nothing(device: str) -> None:
@@ -215,7 +236,7 @@ def test_oversized_counts_cost_nothing_and_change_nothing(device: str) -> None:
     seq = filled(cache, 3)
     batch = cache.open([seq], 1)
     before = books(cache.tables)
-    assert cache.pages_needed([seq], 2 * 10**12 - 3) == 10**12 - 2
+    assert cache.pages_needed([seq], 2 * 10**12 - 3) == 10**12 - 1, "the step has the tail page"
     with pytest.raises(BadCount, match="room is 100000000000000"):
         cache.open([seq], 10**14)
     with pytest.raises((RuntimeError, MemoryError)):
@@ -230,7 +251,11 @@ def test_a_tail_page_that_all_its_owners_leave_is_counted_as_freed(device: str) 
     (short,) = cache.fork([long], at=2)
     kv = torch.ones(2, 2, 1, 1, 2, device=device)
     cache.append([long, short], kv, kv)
-    assert (cache.stats.allocated_pages, cache.stats.freed_pages, cache.pages_in_use) == (3, 1, 2)
+    assert (cache.stats.allocated_pages, cache.stats.freed_pages, cache.pages_in_use) == (2, 0, 2)
+    short, shorter = cache.fork([long, long], at=[2, 1])
+    cache.release([long])
+    cache.append([short, shorter], kv, kv)
+    assert (cache.stats.allocated_pages, cache.stats.freed_pages, cache.pages_in_use) == (4, 1, 3)
 
 
 def test_a_batch_is_padded_where_asked(device: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from paged_kv import PagedKVError, errors
 
 EXAMPLES: list[PagedKVError] = [
-    errors.OutOfPages(3, 1, 2),
+    errors.OutOfPages(3, 1, 2, 4),
     errors.StaleHandle(2**52 + 1),
     errors.ForeignHandle("seq"),
     errors.DuplicateSequence(16),
@@ -26,8 +26,7 @@ EXAMPLES: list[PagedKVError] = [
     errors.BadShape("keys", (1, 2), (3,)),
     errors.BadDtype("keys", "float64", "float32"),
     errors.BadDevice("keys", "meta", "cpu"),
-    errors.ClosedBatch("commit"),
-    errors.ParentChanged([1, 2]),
+    errors.ClosedStep("commit"),
     errors.ConcurrentCall("new"),
     errors.NestedCall("new", "append"),
     errors.NotCopyable("PagedKVCache"),
@@ -151,8 +150,9 @@ def test_an_error_is_read_without_torch() -> None:
 
 
 def test_errors_carry_their_data() -> None:
-    out = errors.OutOfPages(3, 1, 2)
-    assert (out.requested, out.free, out.pinned) == (3, 1, 2)
+    out = errors.OutOfPages(3, 1, 2, 4)
+    assert (out.requested, out.free, out.pinned, out.pending) == (3, 1, 2, 4)
+    assert "4 held by open steps" in str(out)
     bad = errors.BadCount("at", 5, "an int")
     assert (bad.name, bad.value, bad.allowed) == ("at", 5, "an int")
     shape = errors.BadShape("keys", (1,), (2,))
@@ -160,7 +160,6 @@ def test_errors_carry_their_data() -> None:
     assert (errors.BadDtype("k", 1, 2).got, errors.BadDevice("k", 1, 2).expected) == (1, 2)
     assert errors.ForeignHandle("x").handle == "x"
     assert errors.StaleHandle(16).handle == errors.DuplicateSequence(16).handle == 16
-    assert errors.ParentChanged([1]).parents == [1]
     key = errors.BadKey([1], "it cannot be hashed")
     assert (key.key, key.why) == ([1], "it cannot be hashed")
     nested = errors.NestedCall("new", "append")

@@ -12,7 +12,7 @@ import torch
 from mistakes import ARGUMENT, COUNT, DEVICE, DTYPE, MISTAKES, Scene, made
 from tensor_mistakes import TENSOR_MISTAKES
 
-from paged_kv import KVCacheManager, PagedKVError, errors
+from paged_kv import KVCacheManager, PagedKVCache, PagedKVError, errors
 
 CASES = {**MISTAKES, **TENSOR_MISTAKES}
 
@@ -29,8 +29,10 @@ def test_a_mistake_is_named_and_changes_nothing(device: str, name: str) -> None:
     assert scene.state() == before
     scene.cache.check()
     scene.index.check()
+    assert scene.cache.open_steps == 1
+    scene.batch.close()
     scene.cache.release([scene.two])
-    assert scene.cache.pages_free == 2
+    assert scene.cache.pages_free == 4
 
 
 DTYPES = "torch.float32, float64, float16 or bfloat16: tokens are stored as they are, never scaled"
@@ -102,18 +104,9 @@ def test_a_cache_that_cannot_be_is_refused(name: str) -> None:
         made(**options)
 
 
-def test_rewrite_needs_left_padding(device: str) -> None:
-    scene = Scene(device)
-    scene.batch = scene.cache.open([scene.one, scene.two], 2, pad="right")
-    before = scene.state()
-    with pytest.raises(
-        COUNT,
-        match=re.escape(
-            """rewrite is [0, None], allowed is None in a batch opened with pad="right\""""
-        ),
-    ):
-        scene.commit(rewrite=[0, None])
-    assert scene.state() == before
+def test_nobody_guesses_the_size_of_a_page() -> None:
+    with pytest.raises(TypeError, match="page_size"):
+        PagedKVCache(layers=1, heads=1, head_size=3)  # type: ignore[call-arg]
 
 
 def test_what_holds_pages_cannot_be_copied(device: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from every_verb import TREE, World, held, tree
 from garden import Garden, Weather, collecting, heard, run, ticking
 
-from paged_kv import OutOfPages
+from paged_kv.errors import OutOfPages
 
 WEATHERS = {
     "at times": Weather(),
@@ -33,6 +33,7 @@ def test_contents_stay_right_and_nothing_leaks(weather: str) -> None:
     assert counts["turns"] == 800
     assert counts["finalized"] > 100
     assert counts["by hooks"] > 50
+    assert counts["committed"] > 20
     assert (counts["by handlers"] > 0) == (WEATHERS[weather].timer > 0)
 
 

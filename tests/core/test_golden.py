@@ -11,8 +11,8 @@ from paged_kv.pages.block_tables import BlockTables
 
 
 def test_one_fork_and_append_at_page_size_four() -> None:
-    """A root of six tokens, two children of two tokens: each copies the tail page and needs no
-    other.
+    """A root of six tokens, two children of two tokens: the first writes on in the tail page, the
+    other one copies it.
     """
     tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
     (root,) = tables.new(1)
@@ -23,13 +23,15 @@ def test_one_fork_and_append_at_page_size_four() -> None:
     assert tables.windows(children)[0] == [(1, 2), (1, 2)]
     assert tables.pages.refs[1:4] == [3, 3, 0]
     plan = tables.plan(children, 2)
-    assert plan.copies == [(2, 3), (2, 4)]
-    assert plan.slots == [14, 15, 18, 19]
+    assert (plan.fresh, plan.copies) == (1, [(2, 3)])
+    assert plan.slots == [10, 11, 14, 15]
     tables.carry_out(plan)
-    assert tables.windows([root, *children])[0] == [(1, 2), (1, 3), (1, 4)]
-    assert tables.pages.refs[1:5] == [3, 1, 1, 1]
-    # the copied half pages hold two tokens a second time
-    assert tables.stored_tokens() == 6 + 2 * 4
+    assert tables.windows([root, *children])[0] == [(1, 2), (1, 2), (1, 3)]
+    assert tables.pages.refs[1:5] == [3, 2, 1, 0]
+    # the copied half page holds two tokens a second time
+    assert tables.stored_tokens() == 6 + 2 + 4
+    plan = tables.plan([root], 1)
+    assert plan.copies == [(2, 4)], "the page of the root is the first child's"
 
 
 def test_the_last_owner_of_a_tail_page_writes_in_place() -> None:
@@ -100,4 +102,4 @@ def test_a_window_in_steady_state_keeps_its_pages(device: str) -> None:
         assert cache.lengths([child]) == [7]
         seq = child
     assert cache.stats.copied_pages == 0
-    assert cache.gather([seq]).positions.tolist() == [[8, 7, 8, 7, 8, 7, 8]]
+    assert cache.gather([seq]).positions.tolist() == [[10, 11, 12, 13, 14, 15, 16]]

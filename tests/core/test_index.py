@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 from flaky_policies import Boom, Flaky, Stop, Trap
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from naive_index import FullError, GoneError, NaiveIndex, World
 from small_caches import books, filled, grow, held, pages, state, step, tiny_cache
 
+from paged_kv import Step
 from paged_kv.errors import (
     BadKey,
     CapacityExceeded,
@@ -52,6 +54,7 @@ class IndexMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.trap = Trap()
+        self.steps: list[Step] = []  # open ones
 
     @initialize(
         entries=st.integers(1, 4) | st.none(),
@@ -90,8 +93,14 @@ class IndexMachine(RuleBasedStateMachine):
     def freed_by(self, seqs: list[int]) -> int:
         """Pages that nobody but `seqs` holds, counted without the cache's own dry run."""
         holders = Counter(page for table in pages(self.cache, self.world.parents) for page in table)
+        holders.update(self.pending())
         holders.subtract(page for table in pages(self.cache, seqs) for page in table)
         return sum(count == 0 for count in holders.values())
+
+    def pending(self) -> list[int]:
+        """Pages of the rows of open steps."""
+        steps = self.cache.tables.steps.values()
+        return [page for step in steps for record in step.records for page in record[0]]
 
     def fewest(self, need: int, busy: Collection[int]) -> list[int] | None:
         """Handles of the shortest run of victims that frees `need` pages."""
@@ -168,6 +177,8 @@ class IndexMachine(RuleBasedStateMachine):
         if found is not None:
             pinned = held(self.cache, self.world.pinned())
             assert (found.requested, found.free, found.pinned) == (need, free, pinned)
+            alone = set(self.pending()).difference(*pages(self.cache, self.world.parents))
+            assert found.pending == len(alone)
         return None
 
     # -- sequences
@@ -198,13 +209,33 @@ class IndexMachine(RuleBasedStateMachine):
         parents = [seq for seq in (self.any(first), self.any(second)) if seq is not None]
         if len(self.world.outside()) + len(parents) > MOST:
             return
-        size = self.cache.page_size
-        _, lengths, starts = self.cache.block_tables(parents)
-        ends = (lengths + starts).tolist()
-        need = sum(-((end + count) // -size) - end // size if count else 0 for end in ends)
+        need = self.cache.pages_needed(parents, count, fork=True)
         children = self.with_room(lambda: step(self.cache, parents, count), need, parents)
         if children is not None:
             self.world.make(children, parents)
+
+    @rule(first=PICK, second=PICK, room=st.integers(0, 3))
+    @precondition(lambda self: len(self.steps) < 2)
+    def open(self, first: int, second: int, room: int) -> None:
+        """A step that stays open, whatever becomes of its parents and of their entries."""
+        parents = [seq for seq in (self.any(first), self.any(second)) if seq is not None]
+        if len(self.world.outside()) + len(parents) > MOST:
+            return
+        need = self.cache.pages_needed(parents, room, fork=True)
+        step = self.with_room(lambda: self.cache.open(parents, room), need, parents)
+        if step is not None:
+            self.steps.append(step)
+
+    @rule(number=PICK, keep=st.booleans())
+    @precondition(lambda self: self.steps)
+    def finish(self, number: int, keep: bool) -> None:
+        step = self.steps.pop(number % len(self.steps))
+        if keep:
+            kv = torch.zeros(len(step.parents), 1, step.room, 2)
+            step.update(0, kv, kv)
+            self.world.make(step.commit(), step.parents)
+        else:
+            step.close()
 
     @rule(number=PICK, verb=st.sampled_from(["slide", "truncate"]))
     def shorten(self, number: int, verb: str) -> None:
@@ -411,6 +442,7 @@ class IndexMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "cache"):
             self.trap.left = []
+            self.steps.clear()
             self.cache.release(self.world.outside())
             self.index.clear()
             assert self.cache.pages_in_use == self.cache.live_sequences == len(self.index) == 0

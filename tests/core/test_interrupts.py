@@ -18,9 +18,14 @@ import pytest
 from every_verb import BY_NAME, TREE, Scenario, World, tree
 from interrupts import NEVER, Place, Timeout, Trial, faulted, interrupted
 
-from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, Scope, StagingBatch
-from paged_kv.pages.pool import PagePool
-from paged_kv.staging import StagingLayer
+from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, Scope, Step
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.buffers import Buffer, Buffers, Layout
+from paged_kv.pages.pool import Pool
+from paged_kv.pages.storage import PagePlanes
+from paged_kv.pages.tree import Tree
+from paged_kv.step import Lease, StepLayer
+from paged_kv.turns import Turns
 
 STRIDE = 37  # of the bytecodes of a verb that were met before, in another one
 RELEASES = 31
@@ -28,6 +33,15 @@ THREADS = 61
 SETTLING = 17
 # Verbs after whose interrupt the next call has most to do.
 UNSETTLED = (
+    "release a joint",
+    "promote below a joint",
+    "trim",
+    "open",
+    "open, evict",
+    "commit the first of two",
+    "commit below what was released",
+    "close",
+    "release below a step",
     "append, copy",
     "append, evict",
     "append, grow",
@@ -118,13 +132,34 @@ def functions(kind: type) -> Iterator[tuple[str, Any]]:
             yield name, inspect.unwrap(function)
 
 
-@pytest.mark.parametrize(
-    "kind", [PagedKVCache, PagePool, CacheIndex, KVCacheManager, Scope, StagingBatch, StagingLayer]
-)
+KINDS = [
+    PagedKVCache,
+    BlockTables,
+    Tree,
+    Pool,
+    PagePlanes,
+    Buffers,
+    Buffer,
+    Layout,
+    Turns,
+    CacheIndex,
+    KVCacheManager,
+    Scope,
+    Step,
+    StepLayer,
+    Lease,
+]
+
+
+# of locks that an interrupt left: see test_turns; of an index that is dropped
+LEFT_BEHIND = {"_attempt", "_replace", "_let_go"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_method_is_in_a_scenario(kind: type) -> None:
     met = {place.code for name in BY_NAME for place in trial(name).first}
     left_out = {name for name, function in functions(kind) if function.__code__ not in met}
-    assert left_out <= {"__init__", "__reduce_ex__", "_settle"}
+    assert left_out <= {"__init__", "__reduce_ex__", "__contains__", "_settle", *LEFT_BEHIND}
 
 
 def test_the_function_that_traces_is_put_back() -> None:

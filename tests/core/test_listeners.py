@@ -1,4 +1,4 @@
-"""Who listens is told of every change once it is done, may read and release, and can disturb
+"""Who listens is told of every verb once it is done, may read and release, and can disturb
 nobody.
 """
 
@@ -11,6 +11,7 @@ import pytest
 from small_caches import books, filled, grow, step, tiny_cache
 
 from paged_kv import CacheIndex, errors
+from paged_kv.events import Event
 from paged_kv.pages.change import Change
 
 
@@ -18,45 +19,80 @@ class Ear:
     """Notes what it is told."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[Change | None, list[int], list[int]]] = []
+        self.heard: list[Event] = []
 
-    def __call__(self, change: Change | None, taken: list[int], freed: list[int]) -> None:
-        self.heard.append((change, list(taken), list(freed)))
+    def __call__(self, event: Event) -> None:
+        self.heard.append(event)
 
-    def last(self) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Sequences that begin or change and that end, pages that were taken and freed, of the only
-        change.
+    def last(self) -> tuple[str, list[int], list[int], list[int], list[int]]:
+        """The only verb; sequences that began or changed and that ended, pages that were taken and
+        freed.
         """
-        ((change, taken, freed),) = self.heard
+        (event,) = self.heard
         self.heard.clear()
-        assert change is not None
-        return list(change.puts), list(change.drops), sorted(taken), sorted(freed)
+        assert not event.failed
+        assert event.begin <= event.end
+        puts: dict[int, object] = {}
+        drops: list[int] = []
+        taken: list[int] = []
+        freed: list[int] = []
+        for told in event.told:
+            assert told is not None
+            puts.update(told.change.puts)
+            drops += told.change.drops
+            taken += told.taken
+            freed += told.freed
+        return event.verb, list(puts), drops, sorted(taken), sorted(freed)
 
 
 def test_each_verb_is_told_with_its_sequences_and_pages() -> None:
     cache = tiny_cache()
     ear = Ear()
     cache.listen(ear)
+    ear.heard.clear()
     (seq,) = cache.new(1)
-    assert ear.last() == ([seq], [], [], [])
+    assert ear.last() == ("new", [seq], [], [], [])
     grow(cache, [seq], 3)
-    assert ear.last() == ([seq], [], [1, 2], [])
-    (child,) = cache.fork([seq])
-    assert ear.last() == ([child], [], [], [])
-    grow(cache, [child], 1)  # copies the tail page
-    assert ear.last() == ([child], [], [3], [])
+    assert ear.last() == ("append", [seq], [], [1, 2], [])
+    (child, other) = cache.fork([seq, seq])
+    assert ear.last() == ("fork", [child, other], [], [], [])
+    grow(cache, [child], 1)  # writes on in the last page
+    assert ear.last() == ("append", [child], [], [], [])
+    grow(cache, [other], 1)  # copies it
+    assert ear.last() == ("append", [other], [], [3], [])
     cache.slide([seq], 3)
-    assert ear.last() == ([seq], [], [], [2])
+    assert ear.last() == ("slide", [seq], [], [], [])
+    cache.release([other])
+    assert ear.last() == ("release", [], [other], [], [3])
     (grandchild,) = step(cache, [child], 2)
-    assert ear.last() == ([grandchild], [], [2], [])
+    opened, committed = ear.heard
+    assert (opened.verb, list(opened.told[0].taken)) == ("open", [3])
+    ear.heard = [committed]
+    assert ear.last() == ("commit", [grandchild], [], [], [])
     cache.release([child, grandchild])
-    assert ear.last() == ([], [child, grandchild], [], [1, 2, 3])
-    cache.gather([seq])
+    assert ear.last() == ("release", [], [child, grandchild], [], [1, 2, 3])
     cache.lengths([seq])
-    assert ear.heard == [], "nothing changed"
+    assert ear.heard == [], "a reader changes nothing"
     cache.unlisten(ear)
+    ear.heard.clear()
     cache.new(1)
     assert ear.heard == []
+
+
+def test_a_step_that_is_given_up_is_told_with_its_pages() -> None:
+    cache = tiny_cache()
+    (seq,) = filled(cache, 1)
+    ear = Ear()
+    for end in ("close", "drop"):
+        opened = [cache.open([seq], 4)]
+        cache.listen(ear)
+        ear.heard.clear()
+        if end == "close":
+            opened[0].close()
+        opened.clear()
+        assert cache.open_steps == 0
+        assert ear.last() == ("close", [], [], [], [2, 3])
+        cache.unlisten(ear)
 
 
 def test_an_index_tells_of_what_it_ends() -> None:
@@ -66,20 +102,25 @@ def test_an_index_tells_of_what_it_ends() -> None:
     index.put("a", first)
     ear = Ear()
     cache.listen(ear)
+    ear.heard.clear()
     index.put("b", second)
-    assert ear.last() == ([], [first], [], [1])
+    assert ear.last() == ("put", [], [first], [], [1])
 
 
-def test_a_call_that_fails_tells_nothing() -> None:
+def test_a_call_that_fails_tells_of_no_change() -> None:
     cache = tiny_cache(2)
     (seq,) = filled(cache, 2)
     ear = Ear()
     cache.listen(ear)
+    ear.heard.clear()
     with pytest.raises(errors.OutOfPages):
         grow(cache, [seq], 5)
     with pytest.raises(errors.DuplicateSequence):
         cache.release([seq, seq])
-    assert ear.heard == []
+    assert [(event.verb, event.failed, event.told) for event in ear.heard] == [
+        ("append", True, []),
+        ("release", True, []),
+    ]
 
 
 def test_a_listener_may_read_and_release() -> None:
@@ -87,13 +128,15 @@ def test_a_listener_may_read_and_release() -> None:
     (seq,) = filled(cache, 2)
     seen: list[Any] = []
 
-    def read(change: Change | None, taken: list[int], freed: list[int]) -> None:
+    def read(event: Event) -> None:
         seen.append((cache.lengths(cache.live()), cache.pages_in_use, cache.stats.forks))
         cache.check()
-        if change is not None and change.puts:
-            cache.release(list(change.puts))
+        for told in event.told:
+            if told is not None and told.change.puts:
+                cache.release(list(told.change.puts))
 
     cache.listen(read)
+    seen.clear()
     (child,) = cache.fork([seq])
     assert seen == [([2, 2], 1, 1), ([2], 1, 1)]
     assert child not in cache.live()
@@ -105,10 +148,11 @@ def test_a_listener_calls_no_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: heard.append(told.exc_value))
 
-    def meddle(change: Change | None, taken: list[int], freed: list[int]) -> None:
+    def meddle(event: Event) -> None:
         cache.new(1)
 
     cache.listen(meddle)
+    heard.clear()
     (seq,) = cache.new(1)
     assert cache.live() == [seq]
     (error,) = heard
@@ -122,14 +166,16 @@ def test_what_a_listener_raises_disturbs_nobody(monkeypatch: pytest.MonkeyPatch)
     heard: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: heard.append(told.exc_value))
 
-    def fail(change: Change | None, taken: list[int], freed: list[int]) -> None:
+    def fail(event: Event) -> None:
         raise OSError("the disk is full")
 
     ear = Ear()
     cache.listen(fail)
     cache.listen(ear)
+    ear.heard.clear()
+    heard.clear()
     (seq,) = cache.new(1)
-    assert ear.last() == ([seq], [], [], [])
+    assert ear.last() == ("new", [seq], [], [], [])
     assert [str(error) for error in heard] == ["the disk is full"]
 
 
@@ -140,11 +186,12 @@ def test_a_change_that_was_settled_is_told_without_its_pages() -> None:
     before = books(cache.tables)
     ear = Ear()
     cache.listen(ear)
+    ear.heard.clear()
     # as an interrupt leaves one: it says what is there already
-    change = Change({seq: ((1, 2), 0, 3, 0)})
-    cache._tables.change = change
+    change = Change({seq: ((1, 2), 0, 3, 0, 3)})
+    cache._pool.tables.change = change
     assert cache.live() == [seq]
-    assert ear.heard == [(None, [], [])]
+    assert [(event.verb, event.told) for event in ear.heard] == [("settle", [None])]
     assert cache.tables.change is None
     assert {**books(cache.tables), "unsorted": 0} == {**before, "unsorted": 0}
 
@@ -154,11 +201,13 @@ def test_who_asked_twice_is_told_twice() -> None:
     ear = Ear()
     cache.listen(ear)
     cache.listen(ear)
+    ear.heard.clear()
     cache.new(1)
     assert len(ear.heard) == 2
     cache.unlisten(ear)
+    ear.heard.clear()
     cache.new(1)
-    assert len(ear.heard) == 3
+    assert len(ear.heard) == 1
     cache.unlisten(ear)
     with pytest.raises(errors.BadArgument, match="allowed is one that listens"):
         cache.unlisten(ear)

@@ -145,10 +145,7 @@ class ManagerMachine(RuleBasedStateMachine):
         parent = self.any(number)
         if parent is None or len(self.world.outside()) >= MOST:
             return
-        size = self.cache.page_size
-        _, lengths, starts = self.cache.block_tables([parent])
-        end = int(lengths + starts)
-        need = -((end + count) // -size) - end // size
+        need = self.cache.pages_needed([parent], count, fork=True)
         children = self.with_room(lambda: step(self.cache, [parent], count), need, [parent])
         if children is not None:
             self.world.make(children, [parent])

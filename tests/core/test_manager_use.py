@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from naive_index import Entry, FullError, NaiveIndex
-from small_caches import filled, grow, step, tiny_cache
+from small_caches import filled, grow, listened, step, tiny_cache
 
 from paged_kv import PagedKVCache
 from paged_kv.errors import (
@@ -110,13 +110,12 @@ def test_pools_of_one_entry_a_page_shared_between_pools_and_pins() -> None:
 
 def test_each_clear_is_one_change_of_the_books() -> None:
     cache, manager, seqs = loaded()
-    ended: list[list[int]] = []
-    cache.listen(lambda change, taken, freed: ended.append(list(change.drops)) if change else None)
+    heard = listened(cache)
     manager.clear_init_caches()
     manager.clear_recur_cache()
     manager.clear_all()
     manager.clear_all()
-    assert ended == [seqs[2:], seqs[:1], seqs[1:2]]
+    assert [drops for _, drops in heard[-4:]] == [[seqs[2:]], [seqs[:1]], [seqs[1:2]], []]
     assert cache.live_sequences == 0
 
 
@@ -242,7 +241,8 @@ def test_check_sees_an_entry_of_two_pools() -> None:
 
 
 def test_check_sees_an_entry_without_a_sequence() -> None:
-    cache, _, (recur, *_) = loaded()
+    cache, manager, (recur, *_) = loaded()
+    assert manager.get_recur_cache("r") == recur
     owned = cache.tables.owned
     owned[1] = owned[recur]
     with pytest.raises(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from paged_kv import PagedKVCache, StagingBatch
+from paged_kv import PagedKVCache, Step
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "plain": nullcontext,
@@ -30,10 +30,11 @@ def made(device: str, **options: Any) -> PagedKVCache:
 
 def buffers(cache: PagedKVCache) -> list[torch.Tensor]:
     """All tensors that a cache keeps, and the views of them that it keeps."""
-    found = [plane.rows for plane in cache._storage.planes]
-    for workspace in (cache._stage, cache._dense):
-        found += workspace._flat
-        for layout in workspace._layouts.values():
+    pool = cache._pool
+    found = [plane.rows for plane in pool.storage.planes]  # type: ignore[attr-defined]
+    for buffer in (*pool.buffers._kept, pool.scratch):
+        found += buffer._flat
+        for layout in buffer._layouts.values():
             found += [*layout.planes, *layout.flat]
             found += [view for views in layout._columns.values() for view in views]
             found += [view for pairs in layout._layers.values() for pair in pairs for view in pair]
@@ -76,6 +77,7 @@ class Story:
 
     def gather(self) -> None:
         self.context = self.cache.gather([self.root])
+        self.view = self.cache.gather([self.root], reuse=True)
 
     def update(self) -> None:
         for layer in range(2):
@@ -149,8 +151,8 @@ def test_the_pool_keeps_no_graph(device: str) -> None:
 def test_parameters_of_a_model_may_go_in_everywhere(
     device: str, mode: str, value_head_size: int
 ) -> None:
-    """As tokens, as what is subtracted of them, as what a hook adds: nothing that stays requires a
-    gradient.
+    """As tokens, as what is subtracted of them before they are stored, as what a hook adds: nothing
+    that stays requires a gradient.
     """
     cache = made(device, value_head_size=value_head_size)
     widths = (2, value_head_size)
@@ -159,7 +161,7 @@ def test_parameters_of_a_model_may_go_in_everywhere(
     )
     shift = torch.nn.Parameter(torch.full((1, 1, 1, 1, 1), 3.0, device=device))
 
-    def rebase(batch: StagingBatch) -> None:
+    def rebase(batch: Step) -> None:
         with torch.enable_grad():
             for plane in batch.planes:
                 plane += shift
@@ -176,8 +178,10 @@ def test_parameters_of_a_model_may_go_in_everywhere(
             for layer in range(2):
                 batch.update(layer, keys[layer], values[layer])
                 assert not any(tensor.requires_grad for tensor in batch.get(layer))
-            less = [shift] if value_head_size == 2 else [shift, shift]
-            children = batch.commit(less=less)
+            with torch.no_grad():
+                for plane in batch.columns(past, past + 2):
+                    plane -= shift
+            children = batch.commit()
             holds_no_graph(cache)
             found = cache.gather(children)
             assert (found.keys[:, :, :, -2:] == 1 - 3).all()
@@ -201,7 +205,8 @@ def test_nobody_can_hang_a_graph_on_the_buffers(device: str) -> None:
     out = (batch.keys(0) * scale).sum()
     out.backward()
     assert scale.grad == 4
-    for view in (batch.keys(0), batch.values(1), cache.gather([seq]).keys):
+    views = (*batch.get(0), *batch.columns(2, 4), cache.gather([seq]).keys)
+    for view in (*views, cache.gather([seq], reuse=True).values):
         with pytest.raises(RuntimeError, match="modified inplace"):
             view.mul_(scale)
     batch.planes[0].mul_(scale)

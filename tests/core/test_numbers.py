@@ -57,6 +57,11 @@ def scene() -> tuple[PagedKVCache, list[int]]:
     return cache, filled(cache, 3, 3)
 
 
+def committed(cache: PagedKVCache, seqs: list[int], slide: Any) -> list[int]:
+    with cache.open(seqs, 0) as step:
+        return step.commit(slide=slide)
+
+
 COUNTS: dict[str, Callable[[PagedKVCache, list[int], Any], Any]] = {
     "new": lambda cache, seqs, n: cache.new(n),
     "start": lambda cache, seqs, n: cache.new(1, start=n),
@@ -65,8 +70,7 @@ COUNTS: dict[str, Callable[[PagedKVCache, list[int], Any], Any]] = {
     "truncate": lambda cache, seqs, n: cache.truncate(seqs, n),
     "pages_needed": lambda cache, seqs, n: cache.pages_needed(seqs, n),
     "open": lambda cache, seqs, n: cache.open(seqs, n),
-    "commit": lambda cache, seqs, n: cache.open(seqs, 0).commit(slide=n),
-    "rewrite": lambda cache, seqs, n: cache.open(seqs, 0).commit(rewrite=[n, None]),
+    "commit": lambda cache, seqs, n: committed(cache, seqs, n),
     "reclaim": lambda cache, seqs, n: CacheIndex(cache).reclaim(n),
 }
 
@@ -86,7 +90,7 @@ def test_a_whole_number_of_any_library_is_a_count(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NOT_WHOLE)
-@pytest.mark.parametrize("name", [name for name in COUNTS if name not in ("rewrite", "fork")])
+@pytest.mark.parametrize("name", [name for name in COUNTS if name != "fork"])
 def test_what_is_no_whole_number_is_no_count(name: str, kind: str) -> None:
     cache, seqs = scene()
     before = books(cache.tables)
@@ -100,12 +104,11 @@ def test_what_is_no_whole_number_is_no_count(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NOT_WHOLE if kind != "none"])
-@pytest.mark.parametrize("name", ["fork", "rewrite"])
-def test_where_none_has_a_meaning_the_rest_is_refused(name: str, kind: str) -> None:
+def test_where_none_has_a_meaning_the_rest_is_refused(kind: str) -> None:
     cache, seqs = scene()
     before = books(cache.tables)
     with pytest.raises(BadCount):
-        COUNTS[name](cache, seqs, NOT_WHOLE[kind])
+        COUNTS["fork"](cache, seqs, NOT_WHOLE[kind])
     assert books(cache.tables) == before
 
 
@@ -189,6 +192,8 @@ def test_one_handle_comes_as_any_whole_number(kind: str) -> None:
     manager = KVCacheManager(cache, 1)
     manager.set_wm_cache("w", one(second))
     assert manager.get_wm_cache("w") == second
+    assert cache.parent(one(child)) == first
+    assert cache.children(one(first)) == cache.descendants(one(first)) == [child]
     assert cache.promote(one(child)) == 0
     assert cache.release_subtree(one(first)) == 2
     assert len(index) == 0
@@ -232,7 +237,8 @@ def test_what_is_no_handle(seq: Any) -> None:
     for call in (cache.lengths, cache.release, cache.fork, cache.gather):
         with pytest.raises(ForeignHandle, match="is not a sequence of this cache"):
             call([seqs[0], seq])
-    for one in (cache.promote, cache.release_subtree):
+    ends: list[Callable[[Any], Any]] = [cache.promote, cache.release_subtree]
+    for one in (*ends, cache.parent, cache.children, cache.descendants):
         with pytest.raises(ForeignHandle):
             one(seq)
     assert books(cache.tables) == before

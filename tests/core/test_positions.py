@@ -10,7 +10,7 @@ import pytest
 import torch
 from staged import advance, filled, made
 
-from paged_kv import StagingBatch
+from paged_kv import PagedKVCache, Step
 
 
 def test_rebase_is_told_where_tokens_were_and_are(device: str) -> None:
@@ -21,7 +21,7 @@ def test_rebase_is_told_where_tokens_were_and_are(device: str) -> None:
     short, long = filled(cache, 2, 4)
     seen: list[tuple[list[Any], list[Any]]] = []
 
-    def rebase(batch: StagingBatch) -> None:
+    def rebase(batch: Step) -> None:
         seen.append((batch.then.tolist(), batch.now.tolist()))
         batch.planes[0][:, 0, :, : batch.past] += 100
 
@@ -34,32 +34,68 @@ def test_rebase_is_told_where_tokens_were_and_are(device: str) -> None:
     assert cache.gather([short]).keys.max() < 100, "nothing stored changes"
 
 
-def test_rewritten_rows_own_their_pages(device: str) -> None:
-    cache = made(device, value_head_size=3)
+def places(cache: PagedKVCache, *seqs: int) -> list[list[int]]:
+    """Where the tokens of each sequence were placed."""
+    return [cache.gather([seq]).positions[0].tolist() for seq in seqs]
+
+
+def test_a_new_token_is_placed_behind_the_one_before_it(device: str) -> None:
+    """Not at its index in the window: neither after a slide, nor after a cut, nor in a fork."""
+    cache = made(device)
+    (seq,) = filled(cache, 5)
+    kv = torch.zeros(2, 1, 1, 1, 2, device=device)
+    cache.slide([seq], 2)
+    cache.append([seq], kv, kv)
+    assert places(cache, seq) == [[2, 3, 4, 5]]
+    cache.truncate([seq], 2)
+    cache.append([seq], kv, kv, torch.tensor([[40]]))
+    cache.append([seq], kv, kv)
+    assert places(cache, seq) == [[2, 3, 40, 41]]
+    whole, short, none = cache.fork([seq] * 3, at=[4, 2, 0])
+    cache.append([whole, short, none], *[kv.expand(2, 3, 1, 1, 2)] * 2)
+    assert places(cache, whole, short, none) == [[2, 3, 40, 41, 42], [2, 3, 4], [2]]
+    cache.slide([whole], 5)
+    cache.append([whole], kv, kv)
+    assert places(cache, whole) == [[43]], "an empty window goes on where it was"
+
+
+def test_the_children_of_a_step_go_on_where_their_parents_were(device: str) -> None:
+    cache = made(device)
     short, long = filled(cache, 2, 5)
-    batch = cache.open([short, long, long], 2)
+    cache.slide([long], 2)
+    batch = cache.open([short, long, long], 3)
+    advance(batch, cache, 2)
+    children = batch.commit(slide=[0, 1, 3])
+    assert places(cache, *children) == [[0, 1, 2, 3], [3, 4, 5, 6], [5, 6]]
+    batch = cache.open(children, 1)
+    advance(batch, cache, 1)
+    placed = np.array([[70], [71], [72]])
+    children = batch.commit(positions=placed)
+    kv = torch.zeros(2, 3, 1, 1, 2, device=device)
+    cache.append(children, kv, kv)
+    assert [place[-2:] for place in places(cache, *children)] == [[70, 71], [71, 72], [72, 73]]
+    assert places(cache, *cache.open(children, 2).commit()) == places(cache, *children)
+
+
+def test_what_is_done_to_the_columns_of_new_tokens_is_stored(device: str) -> None:
+    """And nothing else of the batch: neither its past nor its padding."""
+    cache = made(device, value_head_size=3)
+    seqs = filled(cache, 2, 5)
+    before = cache.gather(seqs)
+    batch = cache.open(seqs, 2)
     advance(batch, cache, 2)
     for plane in batch.planes:
-        plane[:, 1] *= 2
-    children = batch.commit(
-        slide=[0, 0, 1], rewrite=[0, 2, None], positions=np.array([[70, 71]] * 3)
-    )
-    found = cache.gather(children)
-    assert found.lengths.tolist() == [7, 5, 6]
-    assert found.positions.tolist() == [
-        list(range(7)),
-        [0, 1, 2, 3, 4, 0, 0],
-        [1, 2, 3, 4, 70, 71, 0],
-    ]
-    assert not found.keys[:, 0, :, :3].any(), "the padding was stored as tokens"
-    rewritten = found.keys[:, 1, :, :3].clone()
-    assert torch.equal(rewritten, 2 * cache.gather([long]).keys[:, 0, :, 2:])
-    cache.release([short, long, children[2]])
-    assert cache.pages_in_use == 4 + 3
-    grandchildren = cache.fork(children[:2])
-    assert cache.pages_needed(grandchildren, 2) == 2, (
-        "ends on a page's edge: its children copy nothing"
-    )
+        plane[:, :, :, : batch.past] *= 2
+    for plane in batch.columns(batch.past, batch.past + 2):
+        plane *= 3
+    children = batch.commit()
+    found = cache.gather(children, pad="left")
+    assert found.lengths.tolist() == [4, 7]
+    for part, was in ((found.keys, before.keys), (found.values, before.values)):
+        assert (part[:, :, :, 5:] == -3).all()
+        assert torch.equal(part[:, 1, :, :5], was[:, 1])
+        assert torch.equal(part[:, 0, :, 3:5], was[:, 0, :, :2])
+        assert not part[:, 0, :, :3].any()
 
 
 class Kind(NamedTuple):
@@ -103,7 +139,7 @@ def test_positions_that_change_after_they_were_handed_over(
     batch = cache.open(seqs, 2)
     advance(batch, cache, 2)
     positions = make([[25, 26], [27, 28]])
-    children = batch.commit(positions=positions, rewrite=[None, 0])
+    children = batch.commit(positions=positions, slide=[0, 1])
     spoil(positions)
-    assert cache.gather(children).positions.tolist() == [[5, 6, 25, 26], [0, 1, 2, 3]]
-    assert cache.open(children, 0).then.tolist() == [[5, 6, 25, 26], [0, 1, 2, 3]]
+    assert cache.gather(children).positions.tolist() == [[5, 6, 25, 26], [8, 27, 28, 0]]
+    assert cache.open(children, 0).then.tolist() == [[5, 6, 25, 26], [0, 8, 27, 28]]

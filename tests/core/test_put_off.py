@@ -14,7 +14,7 @@ import pytest
 from small_caches import filled, tiny_cache
 from turn_scenes import AMID, Call, Scene
 
-from paged_kv import PagedKVCache, errors
+from paged_kv import PagedKVCache, Step, errors
 
 
 class Node:
@@ -88,11 +88,13 @@ def test_a_release_amid_a_verb_is_put_off_and_done_afterwards(verb: str, way: st
     cache = scene.cache
     (doomed,) = filled(cache, 2)
     seen: list[bool] = []
+    gc.disable()  # it is to come within the verb
     release = WAYS[way](cache, doomed)
 
     def amid() -> None:
         release()
         seen.append(doomed in cache.tables)
+        assert cache.live_sequences == len(cache.tables.live()), "figures are read at any time"
 
     with scene.amid(verb, amid) as run:
         run()
@@ -101,6 +103,62 @@ def test_a_release_amid_a_verb_is_put_off_and_done_afterwards(verb: str, way: st
     assert not cache.turns.tickets
     with pytest.raises(errors.StaleHandle):
         cache.lengths([doomed])
+    cache.check()
+    scene.index.check()
+
+
+def by_close(steps: list[Step]) -> None:
+    steps[0].close()
+
+
+def by_drop(steps: list[Step]) -> None:
+    steps.clear()
+
+
+def by_block(steps: list[Step]) -> None:
+    with steps.pop():
+        pass
+
+
+def by_cycle(steps: list[Step]) -> None:
+    step: Any = steps.pop()
+    step.itself = step
+    del step
+    gc.collect()
+
+
+def by_other_thread(steps: list[Step]) -> None:
+    thread = threading.Thread(target=steps.clear)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("end", [by_close, by_drop, by_block, by_cycle, by_other_thread])
+@pytest.mark.parametrize("verb", AMID)
+def test_a_step_that_is_given_up_amid_a_verb_ends_afterwards(
+    verb: str, end: Callable[[list[Step]], None]
+) -> None:
+    scene = Scene()
+    cache = scene.cache
+    gc.disable()  # it is to come within the verb
+    used = cache.pages_in_use
+    steps = [cache.open([scene.one, scene.two], 3)]
+    held = cache.pages_in_use - used
+    before = cache.open_steps
+    seen: list[bool] = []
+
+    def amid() -> None:
+        end(steps)
+        seen.append(cache.open_steps == before)
+
+    with scene.amid(verb, amid) as run:
+        kept = run()
+    assert seen == [True], "it was put off"
+    steps.clear()
+    made = isinstance(kept, Step)
+    assert cache.open_steps == before - 1 + made - (verb == "commit")
+    assert not cache.turns.tickets
+    assert held > 0
     cache.check()
     scene.index.check()
 
@@ -116,7 +174,7 @@ def test_a_release_amid_a_release_is_done_afterwards(monkeypatch: pytest.MonkeyP
             cache.release(left.pop(0))
         real(seqs, **options)
 
-    monkeypatch.setattr(cache._tables, "release", nested)
+    monkeypatch.setattr(cache._pool.tables, "release", nested)
     cache.release([first])
     assert cache.live() == []
     assert cache.pages_in_use == 0

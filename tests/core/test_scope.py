@@ -188,7 +188,7 @@ def test_made_since_leaves_out_what_an_index_owns() -> None:
 
 
 def test_a_scope_of_a_cache_without_sequences() -> None:
-    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
     with cache.scope() as scope:
         scope.close()
     assert cache.live() == []

@@ -188,7 +188,7 @@ def test_priority_eviction() -> None:
     """
     from paged_kv import KVCacheManager, PagedKVCache
 
-    cache = PagedKVCache(layers=1, heads=1, head_size=2, num_pages=8)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2, num_pages=8)
     manager = KVCacheManager(cache, env_count=1, recur_entries=2, recur_policy="priority")
     for key, priority in (("low", 1.0), ("high", 3.0), ("middle", 2.0), ("higher", 4.0)):
         manager.set_recur_cache(key, cache.new(1)[0], priority)

@@ -233,7 +233,6 @@ KINDS: dict[str, Kind] = {
     "callable or None": kind(CALLABLES, NOTHING, refused=WORD),
     "reclaimer": kind(NOTHING, {"the index"}, refused=WORD),
     "cache": kind({"the cache", "another cache"}, refused=WORD),
-    "batch": kind({"the batch"}, refused=WORD),
     "mark": kind({"the mark"}, refused=WORD),
     "policy": kind({'"lru"', "LRU"}, refused=(errors.UnknownPolicy,)),
     "dtype": kind({"torch.float16"}, refused=(errors.BadDtype,)),
@@ -244,12 +243,6 @@ KINDS: dict[str, Kind] = {
         TENSOR,
         POSITIONS,
         frozenset({"right", "numpy", "negative", "not contiguous", "expanded"}),
-    ),
-    "less": Kind(
-        frozenset(NOTHING),
-        (*TENSOR, errors.BadCount),
-        {name: lambda t, make=make: [make(t)] for name, make in TENSORS.items()},
-        SOUND,
     ),
     "bytes": kind(NOTHING, HUGE, NUMBERS, refused=COUNT),
     "dry count": kind(
@@ -291,9 +284,6 @@ KINDS: dict[str, Kind] = {
         refused=(errors.BadArgument, errors.UnknownEnv),
     ),
     "two keys": kind(TWO_KEYS, refused=(errors.BadArgument, errors.BadKey)),
-    "rewrite": kind(
-        NOTHING, TWO_ONES, {"range(1, 3)", "[None, None]", "np.array([1, None])"}, refused=COUNT
-    ),
 }
 
 
@@ -359,7 +349,6 @@ def scoped(scene: Scene, seqs: Any) -> list[int]:
 
 POSITIONS_OF_THREE = torch.tensor([[4, 5, 6], [7, 8, 9]])
 POSITIONS_OF_ONE = torch.tensor([[4], [7]])
-LESS = torch.ones(4, 2, 1, 1, 2)
 CACHE = [
     *(
         constructed(name, "size")
@@ -378,6 +367,7 @@ CACHE = [
     Case(
         "PagedKVCache.fork", "at", "counts or None", lambda s, v: s.cache.fork([s.one, s.two], at=v)
     ),
+    Case("PagedKVCache.fork", "root", "flag", lambda s, v: s.cache.fork([s.one, s.two], root=v)),
     Case("PagedKVCache.fork", "at of none", "counts or none", lambda s, v: s.cache.fork([], at=v)),
     Case("PagedKVCache.append", "seqs", "as many", lambda s, v: s.cache.append(v, KV, KV)),
     Case(
@@ -435,11 +425,15 @@ CACHE = [
     ),
     Case("PagedKVCache.release_subtree", "seq", "seq", lambda s, v: s.cache.release_subtree(v)),
     Case("PagedKVCache.promote", "child", "any seq", lambda s, v: s.cache.promote(v)),
+    Case("PagedKVCache.parent", "seq", "any seq", lambda s, v: s.cache.parent(v)),
+    Case("PagedKVCache.children", "seq", "any seq", lambda s, v: s.cache.children(v)),
+    Case("PagedKVCache.descendants", "seq", "any seq", lambda s, v: s.cache.descendants(v)),
     Case("PagedKVCache.lengths", "seqs", "seqs", lambda s, v: s.cache.lengths(v)),
     Case("PagedKVCache.made_since", "mark", "mark", lambda s, v: s.cache.made_since(v)),
     Case("PagedKVCache.scope", "keep", "kept", scoped),
     Case("PagedKVCache.gather", "seqs", "seqs", lambda s, v: s.cache.gather(v)),
     Case("PagedKVCache.gather", "pad", "pad", lambda s, v: s.cache.gather([s.one], pad=v)),
+    Case("PagedKVCache.gather", "reuse", "flag", lambda s, v: s.cache.gather([s.one], reuse=v)),
     Case("PagedKVCache.block_tables", "seqs", "seqs", lambda s, v: s.cache.block_tables(v)),
     Case("PagedKVCache.page_tables", "seqs", "seqs", lambda s, v: s.cache.page_tables(v)),
     Case("PagedKVCache.pages_needed", "seqs", "distinct", lambda s, v: s.cache.pages_needed(v, 1)),
@@ -487,29 +481,22 @@ BATCH = [
         lambda s, v: s.cache.open([s.one], 1, rebase=v),
         calls=True,
     ),
-    Case("PagedKVCache.commit", "batch", "batch", lambda s, v: s.cache.commit(v)),
-    Case("StagingBatch.update", "layer", "layer", lambda s, v: s.batch.update(v, STEP, STEP)),
-    Case("StagingBatch.update", "keys", "tensor", lambda s, v: s.batch.update(0, v, STEP), STEP),
-    Case("StagingBatch.update", "values", "tensor", lambda s, v: s.batch.update(1, STEP, v), STEP),
-    Case("StagingBatch.get", "layer", "layer", lambda s, v: s.batch.get(v)),
-    Case("StagingBatch.keys", "layer", "layer", lambda s, v: s.batch.keys(v)),
-    Case("StagingBatch.values", "layer", "layer", lambda s, v: s.batch.values(v)),
-    Case("StagingBatch.commit", "slide", "counts", lambda s, v: s.batch.commit(slide=v)),
-    Case("StagingBatch.commit", "rewrite", "rewrite", lambda s, v: s.batch.commit(rewrite=v)),
+    Case("Step.update", "layer", "layer", lambda s, v: s.batch.update(v, STEP, STEP)),
+    Case("Step.update", "keys", "tensor", lambda s, v: s.batch.update(0, v, STEP), STEP),
+    Case("Step.update", "values", "tensor", lambda s, v: s.batch.update(1, STEP, v), STEP),
+    Case("Step.get", "layer", "layer", lambda s, v: s.batch.get(v)),
+    Case("Step.keys", "layer", "layer", lambda s, v: s.batch.keys(v)),
+    Case("Step.values", "layer", "layer", lambda s, v: s.batch.values(v)),
+    Case("Step.columns", "first", "number", lambda s, v: s.batch.columns(v, 4)),
+    Case("Step.columns", "end", "number", lambda s, v: s.batch.columns(0, v)),
+    Case("Step.commit", "slide", "counts", lambda s, v: s.batch.commit(slide=v)),
     Case(
-        "StagingBatch.commit",
-        "slide, rewrite",
-        "counts",
-        lambda s, v: s.batch.commit(slide=v, rewrite=[None, 1]),
-    ),
-    Case(
-        "StagingBatch.commit",
+        "Step.commit",
         "positions",
         "positions",
         lambda s, v: s.batch.commit(positions=v),
         POSITIONS_OF_ONE,
     ),
-    Case("StagingBatch.commit", "less", "less", lambda s, v: s.batch.commit(less=v), LESS),
 ]
 INDEX = [
     new_index("cache", "cache"),

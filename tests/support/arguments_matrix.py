@@ -89,7 +89,7 @@ class Anything:
 
 
 class Scene:
-    """Sequences of all sorts, an index, a manager, and an open batch with a new token."""
+    """Sequences of all sorts, an index, a manager, and an open step with a new token."""
 
     def __init__(self) -> None:
         self.cache = PagedKVCache(**OPTIONS)
@@ -127,7 +127,7 @@ class Scene:
         found["contents"] = [
             part.tolist() for part in (gathered.keys, gathered.values, gathered.positions)
         ]
-        found["listeners"] = list(self.cache.tables.listeners)
+        found["listeners"] = list(self.cache.turns.listeners)
         found["reclaimer"] = self.cache.reclaimer
         found["batch"] = self.batch.closed, [layer.size for layer in self.batch.layers]
         if not self.batch.closed:

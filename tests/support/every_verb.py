@@ -7,17 +7,19 @@ off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
-from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, Scope, StagingBatch
+from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, Scope, Step
+from paged_kv.events import Event
 from paged_kv.eviction import LRU
 from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Change, Record
+from paged_kv.pages.change import Record
 from paged_kv.stats import CacheStats, IndexStats
 
 SHAPE: dict[str, Any] = {"layers": 1, "heads": 1, "head_size": 1, "page_size": 2}
@@ -59,6 +61,7 @@ class State(NamedTuple):
 
     words: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
+    places: tuple[int, ...]
     parents: tuple[int | None, ...]
     tables: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
@@ -66,7 +69,8 @@ class State(NamedTuple):
     free: int
     stats: CacheStats
     indexes: tuple[IndexState, ...]
-    batch: tuple[Any, ...]
+    steps: tuple[tuple[Any, ...], ...]
+    open: int
     kept: tuple[int, ...]
     listeners: int
     reclaimer: str
@@ -78,9 +82,9 @@ class World:
     def __init__(self, num_pages: int = 12, max_pages: int | None = 12, page_size: int = 2) -> None:
         sizes = {**SHAPE, "page_size": page_size}
         self.cache = PagedKVCache(**sizes, num_pages=num_pages, max_pages=max_pages)
-        self.indexes: list[CacheIndex] = []
+        self._indexes: list[CacheIndex] = []
         self.seqs: dict[str, int] = {}
-        self.batch: StagingBatch | None = None
+        self.steps: list[Step] = []
         self.scope: Scope | None = None
         self.manager: KVCacheManager | None = None
 
@@ -105,7 +109,7 @@ class World:
     def index(self, *names: str, policy: Any = "lru", **limits: Any) -> CacheIndex:
         """An index that holds these sequences under their names."""
         index = CacheIndex(self.cache, policy, **limits)
-        self.indexes.append(index)
+        self._indexes.append(index)
         for number, name in enumerate(names):
             index.put(name, self.seqs[name], priority=-number)
         return index
@@ -113,15 +117,14 @@ class World:
     def manage(self, envs: int = 2, **options: Any) -> KVCacheManager:
         """A manager over the cache."""
         self.manager = KVCacheManager(self.cache, envs, **options)
-        self.indexes = list(self.manager.pools)
         return self.manager
 
-    def open(self, *names: str, room: int = 2, pad: str = "left", word: str = "") -> StagingBatch:
-        """A batch of these sequences, with new tokens in it."""
-        self.batch = self.cache.open(self.of(*names), room, pad=pad)
+    def open(self, *names: str, room: int = 2, pad: str = "left", word: str = "") -> Step:
+        """A step of these sequences, with new tokens in it."""
+        self.steps.append(self.cache.open(self.of(*names), room, pad=pad))
         if word:
             self.update(*[word] * len(names))
-        return self.batch
+        return self.step
 
     # -- to call a verb
 
@@ -134,9 +137,14 @@ class World:
         self.cache.append(self.of(*names), *tokens(*[word] * len(names)))
 
     def update(self, *rows: str) -> None:
-        """Append a word to each row of the batch."""
+        """Append a word to each row of the step."""
         keys, values = tokens(*rows)
-        self.opened.update(0, keys[0], values[0])
+        self.step.update(0, keys[0], values[0])
+
+    @property
+    def indexes(self) -> list[CacheIndex]:
+        """Those of the manager, where there is one."""
+        return self._indexes if self.manager is None else list(self.manager.pools)
 
     @property
     def managed(self) -> KVCacheManager:
@@ -145,10 +153,9 @@ class World:
         return self.manager
 
     @property
-    def opened(self) -> StagingBatch:
-        """The batch."""
-        assert self.batch is not None
-        return self.batch
+    def step(self) -> Step:
+        """The step that was opened last."""
+        return self.steps[-1]
 
     # -- to look at it
 
@@ -169,26 +176,22 @@ class World:
         return State(
             tuple(words(gathered)),
             tuple(map(tuple, gathered.positions.tolist())),
-            tuple(place.get(record[3]) for _, record in records),
+            tuple(record[4] for _, record in records),
+            tuple(above if above is None else place[above] for above in map(cache.parent, place)),
             canonical([record for _, record in records]),
             tuple(record[1] for _, record in records),
             cache.pages_in_use,
             cache.pages_free,
             cache.stats,
             indexes,
-            self._batch(),
+            tuple(map(shown, self.steps)),
+            cache.open_steps,
             tuple(sorted(place[seq] for seq in self.scope._kept if seq in place))
             if self.scope
             else (),
-            len(cache.tables.listeners),
+            len(cache.turns.listeners),
             type(cache.reclaimer).__name__,
         )
-
-    def _batch(self) -> tuple[Any, ...]:
-        batch = self.batch
-        if batch is None or batch.closed:
-            return (batch is not None,)
-        return batch.past, batch.size, str(batch.keys(0).tolist()), str(batch.values(0).tolist())
 
     def check(self) -> None:
         """Every invariant holds."""
@@ -199,13 +202,23 @@ class World:
             index.check()
 
     def drain(self) -> None:
-        """Release all there is: no page may be left."""
+        """End all there is: no page may be left."""
+        for step in self.steps:
+            step.close()
         for index in self.indexes:
             index.clear()
         self.cache.release(self.cache.live())
         assert (self.cache.pages_in_use, self.cache.live_sequences) == (0, 0)
         assert not self.cache.turns.tickets
         assert not self.cache.tables.owned
+        assert not self.cache.tables.tree.joints
+
+
+def shown(step: Step) -> tuple[Any, ...]:
+    """All that can be seen of a step."""
+    if step.closed:
+        return ("closed",)
+    return step.past, step.size, str(step.keys(0).tolist()), str(step.values(0).tolist())
 
 
 def seen(index: CacheIndex, place: dict[int, int]) -> IndexState:
@@ -222,8 +235,8 @@ def seen(index: CacheIndex, place: dict[int, int]) -> IndexState:
 def canonical(records: list[Record]) -> tuple[tuple[int, ...], ...]:
     """Block tables with pages numbered in the order in which they are met."""
     names: dict[int, int] = {}
-    for pages, _, _, _ in records:
-        for page in pages:
+    for record in records:
+        for page in record[0]:
             names.setdefault(page, len(names))
     return tuple(tuple(names[page] for page in record[0]) for record in records)
 
@@ -233,7 +246,8 @@ Call = Callable[[World], object]
 
 class Scenario(NamedTuple):
     """One call of a verb. `between` are effects that it may have on their own, in this order,
-    before its own one.
+    before its own one. One that `spends` may take and copy pages for nothing, where it is broken
+    off.
     """
 
     name: str
@@ -242,6 +256,15 @@ class Scenario(NamedTuple):
     before: str
     after: str
     between: tuple[Call, ...] = ()
+    spends: bool = False
+
+    def look(self, world: World) -> State:
+        """All that can be seen of a world, as far as it is always the same."""
+        state = world.look()
+        if not self.spends:
+            return state
+        stats = replace(state.stats, allocated_pages=0, copied_pages=0, freed_pages=0)
+        return state._replace(stats=stats)
 
 
 def held(text: str) -> tuple[str, ...]:
@@ -286,6 +309,14 @@ def shared() -> World:
     return world
 
 
+def twins() -> World:
+    """Two sequences that end in one page, at the same token: one of them may write on in it."""
+    world = World()
+    world.root("a", "abc")
+    world.child("b", "a")
+    return world
+
+
 def small() -> World:
     """A pool of two pages that may grow, one of them used."""
     world = World(num_pages=2)
@@ -319,7 +350,7 @@ def holding(*names: str, world: Callable[[], World] = tree, **options: Any) -> C
 
 
 def opened(*names: str, word: str = "", pad: str = "left") -> Callable[[], World]:
-    """The tree, with a batch of some of its sequences to which a word was appended."""
+    """The tree, with a step of some of its sequences to which a word was appended."""
 
     def prepare() -> World:
         world = tree()
@@ -333,18 +364,38 @@ def opened(*names: str, word: str = "", pad: str = "left") -> Callable[[], World
 OPENED = f"{TREE} ef"
 
 
-def starved() -> World:
-    """A batch that takes two pages to commit, no page free."""
-    world = full()
-    world.open("b", word="st")
+def busy() -> World:
+    """Two steps that are open, one of a fork and one of its parent."""
+    world = opened("b", "z", word="s")()
+    world.open("a", "c", room=3, word="tu")
     return world
 
 
-def first_to_go() -> World:
-    """A batch of a sequence that is the first to be evicted, no page free."""
-    world = full()
-    world.open("x", word="s")
+def orphaned(end: Call) -> Callable[[], World]:
+    """The bushy tree, with open steps of sequences that then ended or changed."""
+
+    def prepare() -> World:
+        world = bushy()
+        world.open("b", "d", word="s")
+        world.open("d", "e", word="tu")
+        end(world)
+        return world
+
+    return prepare
+
+
+def holey() -> World:
+    """A pool with free pages in front of used ones, and an open step."""
+    world = World()
+    world.root("x", "pqrs")
+    world.root("a", "abc")
+    world.child("b", "a", "d")
+    world.open("a", "b", word="e")
+    world.cache.release(world.of("x"))
     return world
+
+
+HOLEY = "abc abcd"
 
 
 def scoped() -> World:
@@ -386,7 +437,7 @@ MANAGED = "a b c d w z"
 # -- calls
 
 
-def ignore(change: Change | None, taken: Sequence[int], freed: Sequence[int]) -> None:
+def ignore(event: Event) -> None:
     """A listener."""
 
 
@@ -402,22 +453,78 @@ def reclaimed_but_x(world: World) -> None:
 
 def grown(need: int) -> Call:
     """The pool has grown until `need` pages are free."""
-    return lambda world: world.cache._grow_for(need)
+    return lambda world: world.cache._pool.grow_for(need)
 
 
 def closed(world: World) -> None:
-    """The batch is closed."""
-    world.opened.close()
+    """The step is closed."""
+    world.step.close()
 
 
-def open_batch(*names: str, **options: Any) -> Call:
-    """Opens a batch of some sequences."""
+def left(world: World) -> None:
+    """The block of the step ends."""
+    world.step.__exit__()
+
+
+def dropped_step(world: World) -> None:
+    """Nobody holds the step any more; a figure is asked for."""
+    if world.steps:
+        world.steps.pop()
+    assert world.cache.open_steps == len(world.steps)
+
+
+def entered(world: World) -> None:
+    """A step in a block of its own, in which it is committed."""
+    with world.cache.open(world.of("a", "z"), 1) as step:
+        keys, values = tokens("s", "s")
+        step.update(0, keys[0], values[0])
+        step.commit()
+
+
+def open_step(*names: str, **options: Any) -> Call:
+    """Opens a step of some sequences."""
     return lambda world: world.open(*names, **options)
 
 
+def given_up(*names: str, room: int = 2) -> Call:
+    """A step was opened, and dropped at once."""
+
+    def call(world: World) -> None:
+        world.cache.open(world.of(*names), room)
+
+    return call
+
+
 def commit(**options: Any) -> Call:
-    """Commits the batch."""
-    return lambda world: world.opened.commit(**options)
+    """Commits the step that was opened last."""
+    return lambda world: world.step.commit(**options)
+
+
+def commit_first(world: World) -> list[int]:
+    """Commits the step that was opened first."""
+    return world.steps[0].commit()
+
+
+def changed(world: World) -> None:
+    """New tokens are changed where they lie."""
+    step = world.step
+    with torch.no_grad():
+        for plane in step.columns(step.past, step.size):
+            plane[:] = plane + torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1, 1)
+
+
+def commit_changed(world: World) -> None:
+    """New tokens are changed where they lie, and stored."""
+    if world.step.keys(0)[0, 0, -1, 0] == ord("t"):
+        changed(world)
+    world.step.commit()
+
+
+def related(world: World) -> object:
+    """Who hangs below whom."""
+    cache = world.cache
+    seqs = world.seqs.values()
+    return [(cache.parent(seq), cache.children(seq), cache.descendants(seq)) for seq in seqs]
 
 
 def leave(world: World) -> None:
@@ -451,20 +558,25 @@ def cache_figures(world: World) -> object:
         cache.stored_tokens,
         cache.logical_tokens,
         cache.live_sequences,
+        cache.open_steps,
+        repr(cache),
     )
 
 
-def read_batch(world: World) -> object:
-    """What a batch says of itself."""
-    batch = world.opened
-    layer = batch.layers[0]
+def read_step(world: World) -> object:
+    """What a step says of itself."""
+    step = world.step
+    layer = step.layers[0]
+    sizes = step.pads, step.lengths, step.size, step.filled(), step.closed, repr(step)
     return (
-        batch.then,
-        batch.now,
-        batch.pads,
-        batch.mask(),
-        batch.keys(0),
-        batch.values(0),
+        sizes,
+        step.then,
+        step.now,
+        step.mask(),
+        step.keys(0),
+        step.values(0),
+        step.planes,
+        step.columns(0, 1),
         layer.shape,
         layer.get(),
     )
@@ -472,12 +584,13 @@ def read_batch(world: World) -> object:
 
 def manager_figures(manager: KVCacheManager) -> object:
     """What a manager says of itself."""
-    return manager.env_count, manager.stats, manager.pinned_pages(), manager.block_tables([])
+    pages = manager.pinned_pages(), manager.block_tables([])
+    return manager.env_count, manager.stats, pages, repr(manager)
 
 
-def rebased(batch: StagingBatch) -> None:
-    """A client that looks at a batch."""
-    batch.now.sum()
+def rebased(step: Step) -> None:
+    """A client that looks at a step."""
+    step.now.sum()
 
 
 def len_of_books(tables: BlockTables) -> int:
@@ -515,7 +628,6 @@ def on_manager(call: Callable[[KVCacheManager], object]) -> Call:
     return lambda world: call(world.managed)
 
 
-LESS = [torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1, 1)]
 PLACES = torch.tensor([[7], [9]])
 
 CACHE = (
@@ -527,6 +639,13 @@ CACHE = (
     Scenario(
         "fork at", tree, lambda w: w.cache.fork(w.of("a", "c"), at=[1, 3]), TREE, f"{TREE} a abc"
     ),
+    Scenario(
+        "fork a root",
+        tree,
+        lambda w: w.cache.fork(w.of("c", "a"), root=True),
+        TREE,
+        f"{TREE} abcd abc",
+    ),
     Scenario("append", tree, lambda w: w.append("z", word="z"), TREE, "abc abc abcd xyz"),
     Scenario(
         "append, copy",
@@ -534,6 +653,13 @@ CACHE = (
         lambda w: w.append("a", "b", "z", word="st"),
         TREE,
         "abcst abcst abcd xyst",
+    ),
+    Scenario(
+        "append to a shared page",
+        twins,
+        lambda w: w.append("a", "b", word="s"),
+        "abc abc",
+        "abcs abcs",
     ),
     Scenario(
         "append, row by row",
@@ -565,7 +691,22 @@ CACHE = (
     Scenario(
         "truncate", tree, lambda w: w.cache.truncate(w.of("a", "z"), [1, 2]), TREE, "ab abc abcd -"
     ),
+    Scenario(
+        "truncate in a page",
+        bushy,
+        lambda w: w.cache.truncate(w.of("a", "d"), 1),
+        BUSHY,
+        f"ab {TREE[4:]} abc abcqr",
+    ),
     Scenario("release", tree, lambda w: w.cache.release(w.of("a", "z")), TREE, "abc abcd"),
+    Scenario("release a joint", bushy, lambda w: w.cache.release(w.of("a")), BUSHY, BUSHY[4:]),
+    Scenario(
+        "release below a joint",
+        orphaned(lambda w: w.cache.release(w.of("a"))),
+        lambda w: w.cache.release(w.of("b", "c")),
+        BUSHY[4:],
+        "xy abcq abcqr",
+    ),
     Scenario(
         "release again",
         tree,
@@ -591,7 +732,20 @@ CACHE = (
         BUSHY,
         "abc xy abcq abcqr",
     ),
+    Scenario(
+        "promote below a joint",
+        orphaned(lambda w: w.cache.release(w.of("a"))),
+        lambda w: w.cache.promote(w.seqs["d"]),
+        BUSHY[4:],
+        "xy abcq abcqr",
+    ),
+    Scenario("trim", holey, lambda w: w.cache.trim(), HOLEY, HOLEY),
+    Scenario("trim a full pool", full, lambda w: w.cache.trim(), FULL, FULL),
+    Scenario("relatives", bushy, related, BUSHY, BUSHY),
     Scenario("gather", tree, lambda w: w.cache.gather(w.of("a", "c", "z")), TREE, TREE),
+    Scenario(
+        "gather again", tree, lambda w: w.cache.gather(w.of("a", "c"), reuse=True), TREE, TREE
+    ),
     Scenario(
         "gather alike", tree, lambda w: w.cache.gather(w.of("a", "b"), pad="left"), TREE, TREE
     ),
@@ -616,28 +770,100 @@ CACHE = (
     Scenario("end a scope", scoped, leave, SCOPED, f"{TREE} kk"),
 )
 
-BATCH = (
-    Scenario("open", tree, open_batch("a", "c"), TREE, TREE),
-    Scenario("open alike", tree, open_batch("a", "b"), TREE, TREE),
-    Scenario("open by pages", tree, open_batch("c", "z"), TREE, TREE),
+STEPS = (
+    Scenario("open", tree, open_step("a", "c"), TREE, TREE, (given_up("a", "c"),), True),
+    Scenario("open alike", tree, open_step("a", "b"), TREE, TREE, (given_up("a", "b"),), True),
+    Scenario("open by pages", tree, open_step("c", "z"), TREE, TREE, (given_up("c", "z"),), True),
+    Scenario("open a page each", tree, open_step("z"), TREE, TREE, (given_up("z"),), True),
     Scenario(
-        "open again", opened("a"), open_batch("a", "c", "z", pad="right"), OPENED, OPENED, (closed,)
+        "open another",
+        opened("a"),
+        open_step("a", "c", "z", pad="right"),
+        OPENED,
+        OPENED,
+        (given_up("a", "c", "z"),),
+        True,
     ),
     Scenario(
         "open and rebase",
         tree,
-        lambda w: setattr(w, "batch", w.cache.open(w.of("a"), 1, rebase=rebased)),
+        lambda w: w.steps.append(w.cache.open(w.of("a"), 1, rebase=rebased)),
         TREE,
         TREE,
+        (given_up("a", room=1),),
+        True,
     ),
-    Scenario("read a batch", opened("a", "z", word="s"), read_batch, OPENED, OPENED),
+    Scenario(
+        "open, grow",
+        small,
+        open_step("a", room=4),
+        "ab",
+        "ab",
+        (grown(2), given_up("a", room=4)),
+        True,
+    ),
+    Scenario(
+        "open, evict",
+        full,
+        open_step("b"),
+        FULL,
+        "ab q abr",
+        (reclaimed(1), given_up("b")),
+        True,
+    ),
+    Scenario(
+        "open, evict another",
+        full,
+        open_step("x"),
+        FULL,
+        "ab p abr",
+        (reclaimed_but_x, given_up("x")),
+        True,
+    ),
+    Scenario("open, no room", full, open_step("a", "b", room=5), FULL, FULL),
+    Scenario(
+        "a step in a block",
+        tree,
+        entered,
+        TREE,
+        f"{TREE} abcs xys",
+        (given_up("a", "z", room=1),),
+        True,
+    ),
+    Scenario("read a step", opened("a", "z", word="s"), read_step, OPENED, OPENED),
     Scenario("close", opened("a"), closed, OPENED, OPENED),
+    Scenario("close, filled", opened("a", "z", word="s"), closed, OPENED, OPENED),
+    Scenario("leave", opened("a", "z", word="s"), left, OPENED, OPENED),
+    Scenario("drop", opened("a", "z", word="s"), dropped_step, OPENED, OPENED),
+    Scenario("close one of two", busy, closed, OPENED, OPENED),
     Scenario("update", opened("a", "z"), lambda w: w.update("s", "t"), OPENED, OPENED),
     Scenario("commit", opened("z", "e", word="st"), commit(), OPENED, f"{OPENED} xyst efst"),
     Scenario(
         "commit and slide", opened("z", "e", word="st"), commit(slide=2), OPENED, f"{OPENED} st st"
     ),
+    Scenario(
+        "live, beside a light step",
+        opened("z", "e", word="st"),
+        lambda w: w.cache.live(),
+        OPENED,
+        OPENED,
+    ),
+    Scenario(
+        "append, beside a light step",
+        opened("z", "e", word="st"),
+        lambda w: w.append("b", word="s"),
+        OPENED,
+        "abc abcs abcd xy ef",
+    ),
+    Scenario(
+        "release below a light step",
+        opened("z", "e", word="st"),
+        lambda w: w.cache.release(w.of("z", "e")),
+        OPENED,
+        "abc abc abcd",
+    ),
     Scenario("commit one", opened("z", "e", word="s"), commit(), OPENED, f"{OPENED} xys efs"),
+    Scenario("commit nothing", opened("z", "a"), commit(slide=1), OPENED, f"{OPENED} y bc"),
     Scenario(
         "commit unlike",
         opened("a", "z", word="st"),
@@ -646,14 +872,12 @@ BATCH = (
         f"{OPENED} bcst xyst",
     ),
     Scenario(
-        "commit less", opened("z", "e", word="st"), commit(less=LESS), OPENED, f"{OPENED} xyrs efrs"
-    ),
-    Scenario(
-        "commit less, copy",
-        opened("a", "b", word="s"),
-        commit(less=LESS),
+        "commit changed",
+        opened("z", "e", word="st"),
+        commit_changed,
         OPENED,
-        f"{OPENED} abcr abcr",
+        f"{OPENED} xytu eftu",
+        (changed,),
     ),
     Scenario(
         "commit placed",
@@ -663,22 +887,55 @@ BATCH = (
         f"{OPENED} abcs xys",
     ),
     Scenario(
-        "commit anew",
-        opened("a", "z", word="s"),
-        commit(rewrite=[0, None]),
-        OPENED,
-        f"{OPENED} abcs xys",
-    ),
-    Scenario(
-        "commit, evict another", first_to_go, commit(), FULL, "ab p abr ps", (reclaimed_but_x,)
-    ),
-    Scenario("commit, evict", starved, commit(), FULL, "ab abr abrst", (reclaimed(2),)),
-    Scenario(
         "commit, right",
         opened("a", "z", word="s", pad="right"),
         commit(),
         OPENED,
         f"{OPENED} abcs xys",
+    ),
+    Scenario("commit the last of two", busy, commit(), OPENED, f"{OPENED} abctu abcdtu"),
+    Scenario("commit the first of two", busy, commit_first, OPENED, f"{OPENED} abcs xys"),
+    Scenario(
+        "commit below what was released",
+        orphaned(lambda w: w.cache.release(w.of("a", "d"))),
+        commit(),
+        "abc abcd xy abcqr",
+        "abc abcd xy abcqr abcqtu abcqrtu",
+    ),
+    Scenario(
+        "commit below what was cut",
+        orphaned(lambda w: w.cache.truncate(w.of("d", "e"), [4, 2])),
+        commit(),
+        f"{TREE} - abc",
+        f"{TREE} - abc abcqtu abcqrtu",
+    ),
+    Scenario(
+        "close below what was promoted away",
+        orphaned(lambda w: w.cache.promote(w.seqs["b"])),
+        closed,
+        TREE,
+        TREE,
+    ),
+    Scenario(
+        "release below a step",
+        orphaned(lambda w: None),
+        lambda w: w.cache.release(w.of("a", "b", "d")),
+        BUSHY,
+        "abcd xy abcqr",
+    ),
+    Scenario(
+        "release a subtree below a step",
+        orphaned(lambda w: None),
+        lambda w: w.cache.release_subtree(w.seqs["d"]),
+        BUSHY,
+        TREE,
+    ),
+    Scenario(
+        "promote beside a step",
+        orphaned(lambda w: None),
+        lambda w: w.cache.promote(w.seqs["b"]),
+        BUSHY,
+        TREE,
     ),
 )
 
@@ -709,10 +966,11 @@ def index_scenarios(policy: str) -> tuple[Scenario, ...]:
     """The verbs of an index with one policy. "priority" evicts what came last: `World.index`."""
     three = holding("a", "b", "z", policy=policy, max_entries=3)
     roomy = holding("a", "b", policy=policy)
-    tight = holding("a", "z", policy=policy, max_bytes=48)
+    tight = holding("a", "z", world=bushy, policy=policy, max_bytes=48)
     odd = partial(mixed, policy)
     shared = partial(sharing, policy)
     one_gone = "abc abc abcd" if policy == "priority" else "abc abcd xy"
+    bytes_gone = "abc abc abcd abcq abcqr" if policy == "priority" else "abc abcd xy abcq abcqr"
     given = "ab p abr p" if policy == "priority" else "ab abr p"
     scenarios = (
         Scenario("put", roomy, put("k", "c"), TREE, TREE),
@@ -720,7 +978,7 @@ def index_scenarios(policy: str) -> tuple[Scenario, ...]:
         Scenario("put in place", roomy, put("b", "c"), TREE, "abc abcd xy"),
         Scenario("put anew", roomy, put("a", "a", 3), TREE, TREE),
         Scenario("put and evict", three, put("k", "c"), TREE, one_gone),
-        Scenario("put, evict for bytes", tight, put("k", "c"), TREE, one_gone),
+        Scenario("put, evict for bytes", tight, put("k", "d"), BUSHY, bytes_gone),
         Scenario("put what is owned", roomy, put("k", "a"), TREE, TREE),
         Scenario("put all", three, put_all(k="c", b="b"), TREE, one_gone),
         Scenario("get", roomy, on_index(lambda index: index.get("a")), TREE, TREE),
@@ -757,6 +1015,7 @@ def figures(index: CacheIndex) -> object:
         index.stats,
         index.bytes_in_use,
         index.pinned_pages(),
+        repr(index),
     )
 
 
@@ -866,6 +1125,6 @@ PUT_OFF = (
 )
 
 SCENARIOS = (
-    CACHE + BATCH + MANAGER + PUT_OFF + tuple(chain.from_iterable(map(index_scenarios, POLICIES)))
+    CACHE + STEPS + MANAGER + PUT_OFF + tuple(chain.from_iterable(map(index_scenarios, POLICIES)))
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from paged_kv import LRU, CacheIndex, ConcurrentCall, NestedCall, OutOfPages, PagedKVCache
+from paged_kv import LRU, CacheIndex, PagedKVCache, Step
+from paged_kv.errors import ConcurrentCall, NestedCall, OutOfPages
 
 PAGES = 48
 MOST = 24  # nodes that are held
@@ -31,7 +32,7 @@ LOOK = 64  # turns between two looks at everything
 
 
 class Node:
-    """A node of a tree. It alone owns its sequence."""
+    """A node of a tree. It alone owns its sequence, and a step that may be open."""
 
     def __init__(
         self, garden: Garden, seq: int, tokens: tuple[float, ...], parent: Node | None
@@ -42,6 +43,7 @@ class Node:
         self.tokens = tokens
         self.parent = parent
         self.children: list[Node] = []
+        self.opened: tuple[Step, tuple[float, ...]] | None = None  # and what its child will hold
         if parent is not None:
             parent.children.append(self)
 
@@ -118,6 +120,9 @@ class Garden:
             self.grow,
             self.grow,
             self.simulate,
+            self.begin,
+            self.begin,
+            self.end,
             self.cut,
             self.cut,
             self.put,
@@ -197,15 +202,37 @@ class Garden:
             self.cut()
 
     def simulate(self) -> None:
-        """Children by a batch."""
+        """Children by a step."""
         parent = self.some()
-        batch = self.cache.open([parent.seq] * 2, 2)
+        step = self.cache.open([parent.seq] * 2, 2)
         rows = [self.tokens(2), self.tokens(2)]
         keys = torch.tensor(rows).reshape(2, 1, 2, 1)
-        batch.update(0, keys, -keys)
-        seqs = batch.commit()
+        step.update(0, keys, -keys)
+        seqs = step.commit()
         children = [Node(self, seq, parent.tokens + row, parent) for seq, row in zip(seqs, rows)]
         self.compare([(node.seq, node.tokens) for node in children])
+
+    def begin(self) -> None:
+        """A step that stays open; the collector drops it with its node, or the next one does."""
+        node = self.some()
+        step = self.cache.open([node.seq], 2)
+        row = self.tokens(1)
+        keys = torch.tensor(row).reshape(1, 1, 1, 1)
+        step.update(0, keys, -keys)
+        self.counts["dropped"] += node.opened is not None
+        node.opened = step, node.tokens + row
+
+    def end(self) -> None:
+        """A step that stayed open is committed, of which the parent may be longer by now."""
+        for node in self.nodes():
+            if node.opened is not None:
+                step, tokens = node.opened
+                node.opened = None
+                (seq,) = step.commit()
+                child = Node(self, seq, tokens, node)
+                self.compare([(child.seq, child.tokens)])
+                self.counts["committed"] += 1
+                return
 
     def cut(self) -> None:
         """A branch is left to the collector."""
@@ -252,6 +279,7 @@ class Garden:
             self.drop_spare("at the end")
         self.counts["put off"] = next(self.cache.turns._numbers)
         assert not self.cache.turns.tickets
+        assert self.cache.open_steps == 0
         assert (self.cache.live(), self.cache.pages_in_use) == ([], 0)
         self.cache.check()
         assert not self.errors, self.errors

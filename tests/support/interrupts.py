@@ -335,9 +335,9 @@ class Trial:
         self.outcome = places.run(lambda: scenario.call(world))
         self.steps = places.steps
         self.first = places.first
-        self.states.append(world.look())
+        self.states.append(scenario.look(world))
         self.again = self._call(world)
-        self.last = world.look()  # after the call was made once more
+        self.last = scenario.look(world)  # after the call was made once more
         assert self.states[0].words == held(scenario.before)
         assert self.states[-1].words == held(scenario.after)
 
@@ -348,7 +348,7 @@ class Trial:
         world = self.scenario.prepare()
         for effect in self.scenario.between[:steps]:
             effect(world)
-        return world.look()
+        return self.scenario.look(world)
 
     def _call(self, world: World) -> object:
         try:
@@ -385,17 +385,17 @@ class Trial:
         """
         world = self.scenario.prepare()
         shot = shoot(lambda: self.scenario.call(world))
+        shot.forget()  # a step that was being opened is dropped with that
         about = f"{self.scenario.name}, {shot}"
         assert may_leave_lock(shot) or not world.cache.turns.lock.locked(), (
             f"{about}: the lock is held"
         )
-        found = world.look()
+        found = self.scenario.look(world)
         assert found in self.states, f"{about}\n{difference(found, self.states)}"
         world.check()
         number = self.states.index(found)
         self._call_again(world, number, about)
         world.drain()
-        shot.forget()
         return shot, number
 
     def _call_again(self, world: World, number: int, about: str) -> None:
@@ -403,7 +403,7 @@ class Trial:
         done = number == len(self.states) - 1
         outcome = self._call(world)
         expected = self.last if done else self.states[-1]
-        found = world.look()
+        found = self.scenario.look(world)
         assert found == expected, f"{about}, then called again\n{difference(found, [expected])}"
         assert kind(outcome) is kind(self.again if done else self.outcome), (
             f"{about}, then called again: {outcome!r}"
@@ -439,7 +439,7 @@ class Trial:
             world.cache.release(doomed, missing_ok=True)
         about = f"{self.scenario.name}, release {shot}"
         assert not world.cache.turns.lock.locked(), f"{about}: the lock is held"
-        found = world.look()
+        found = self.scenario.look(world)
         assert found == self.states[-1], f"{about}\n{difference(found, self.states[-1:])}"
         assert kind(shot.outcome) is kind(self.outcome), f"{about}: {shot.outcome!r}"
         world.check()
@@ -455,7 +455,7 @@ class Trial:
     def _leaves_work(self, at: int) -> bool:
         world = self.scenario.prepare()
         interrupted(lambda: self.scenario.call(world), at).forget()
-        return world.cache._tables.change is not None
+        return world.cache._pool.tables.change is not None
 
     def settling(self, at: int) -> Scenario:
         """The next call after an interrupt, as a scenario of its own."""

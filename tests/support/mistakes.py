@@ -29,12 +29,12 @@ def made(**options: Any) -> PagedKVCache:
 
 
 class Scene:
-    """A full cache of two sequences, an open batch, tensors that fit, and an index of two entries,
+    """A full cache of two sequences, an open step, tensors that fit, and an index of two entries,
     one pinned.
     """
 
     def __init__(self, device: str) -> None:
-        self.cache = made(device=device)
+        self.cache = made(device=device, num_pages=6)
         self.one, self.two = self.cache.new(2)
         self.kv = torch.ones(2, 2, 3, 4, 4, device=device)
         self.cache.append([self.one, self.two], self.kv, self.kv)
@@ -77,10 +77,14 @@ DEVICE = errors.BadDevice
 MISTAKES: dict[str, Case] = {
     "out of pages": (
         errors.OutOfPages,
-        "2 pages requested, 0 free, 0 pinned: release sequences",
+        "2 pages requested, 0 free, 0 pinned, 2 held by open steps: release sequences, close steps",
         lambda s: s.cache.append([s.one, s.two], s.kv[:, :, :, :1], s.kv[:, :, :, :1]),
     ),
-    "commit out of pages": (errors.OutOfPages, "2 pages requested, 0 free", lambda s: s.commit()),
+    "open out of pages": (
+        errors.OutOfPages,
+        "1 pages requested, 0 free, 0 pinned, 2 held by open steps",
+        lambda s: s.cache.open([s.one], 1),
+    ),
     "stale": (
         errors.StaleHandle,
         "was released: its handle can no longer be used",
@@ -172,7 +176,7 @@ MISTAKES: dict[str, Case] = {
     ),
     "rebase": (
         ARGUMENT,
-        "rebase is 3, allowed is None or a function of the batch",
+        "rebase is 3, allowed is None or a function of the step",
         lambda s: s.cache.open([s.one], 1, rebase=3),
     ),
     "missing_ok": (
@@ -184,6 +188,26 @@ MISTAKES: dict[str, Case] = {
         errors.ForeignHandle,
         "7 is not a sequence",
         lambda s: s.cache.release([s.one, 7], missing_ok=True),
+    ),
+    "root": (
+        ARGUMENT,
+        "root is 1, allowed is True or False",
+        lambda s: s.cache.fork([s.one], root=1),
+    ),
+    "reuse": (
+        ARGUMENT,
+        "reuse is None, allowed is True or False",
+        lambda s: s.cache.gather([s.one], reuse=None),
+    ),
+    "parent of one that is gone": (
+        errors.StaleHandle,
+        "was released",
+        lambda s: s.cache.parent(s.gone),
+    ),
+    "children of nothing": (
+        errors.ForeignHandle,
+        "'a' is not a sequence",
+        lambda s: s.cache.children("a"),
     ),
     "fork of a dry run": (
         ARGUMENT,

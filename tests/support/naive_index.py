@@ -131,10 +131,13 @@ class NaiveIndex:
 class World:
     """All live sequences with their parents, the oldest first, and the indexes that some of them
     lie in.
+
+    `born` has the parents of all that ever lived: those that are gone are looked through.
     """
 
     indexes: list[NaiveIndex]
     parents: dict[int, int | None] = field(default_factory=dict)
+    born: dict[int, int | None] = field(default_factory=dict)
 
     def indexed(self) -> list[int]:
         return [handle for index in self.indexes for handle in index.handles()]
@@ -149,23 +152,30 @@ class World:
 
     def make(self, seqs: Sequence[int], parents: Sequence[int | None]) -> None:
         self.parents.update(zip(seqs, parents))
+        self.born.update(zip(seqs, parents))
 
-    def subtree(self, seq: int) -> list[int]:
-        """The sequence, and all that hang on it by live parents."""
-        found = [seq]
-        for parent in found:  # grows while it is walked
-            found.extend(child for child, its in self.parents.items() if its == parent)
+    def line(self, seq: int) -> list[int]:
+        """All that ever was above a sequence, the nearest first."""
+        found = []
+        above = self.born[seq]
+        while above is not None:
+            found.append(above)
+            above = self.born[above]
         return found
 
+    def subtree(self, seq: int) -> list[int]:
+        """The sequence, and all that hang on it, also by what is gone."""
+        return [other for other in self.parents if seq in (other, *self.line(other))]
+
     def beside(self, seq: int) -> list[int]:
-        """The subtrees of its siblings."""
-        parent = self.parents[seq]
-        siblings = [
+        """What else hangs below its nearest living parent, or else in its tree."""
+        line = self.line(seq)
+        top = next((above for above in line if above in self.parents), [seq, *line][-1])
+        return [
             other
-            for other, its in self.parents.items()
-            if parent is not None and its == parent and other != seq
+            for other in self.parents
+            if top in self.line(other) and seq not in (other, *self.line(other))
         ]
-        return [each for sibling in siblings for each in self.subtree(sibling)]
 
     def end(self, seqs: Collection[int]) -> None:
         """They end, and with them the entries that hold them."""

@@ -1,5 +1,5 @@
 """Random verbs over a tiny cache, beside a dense model; any of them may be broken off, or meddled
-with.
+with. Several steps may be open at a time.
 
 Whatever happens within a call, what is found afterwards is what the model says was there before it,
 or what it says is there after it; where pages run out, entries of the index may have been evicted
@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from interrupts import ERRORS, Shot, faulted, interrupted, meddled
 
-from paged_kv import (
-    CapacityExceeded,
-    OutOfPages,
-    PagedKVCache,
-    PagedKVError,
-    ParentChanged,
-    PinnedEntry,
-    StagingBatch,
-    StaleHandle,
-)
+from paged_kv import PagedKVCache, PagedKVError, Step
+from paged_kv.errors import CapacityExceeded, OutOfPages, PinnedEntry
 from paged_kv.index import CacheIndex
 
 Draw = Callable[[int, int], int]  # a whole number, both ends included
@@ -34,19 +28,54 @@ Call = Callable[[], object]
 POLICIES = ("fifo", "lru", "priority")
 KEYS = 5
 MOST = 10  # sequences that are not doomed, about
-LESS = 0.5
+STEPS = 4  # that are open at once
+MORE = 0.5
+
+
+class Seen(NamedTuple):
+    """What a sequence shows: `parent` is the nearest one above it that exists, or None."""
+
+    tokens: tuple[float, ...]
+    positions: tuple[int, ...]
+    place: int  # where its next token goes
+    parent: int | None
 
 
 class Window(NamedTuple):
     """A sequence. Every token is a number that no other token has."""
 
-    tokens: tuple[float, ...]
-    positions: tuple[int, ...]
-    parent: int
+    tokens: tuple[float, ...] = ()
+    positions: tuple[int, ...] = ()
+    place: int = 0
 
     def part(self, first: int, end: int) -> Window:
-        """Some of its tokens."""
-        return self._replace(tokens=self.tokens[first:end], positions=self.positions[first:end])
+        """Some of its tokens; what comes next goes on behind them."""
+        place = self.place
+        if end < len(self.tokens):
+            place = self.positions[end - 1] + 1 if end else self.positions[0]
+        return Window(self.tokens[first:end], self.positions[first:end], place)
+
+    def longer(self, tokens: tuple[float, ...], positions: tuple[int, ...] | None) -> Window:
+        """With tokens at the end, placed somewhere or one behind the other."""
+        placed = positions
+        if placed is None:
+            placed = tuple(range(self.place, self.place + len(tokens)))
+        place = placed[-1] + 1 if placed else self.place
+        return Window(self.tokens + tokens, self.positions + placed, place)
+
+
+class Opened(NamedTuple):
+    """An open step: parents, their windows as they were, and the new tokens of each row."""
+
+    parents: tuple[int, ...]
+    windows: tuple[Window, ...]
+    new: tuple[tuple[float, ...], ...]
+    left: bool
+
+    def rows(self) -> list[tuple[float, ...]]:
+        """Tokens side by side, padding included."""
+        past = padded(list(self.windows), self.left)
+        return [row + new for row, new in zip(past, self.new)]
 
 
 class Item(NamedTuple):
@@ -67,14 +96,15 @@ ORDERS: dict[str, Callable[[Item], tuple[int, ...]]] = {
 
 
 class Sight(NamedTuple):
-    """All that a cache and its index show, and a batch."""
+    """All that a cache and its index show, and open steps."""
 
-    windows: dict[int, Window]
+    windows: dict[int, Seen]
     items: dict[Any, int]
     pins: dict[Any, int]
     order: list[Any]
     counts: tuple[int, ...]  # queries, hits, misses, evictions, insertions; forks, appends
-    batch: list[tuple[float, ...]] | None  # None: closed
+    steps: dict[int, list[tuple[float, ...]]]  # those that are open, by name
+    open: int
 
 
 @dataclass(frozen=True)
@@ -87,11 +117,8 @@ class Model:
     items: dict[Any, Item] = field(default_factory=dict)
     counts: tuple[int, ...] = (0,) * 7
     clock: int = 0
-    parents: tuple[int, ...] = ()  # of the batch
-    past: int = 0  # columns of the batch that were filled when it was opened
-    rows: tuple[tuple[float, ...], ...] | None = (
-        None  # of the batch, padding included; None: closed
-    )
+    above: dict[int, int] = field(default_factory=dict)  # parents of all there were; 0: none
+    steps: dict[int, Opened] = field(default_factory=dict)  # by name
 
     # -- sequences
 
@@ -112,13 +139,42 @@ class Model:
         items = {key: item for key, item in self.items.items() if item.seq not in seqs}
         return replace(self, windows=windows, items=items)
 
-    def subtree(self, seq: int) -> set[int]:
-        """A sequence and all that descend from it over sequences that exist."""
-        found = {seq}
-        for child, window in self.windows.items():  # parents are older than their children
-            if window.parent in found:
-                found.add(child)
+    def born(self, parents: list[int], windows: dict[int, Window]) -> Model:
+        """With sequences that are new, below parents; 0 is none."""
+        return replace(self.having(windows), above={**self.above, **dict(zip(windows, parents))})
+
+    def lineage(self, seq: int) -> list[int]:
+        """A sequence and all above it, those that ended too."""
+        found = [seq]
+        while self.above[found[-1]]:
+            found.append(self.above[found[-1]])
         return found
+
+    def parent(self, seq: int) -> int | None:
+        """The nearest sequence above that exists."""
+        return next((each for each in self.lineage(seq)[1:] if each in self.windows), None)
+
+    def subtree(self, seq: int) -> set[int]:
+        """A sequence and all that descend from it."""
+        return {each for each in self.windows if seq in self.lineage(each)}
+
+    def promoted(self, seq: int) -> Model:
+        """Without all else below the nearest sequence above, or in the tree."""
+        parent = self.parent(seq)
+        top = self.lineage(seq)[-1] if parent is None else parent
+        return self.without(self.subtree(top) - self.subtree(seq) - {parent or 0})
+
+    # -- open steps
+
+    def opened(self, name: int, step: Opened) -> Model:
+        """With a step that is open, or another state of it."""
+        return replace(self, steps={**self.steps, name: step})
+
+    def ended(self, name: int) -> Model:
+        """Without an open step."""
+        return replace(
+            self, steps={each: step for each, step in self.steps.items() if each != name}
+        )
 
     # -- the index
 
@@ -164,8 +220,9 @@ class Model:
         """What it looks like."""
         items = {key: item.seq for key, item in self.items.items()}
         pins = {key: item.pins for key, item in self.items.items()}
-        rows = None if self.rows is None else list(self.rows)
-        return Sight(self.windows, items, pins, self.order(), self.counts, rows)
+        windows = {seq: Seen(*window, self.parent(seq)) for seq, window in self.windows.items()}
+        steps = {name: step.rows() for name, step in self.steps.items()}
+        return Sight(windows, items, pins, self.order(), self.counts, steps, len(steps))
 
 
 class Ending(NamedTuple):
@@ -226,20 +283,28 @@ def failing(at: int, after: bool) -> Perform:
 
 def collecting_at(at: int, *, in_thread: bool) -> Perform:
     """The cyclic collector runs before a bytecode, in this thread or in another one."""
-    collect = collect_elsewhere if in_thread else gc.collect
+    threads: list[threading.Thread] = []
+
+    def elsewhere() -> None:
+        threads.append(threading.Thread(target=gc.collect))
+        threads[-1].start()
+        threads[-1].join(0.1)  # a finalizer may wait until a release that is under way is done
 
     def perform(call: Call) -> Ending:
-        shot = meddled(call, at, collect)
+        shot = meddled(call, at, elsewhere if in_thread else gc.collect)
+        while threads:
+            threads.pop().join()
         return ended(shot._replace(fired=False), may_have_happened=False)
 
     return perform
 
 
-def collect_elsewhere() -> None:
-    """Another thread runs the cyclic collector."""
-    thread = threading.Thread(target=gc.collect)
-    thread.start()
-    thread.join(0.1)  # a finalizer may wait until a release that is under way is done
+class Knot:
+    """Holds a step and itself, so that the cyclic collector drops it."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.itself = self
 
 
 class Node:
@@ -264,7 +329,6 @@ class Effect(NamedTuple):
     refusals: tuple[type[PagedKVError], ...] = ()
     evicts: bool = False  # entries go first, where pages run out
     busy: tuple[int, ...] = ()  # sequences that stay then
-    closes: bool = False  # the batch, whatever happens then
 
 
 def unchanged(model: Model, made: list[int]) -> Model:
@@ -273,7 +337,7 @@ def unchanged(model: Model, made: list[int]) -> Model:
 
 
 class Walk:
-    """A cache, an index that it may ask for pages, a batch, and the model of all of them."""
+    """A cache, an index that it may ask for pages, open steps, and the model of all of them."""
 
     def __init__(self, draw: Draw) -> None:
         policy = POLICIES[draw(0, 2)]
@@ -293,9 +357,12 @@ class Walk:
         )
         self.index = CacheIndex(self.cache, policy, most)
         self.cache.set_reclaimer(self.index)
-        self.batch: StagingBatch | None = None
+        self.steps: dict[int, Step] = {}  # by name
         self.model = Model(policy, most)
         self.doomed: set[int] = set()  # sequences that a finalizer may release at any time
+        self.fading: dict[int, weakref.ref[Step]] = {}  # steps that the collector may drop
+        self.stained: set[int] = set()  # steps of which an update was broken off
+        self.names = 0
         self.stale: list[int] = []
         self.token = 0
         self.perform: Perform = plainly
@@ -332,23 +399,30 @@ class Walk:
                 figures.forks,
                 figures.appends,
             ),
-            self._rows(),
+            {name: self._rows(name, step) for name, step in self._known().items()},
+            self.cache.open_steps,
         )
 
-    def _windows(self, records: list[Any]) -> Iterator[Window]:
+    def _known(self) -> dict[int, Step]:
+        """The steps that are held, also those that the collector may drop."""
+        fading = {name: step() for name, step in self.fading.items()}
+        held = {**self.steps, **{name: step for name, step in fading.items() if step is not None}}
+        return {name: step for name, step in held.items() if not step.closed}
+
+    def _windows(self, records: list[Any]) -> Iterator[Seen]:
         gathered = self.cache.gather([seq for seq, _ in records])
         keys = gathered.keys[0, :, 0, :, 0]
         assert (gathered.values[0, :, 0] == -keys[..., None]).all()
         rows = zip(records, keys.tolist(), gathered.positions.tolist(), gathered.lengths.tolist())
-        for (_, (_, _, _, parent)), tokens, positions, length in rows:
-            yield Window(tuple(tokens[:length]), tuple(positions[:length]), parent)
+        for (seq, record), tokens, positions, length in rows:
+            parent = self.cache.parent(seq)
+            yield Seen(tuple(tokens[:length]), tuple(positions[:length]), record[4], parent)
 
-    def _rows(self) -> list[tuple[float, ...]] | None:
-        batch = self.batch
-        if batch is None or batch.closed:
-            return None
-        keys = batch.keys(0)[:, 0, :, 0]
-        assert (batch.values(0)[:, 0] == -keys[..., None]).all()
+    def _rows(self, name: int, step: Step) -> list[tuple[float, ...]]:
+        keys = step.keys(0)[:, 0, :, 0]
+        assert (step.values(0)[:, 0] == -keys[..., None]).all()
+        unused = [plane[..., step.size :, :] for plane in step.planes]
+        assert name in self.stained or not any(part.any() for part in unused)
         return list(map(tuple, keys.tolist()))
 
     # -- acting
@@ -364,6 +438,9 @@ class Walk:
         lost = {seq for seq in self.doomed if seq not in found.windows}
         self.doomed -= lost
         base = self.model.without(lost)
+        for name in self.fading.keys() - found.steps.keys():
+            del self.fading[name]
+            base = base.ended(name)
         for model in self._possible(base, effect, made, ending):
             if model.sight() == found:
                 self.model = model
@@ -390,8 +467,6 @@ class Walk:
             model = base.evicted(order[:count])
             if not finished:
                 yield model
-                if effect.closes:
-                    yield replace(model, rows=None)
             if len(made) == effect.made and (
                 finished or (ending.broken and ending.may_have_happened)
             ):
@@ -407,9 +482,13 @@ class Walk:
             self.litter(draw)
 
     def litter(self, draw: Draw) -> None:
-        """Leave a sequence to the cyclic collector."""
+        """Leave a sequence, and perhaps an open step, to the cyclic collector."""
         if len(self.doomed) > 2:
             gc.collect()
+        if self.steps and draw(0, 1):
+            name = self.name(draw)
+            Knot(self.steps[name])
+            self.fading[name] = weakref.ref(self.steps.pop(name))
         before = set(self.model.windows)
         self.fork(draw)
         for seq in self.model.windows.keys() - before:
@@ -420,8 +499,10 @@ class Walk:
         """End everything: nothing may be left."""
         gc.collect()
         self.perform = plainly
-        self.batch = None
-        self.model = replace(self.model, rows=None)
+        self.act(int, Effect(unchanged))
+        for name in list(self.steps):
+            self._end(name, ENDS[name % len(ENDS)])
+        assert (self.cache.open_steps, self.model.steps) == (0, {})
         self.act(self.index.clear, Effect(cleared))
         seqs = self.cache.live()
         self.act(
@@ -484,7 +565,7 @@ class Walk:
         start = draw(0, self.page_size - 1)
 
         def change(model: Model, made: list[int]) -> Model:
-            return model.having({seq: Window((), (), 0) for seq in made})
+            return model.born([0] * count, {seq: Window() for seq in made})
 
         self.act(lambda: self.cache.new(count, start=start), Effect(change, count))
 
@@ -495,14 +576,14 @@ class Walk:
             return
         at = self.per_row(draw, self.lengths(seqs)) if draw(0, 1) else None
         ends = expand(at, len(seqs)) if at is not None else self.lengths(seqs)
+        root = draw(0, 3) == 0
 
         def change(model: Model, made: list[int]) -> Model:
-            parts = [
-                model.windows[seq].part(0, end)._replace(parent=seq) for seq, end in zip(seqs, ends)
-            ]
-            return model.having(dict(zip(made, parts))).counted(forks=len(seqs))
+            parts = [model.windows[seq].part(0, end) for seq, end in zip(seqs, ends)]
+            parents = [0] * len(seqs) if root else seqs
+            return model.born(parents, dict(zip(made, parts))).counted(forks=len(seqs))
 
-        self.act(lambda: self.cache.fork(seqs, at=at), Effect(change, len(seqs)))
+        self.act(lambda: self.cache.fork(seqs, at=at, root=root), Effect(change, len(seqs)))
 
     def append(self, draw: Draw) -> None:
         """Tokens at the end."""
@@ -511,15 +592,11 @@ class Walk:
             return
         count = draw(0, 5)
         numbers, keys, values = self.words(len(seqs), count)
-        placed = None
-        places = [tuple(range(length, length + count)) for length in self.lengths(seqs)]
-        if draw(0, 1):
-            places = [tuple(draw(0, 50) for _ in range(count)) for _ in seqs]
-            placed = torch.tensor(places, dtype=torch.int64).reshape(len(seqs), count)
+        places, placed = self.places(draw, len(seqs), count)
 
         def change(model: Model, made: list[int]) -> Model:
             rows = zip(seqs, numbers, places)
-            grown = {seq: longer(model.windows[seq], new, at) for seq, new, at in rows}
+            grown = {seq: model.windows[seq].longer(new, at) for seq, new, at in rows}
             return model.having(grown).counted(appends=len(seqs))
 
         effect = Effect(change, 0, (OutOfPages,), True, tuple(seqs))
@@ -574,17 +651,21 @@ class Walk:
         """The siblings of one end."""
         seq = self.one(self.some(draw, 1))
         if seq:
-            effect = Effect(lambda model, _: promoted(model, seq), 0, (PinnedEntry,))
+            effect = Effect(lambda model, _: model.promoted(seq), 0, (PinnedEntry,))
             self.act(lambda: self.cache.promote(seq), effect)
 
     def gather(self, draw: Draw) -> None:
         """What some hold, side by side."""
         seqs = self.some(draw, 4)
         pad = "left" if draw(0, 1) else "right"
-        ending = self.act(lambda: self.cache.gather(seqs, pad=pad).keys.clone(), Effect(unchanged))
+        reuse = bool(draw(0, 1))
+        ending = self.act(
+            lambda: self.cache.gather(seqs, pad=pad, reuse=reuse).keys, Effect(unchanged)
+        )
         if isinstance(ending.result, torch.Tensor):
             rows = ending.result[0, :, 0, :, 0].tolist()
-            assert [tuple(row) for row in rows] == padded(self.model, seqs, pad == "left")
+            windows = [self.model.windows[seq] for seq in seqs]
+            assert [tuple(row) for row in rows] == padded(windows, pad == "left")
 
     def scope(self, draw: Draw) -> None:
         """What was made in a block ends with it."""
@@ -595,77 +676,132 @@ class Walk:
         made = self.model.windows.keys() - before
         self.act(scope.close, Effect(lambda model, _: model.without(set(made))))
 
-    # -- a batch
+    def trim(self, draw: Draw) -> None:
+        """Memory that nothing uses is given back."""
+        self.act(self.cache.trim, Effect(unchanged))
+        assert self.perform is not plainly or self.cache.pages_free in (0, 1)
+
+    # -- steps
+
+    def name(self, draw: Draw) -> int:
+        """Of an open step; 0 where there is none."""
+        names = list(self.steps)
+        return names[draw(0, len(names) - 1)] if names else 0
 
     def open(self, draw: Draw) -> None:
-        """Windows side by side, with room."""
+        """Windows side by side, with room. Where many are open, one ends."""
+        if len(self.steps) >= STEPS:
+            self.end(draw)
         seqs = self.some(draw, 3)
         if not seqs:
             return
         room = draw(0, 4)
         pad = "right" if draw(0, 3) == 0 else "left"
-        ending = self.act(
-            lambda: self.cache.open(seqs, room, pad=pad),
-            Effect(lambda model, _: replace(model, rows=None), closes=True),
-        )
-        if isinstance(ending.result, StagingBatch):
-            self.batch = ending.result
-            rows = tuple(padded(self.model, seqs, pad == "left"))
-            self.model = replace(self.model, parents=tuple(seqs), past=len(rows[0]), rows=rows)
-            assert self._rows() == list(rows)
+        self.names += 1
+        name = self.names
+        windows = tuple(self.model.windows[seq] for seq in seqs)
+        step = Opened(tuple(seqs), windows, ((),) * len(seqs), pad == "left")
+
+        def call() -> None:
+            self.steps[name] = self.cache.open(seqs, room, pad=pad)
+
+        def change(model: Model, made: list[int]) -> Model:
+            return model.opened(name, step)
+
+        self.act(call, Effect(change, 0, (OutOfPages,), True, tuple(seqs)))
 
     def update(self, draw: Draw) -> None:
-        """New tokens for each row."""
-        batch = self.batch
-        if batch is None or batch.closed:
+        """New tokens for each row of a step."""
+        name = self.name(draw)
+        if not name:
             return
-        numbers, keys, values = self.words(
-            len(batch.parents), draw(0, batch.room + batch.past - batch.size)
-        )
+        step = self.steps[name]
+        left = step.room + step.past - step.size
+        numbers, keys, values = self.words(len(step.parents), draw(0, left))
 
         def change(model: Model, made: list[int]) -> Model:
-            return replace(
-                model, rows=tuple(row + new for row, new in zip(model.rows or (), numbers))
-            )
+            opened = model.steps[name]
+            rows = tuple(row + new for row, new in zip(opened.new, numbers))
+            return model.opened(name, opened._replace(new=rows))
 
-        self.act(lambda: batch.update(0, keys[0], values[0]), Effect(change))
+        def call() -> None:
+            self.stained.add(name)
+            step.update(0, keys[0], values[0])
+            self.stained.discard(name)
+
+        self.act(call, Effect(change))
+
+    def nudge(self, draw: Draw) -> None:
+        """New tokens of a step are changed where they lie."""
+        name = self.name(draw)
+        if not name:
+            return
+        step = self.steps[name]
+        ending = self.act(lambda: step.columns(step.past, step.size), Effect(unchanged))
+        if not isinstance(ending.result, list):
+            return
+        with torch.no_grad():
+            for tensor, sign in zip(keys_values(ending.result), (1, -1)):
+                tensor += sign * MORE
+        opened = self.model.steps[name]
+        rows = tuple(tuple(token + MORE for token in row) for row in opened.new)
+        self.model = self.model.opened(name, opened._replace(new=rows))
+        assert self.model.sight() == self.see()
 
     def commit(self, draw: Draw) -> None:
-        """The new tokens are stored in children."""
-        batch = self.batch
-        if batch is None or batch.closed or self.room(3) < 3:
+        """The new tokens are stored in children of what was opened."""
+        name = self.name(draw)
+        if not name or self.room(3) < 3:
             return
-        alive = [seq for seq in batch.parents if seq in self.model.windows]
-        lengths = self.lengths(list(alive))
-        slide = self.per_row(draw, lengths) if alive == list(batch.parents) else 0
-        drops = expand(slide, len(batch.parents))
-        anew = batch.left and draw(0, 3) == 0
-        first = [draw(pad, batch.size) if anew and draw(0, 1) else None for pad in batch.pads]
-        less = None if any(column is not None for column in first) or draw(0, 1) else self.less()
+        step = self.steps[name]
+        slide = self.per_row(draw, step.lengths)
+        drops = expand(slide, len(step.parents))
+        places, placed = self.places(draw, len(step.parents), step.size - step.past)
+
+        def call() -> object:
+            made = step.commit(slide=slide, positions=placed)
+            self.steps.pop(name)
+            return made
 
         def change(model: Model, made: list[int]) -> Model:
-            rows = zip(batch.parents, model.rows or (), drops, first)
-            children = [child(model, *row, 0.0 if less is None else LESS) for row in rows]
-            model = model.having(dict(zip(made, children))).counted(
-                forks=len(made), appends=len(made)
-            )
-            return replace(model, rows=None)
+            opened = model.steps[name]
+            grown = [
+                window.longer(new, at)
+                for window, new, at in zip(opened.windows, opened.new, places)
+            ]
+            cut = [window.part(drop, len(window.tokens)) for window, drop in zip(grown, drops)]
+            model = model.born(list(opened.parents), dict(zip(made, cut)))
+            return model.ended(name).counted(forks=len(made), appends=len(made))
 
-        refusals = OutOfPages, ParentChanged, StaleHandle
-        effect = Effect(change, len(batch.parents), refusals, True, tuple(batch.parents))
-        self.act(lambda: batch.commit(slide=slide, rewrite=first, less=less), effect)
+        self.act(call, Effect(change, len(step.parents)))
+        if step.closed:
+            self.steps.pop(name, None)  # also where that was broken off
+
+    def end(self, draw: Draw) -> None:
+        """A step is given up in one of the ways there are."""
+        name = self.name(draw)
+        if name:
+            self._end(name, ENDS[draw(0, len(ENDS) - 1)])
+
+    def _end(self, name: int, way: Callable[[dict[int, Step], int], None]) -> None:
+        self.act(partial(way, self.steps, name), Effect(lambda model, _: model.ended(name)))
+        if name in self.steps and self.steps[name].closed:
+            del self.steps[name]
 
     def simulate(self, draw: Draw) -> None:
-        """What a search does at every step: a batch is opened, grows, and is committed."""
+        """What a search does at every move: a step is opened, grows, and is committed."""
         self.open(draw)
         self.update(draw)
         self.commit(draw)
 
-    def less(self) -> list[torch.Tensor]:
-        """Tensors that make keys smaller and values larger by `LESS`."""
-        if self.width == 1:
-            return [torch.tensor([LESS, -LESS]).reshape(2, 1, 1, 1, 1)]
-        return [torch.full((1, 1, 1, 1, 1), LESS), torch.full((1, 1, 1, 1, 1), -LESS)]
+    def places(
+        self, draw: Draw, rows: int, count: int
+    ) -> tuple[list[tuple[int, ...] | None], torch.Tensor | None]:
+        """Positions of new tokens, row by row and as a tensor; or none."""
+        if draw(0, 1):
+            return [None] * rows, None
+        chosen = [tuple(draw(0, 50) for _ in range(count)) for _ in range(rows)]
+        return list(chosen), torch.tensor(chosen, dtype=torch.int64).reshape(rows, count)
 
     # -- the index
 
@@ -749,6 +885,9 @@ RULES = (
     "update",
     "commit",
     "simulate",
+    "nudge",
+    "end",
+    "trim",
     "put",
     "put_batch",
     "get",
@@ -765,44 +904,41 @@ def cleared(model: Model, made: list[int]) -> Model:
     return model.without({item.seq for item in model.items.values()})
 
 
-def promoted(model: Model, seq: int) -> Model:
-    """Without the siblings of a sequence, and what descends from them."""
-    parent = model.windows[seq].parent
-    siblings = [
-        each for each, window in model.windows.items() if window.parent == parent and each != seq
-    ]
-    doomed: set[int] = set()
-    for sibling in siblings if parent else ():
-        doomed |= model.subtree(sibling)
-    return model.without(doomed)
-
-
 def expand(count: int | list[int], rows: int) -> list[int]:
     """One count a row."""
     return [count] * rows if isinstance(count, int) else count
 
 
-def longer(window: Window, tokens: tuple[float, ...], positions: tuple[int, ...]) -> Window:
-    """With tokens at the end."""
-    return window._replace(tokens=window.tokens + tokens, positions=window.positions + positions)
-
-
-def padded(model: Model, seqs: list[int], left: bool) -> list[tuple[float, ...]]:
+def padded(windows: list[Window], left: bool) -> list[tuple[float, ...]]:
     """Tokens side by side, with zeros on one side."""
-    rows = [model.windows[seq].tokens for seq in seqs]
+    rows = [window.tokens for window in windows]
     width = max(map(len, rows), default=0)
     gaps = [(0.0,) * (width - len(row)) for row in rows]
     return [gap + row if left else row + gap for row, gap in zip(rows, gaps)]
 
 
-def child(
-    model: Model, parent: int, row: tuple[float, ...], drop: int, first: int | None, less: float
-) -> Window:
-    """What a commit makes of one row of a batch."""
-    if first is not None:
-        return Window(row[first:], tuple(range(len(row) - first)), parent)
-    window = model.windows[parent]
-    new = tuple(token - less for token in row[model.past :])
-    length = len(window.tokens)
-    grown = longer(window, new, tuple(range(length, length + len(new))))
-    return grown.part(drop, len(grown.tokens))._replace(parent=parent)
+def keys_values(planes: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Keys and values of a dense batch, which may be parts of one plane."""
+    return [planes[0][0::2], planes[0][1::2]] if len(planes) == 1 else planes
+
+
+# -- how a step is given up
+
+
+def close(steps: dict[int, Step], name: int) -> None:
+    """It is closed."""
+    steps[name].close()
+
+
+def drop(steps: dict[int, Step], name: int) -> None:
+    """Nobody holds it any more."""
+    del steps[name]
+
+
+def leave(steps: dict[int, Step], name: int) -> None:
+    """Its block ends."""
+    with steps[name]:
+        pass
+
+
+ENDS: tuple[Callable[[dict[int, Step], int], None], ...] = (close, drop, leave)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from paged_kv import PagedKVCache
+from paged_kv import PagedKVCache, Step
+from paged_kv.recording import Recorder, Recording, record
 
 EVERYTHING: dict[str, Any] = {"interval": 0.0, "budget": None}
 COUNTERS = ("forks", "appends", "copied_pages", "freed_pages")
@@ -48,6 +51,20 @@ def tokens(rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return kv, kv
 
 
+def filled(cache: PagedKVCache, count: int = 1, length: int = 4) -> list[int]:
+    """New sequences of some tokens."""
+    seqs = cache.new(count)
+    cache.append(seqs, *tokens(count, length))
+    return seqs
+
+
+def opened(cache: PagedKVCache, seqs: list[int], room: int, new: int) -> Step:
+    """A step of which `new` tokens are filled."""
+    step = cache.open(seqs, room)
+    step.update(0, *(part[0] for part in tokens(len(seqs), new)))
+    return step
+
+
 def search(cache: PagedKVCache, steps: int = 3, rows: int = 2) -> list[int]:
     """A small search: `rows` roots, `steps` generations; returns all but the roots, released."""
     parents = cache.new(rows, start=1)
@@ -64,15 +81,16 @@ def search(cache: PagedKVCache, steps: int = 3, rows: int = 2) -> list[int]:
     return nodes
 
 
-def unhooked(cache: PagedKVCache) -> bool:
-    return not any(
-        callable(value) for name, value in vars(cache).items() if name in vars(PagedKVCache)
-    )
+def unheard(cache: PagedKVCache) -> bool:
+    """Whether nobody listens, so that nothing is collected."""
+    return not cache.turns.listeners and cache.tables.told is None
 
 
-def held(cache: PagedKVCache) -> set[int]:
-    """The pages in use."""
-    return {page for table in cache.page_tables(cache.live()) for page in table}
+def references(cache: PagedKVCache) -> Counter[int]:
+    """How many sequences, those of open steps too, hold each page."""
+    tables = cache.page_tables(cache.live())
+    tables += [record[0] for step in cache.tables.steps.values() for record in step.records]
+    return Counter(page for table in tables for page in table)
 
 
 def recount(cache: PagedKVCache) -> dict[str, Any]:
@@ -87,7 +105,7 @@ def recount(cache: PagedKVCache) -> dict[str, Any]:
         for table, start, length in zip(tables, starts, lengths)
         for place in range(start, start + length)
     }
-    refs = Counter(page for table in tables for page in table)
+    refs = references(cache)
     bins = {
         "1": (1, 1),
         "2": (2, 2),
@@ -109,6 +127,43 @@ def recount(cache: PagedKVCache) -> dict[str, Any]:
         },
         "dead_slots": len(refs) * size - len(read),
     }
+
+
+def totals(events: Iterable[dict[str, Any]], field: str) -> Counter[str]:
+    """The sum of a field, by the name of the event."""
+    found = Counter[str]()
+    for event in events:
+        found[event["name"]] += event[field]
+    return found
+
+
+def in_memory(cache: PagedKVCache, file: Memory) -> AbstractContextManager[Recorder]:
+    options: dict[str, Any] = {"opener": lambda path: file, **EVERYTHING}
+    return record(cache, "run.jsonl", **options)
+
+
+def agrees(cache: PagedKVCache, recorder: Recorder, file: Memory) -> None:
+    """The last sample, the mirror of the cache and the pages that are known to live are right."""
+    cache.new(0)  # takes a sample
+    sample = file.lines("sample")[-1]
+    wanted = recount(cache)
+    assert {name: sample[name] for name in wanted} == wanted
+    verbs = recorder._verbs
+    assert verbs is not None
+    tables = cache.tables
+    assert verbs.mirror.live == dict(tables.items())
+    assert list(verbs.mirror.live) == cache.live()
+    assert verbs.mirror.steps == {number: step.records for number, step in tables.steps.items()}
+    assert verbs.mirror.joints == tables.tree.joints
+    assert verbs.mirror.lives.pages == set(references(cache))
+
+
+def complete(cache: PagedKVCache, found: Recording) -> None:
+    """The events have every page that is in use, and the lives every page that was freed."""
+    pages = totals(found.events, "pages")
+    del pages["grow"]
+    assert sum(pages.values()) == cache.pages_in_use
+    assert sum(found.lives[-1]["counts"]) == cache.stats.freed_pages
 
 
 class State:

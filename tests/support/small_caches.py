@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from paged_kv import PagedKVCache
+from paged_kv.events import Event
 from paged_kv.index import CacheIndex
 from paged_kv.pages.block_tables import BlockTables
 
@@ -37,10 +38,10 @@ def filled(cache: PagedKVCache, *counts: int) -> list[int]:
 
 def step(cache: PagedKVCache, parents: list[int], count: int) -> list[int]:
     """Children of `count` more tokens, as a model step makes them."""
-    batch = cache.open(parents, count)
+    opened = cache.open(parents, count)
     kv = torch.zeros(len(parents), 1, count, 2)
-    batch.update(0, kv, kv)
-    return batch.commit()
+    opened.update(0, kv, kv)
+    return opened.commit()
 
 
 def pages(cache: PagedKVCache, seqs: Iterable[int]) -> list[set[int]]:
@@ -53,10 +54,17 @@ def held(cache: PagedKVCache, seqs: Iterable[int]) -> int:
 
 
 def books(tables: BlockTables) -> dict[str, Any]:
-    """All that block tables and pages say, the free stack in its order, as values of its own."""
+    """All that block tables and pages say, the free stack in its order, as values of its own.
+
+    Pages in use that have free slots say where these begin.
+    """
     pages = tables.pages
+    marks = [(page, pages.fill[page]) for page, count in enumerate(pages.refs) if count]
     return {
         "records": tables.items(),
+        "steps": {number: list(step.records) for number, step in tables.steps.items()},
+        "joints": dict(tables.tree.joints),
+        "fill": {page: mark for page, mark in marks if 0 < mark < tables.page_size},
         "owned": {seq: (entry.key, entry.pins) for seq, entry in tables.owned.items()},
         "change": tables.change,
         "figures": tables.figures,
@@ -68,6 +76,17 @@ def books(tables: BlockTables) -> dict[str, Any]:
         "growths": pages.growths,
         "peak": pages.peak,
     }
+
+
+def listened(cache: PagedKVCache) -> list[tuple[str, list[list[int]]]]:
+    """From now on, each verb with the sequences that ended in each of its changes."""
+    heard: list[tuple[str, list[list[int]]]] = []
+
+    def hear(event: Event) -> None:
+        heard.append((event.verb, [list(each.change.drops) for each in event.told if each]))
+
+    cache.listen(hear)
+    return heard
 
 
 def state(index: CacheIndex) -> dict[str, Any]:
@@ -93,15 +112,16 @@ def fault(cache: PagedKVCache, name: str | None, late: bool) -> Iterator[None]:
     if name is None:
         yield
         return
-    real = getattr(cache._storage, name)
+    storage = cache._pool.storage
+    real = getattr(storage, name)
 
     def broken(*args: Any, **kwargs: Any) -> None:
         if late:
             real(*args, **kwargs)
         raise Fault(name)
 
-    setattr(cache._storage, name, broken)
+    setattr(storage, name, broken)
     try:
         yield
     finally:
-        delattr(cache._storage, name)
+        delattr(storage, name)

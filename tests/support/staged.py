@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from paged_kv import PagedKVCache, StagingBatch
+from paged_kv import PagedKVCache, Step
 
 
 def made(device: str = "cpu", **options: Any) -> PagedKVCache:
@@ -40,7 +40,7 @@ def filled(cache: PagedKVCache, *lengths: int) -> list[int]:
     return seqs
 
 
-def advance(batch: StagingBatch, cache: PagedKVCache, count: int = 1, value: float = -1.0) -> None:
+def advance(batch: Step, cache: PagedKVCache, count: int = 1, value: float = -1.0) -> None:
     """Append `count` tokens of one value to all layers."""
     rows = len(batch.parents)
     keys = torch.full((rows, cache.heads, count, cache.head_size), value, device=cache.device)

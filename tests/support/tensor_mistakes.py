@@ -1,28 +1,46 @@
-"""Mistakes that callers make with tensors and batches: what each raises, and says."""
+"""Mistakes that callers make with tensors and steps: what each raises, and says."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from mistakes import ARGUMENT, COUNT, DEVICE, DTYPE, MIXED, SHAPE, Case
+from mistakes import ARGUMENT, COUNT, DEVICE, DTYPE, MIXED, SHAPE, Case, Scene
 
-from paged_kv import errors
+from paged_kv import Step, errors
+
+
+def closed(scene: Scene) -> Step:
+    """A step that has ended."""
+    step = scene.cache.open([scene.one], 0)
+    step.close()
+    return step
+
+
+def uneven(scene: Scene) -> None:
+    """Commit a token of the first layer only."""
+    scene.update(scene.step)
+    try:
+        scene.batch.commit()
+    finally:
+        scene.batch.layers[0].size = 4
+
 
 TENSOR_MISTAKES: dict[str, Case] = {
-    "less of another shape": (
-        SHAPE,
-        "less has shape (4, 1, 3, 2, 4), expected (4, 2, 3, 1, 4)",
-        lambda s: s.commit(less=[torch.zeros(4, 1, 3, 2, 4)]),
+    "commit of a closed step": (
+        errors.ClosedStep,
+        "commit() of a closed step: call open() again",
+        lambda s: closed(s).commit(),
     ),
-    "less for another number of planes": (
-        COUNT,
-        "less (one a plane) is 2, allowed is 1 tensors",
-        lambda s: s.commit(less=[torch.zeros(1)] * 2),
+    "columns of a closed step": (
+        errors.ClosedStep,
+        "columns() of a closed step",
+        lambda s: closed(s).columns(0, 1),
     ),
-    "less of rewritten rows": (
+    "past of a closed step": (errors.ClosedStep, "of a closed step", lambda s: closed(s).then),
+    "layers that differ": (
         COUNT,
-        "less is 'given', allowed is None where rows are rewritten",
-        lambda s: s.commit(less=[torch.zeros(1)], rewrite=[0, 0]),
+        "columns filled, by layer is [5, 4], allowed is the same number in every layer",
+        lambda s: uneven(s),
     ),
     "room": (COUNT, "room is -1, allowed is an int >= 0", lambda s: s.cache.open([s.one], -1)),
     "pad": (
@@ -51,26 +69,6 @@ TENSOR_MISTAKES: dict[str, Case] = {
         "keys is [1.0], allowed is a tensor",
         lambda s: s.update([1.0], [1.0]),
     ),
-    "less that is one tensor": (
-        ARGUMENT,
-        "allowed is a list of tensors, one a plane",
-        lambda s: s.commit(less=torch.zeros(1)),
-    ),
-    "less of no tensors": (
-        ARGUMENT,
-        "less is 0.5, allowed is a tensor",
-        lambda s: s.commit(less=[0.5]),
-    ),
-    "less of another dtype": (
-        DTYPE,
-        "less has dtype torch.float64, expected torch.float32",
-        lambda s: s.commit(less=[torch.zeros(1, 1, 1, 1, 1, dtype=MIXED)]),
-    ),
-    "less on another device": (
-        DEVICE,
-        "less is on device meta, expected",
-        lambda s: s.commit(less=[torch.zeros(1, 1, 1, 1, 1, device="meta")]),
-    ),
     "a key that is a tensor": (
         errors.BadKey,
         "tensor(1) is no key: a tensor is found under itself only: use its bytes",
@@ -90,16 +88,6 @@ TENSOR_MISTAKES: dict[str, Case] = {
         COUNT,
         "layer is 9, allowed is an int from 0 to 1",
         lambda s: s.batch.keys(9),
-    ),
-    "too few rewrites": (
-        COUNT,
-        "rewrite (one a row) is [None], allowed is 2 columns or None",
-        lambda s: s.commit(rewrite=[None]),
-    ),
-    "rewrite": (
-        COUNT,
-        "rewrite is 6, allowed is an int from 0 to 5",
-        lambda s: s.commit(rewrite=[None, 6]),
     ),
     "keys shape": (
         SHAPE,

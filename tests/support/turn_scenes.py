@@ -47,9 +47,9 @@ class Scene:
         (self.child,) = self.cache.fork([self.one])
         self.index.put("a", self.entry)
         self.manager.set_wm_cache("w", filled(self.cache, 1)[0])
-        self.batch = self.cache.open([self.two], 1)
+        self.step = self.cache.open([self.two], 1)
         self.kv = torch.zeros(1, 1, 1, 1, 2)
-        self.batch.update(0, self.kv[0], self.kv[0])
+        self.step.update(0, self.kv[0], self.kv[0])
 
     @contextmanager
     def amid(self, verb: str, call: Call) -> Iterator[Call]:
@@ -57,21 +57,22 @@ class Scene:
         verbs: dict[str, tuple[Call, str]] = {
             "put": (lambda: self.index.put("b", self.spare), ""),
             "get": (lambda: self.index.get("a"), ""),
-            "append": (lambda: grow(self.cache, [self.one], 4), "scatter"),
+            "append": (lambda: grow(self.cache, [self.one], 4), "write_slots"),
             "gather": (lambda: self.cache.gather([self.one]), "gather"),
             "open": (lambda: self.cache.open([self.one], 1), "gather"),
-            "commit": (self.batch.commit, "write_pages"),
+            "commit": (self.step.commit, "write_pages"),
+            "trim": (self.cache.trim, "trimmed"),
         }
         run, method = verbs[verb]
-        storage = self.cache._storage
+        storage = self.cache._pool.storage
         if not method:
             self.call = call
         else:
             real = getattr(storage, method)
 
-            def interrupted(*args: Any) -> None:
+            def interrupted(*args: Any) -> Any:
                 call()
-                real(*args)
+                return real(*args)
 
             setattr(storage, method, interrupted)
         try:
@@ -94,7 +95,8 @@ class Scene:
             "promote": lambda: cache.promote(self.child),
             "gather": lambda: cache.gather([self.one]),
             "open": lambda: cache.open([self.one], 1),
-            "commit": self.batch.commit,
+            "commit": self.step.commit,
+            "trim": cache.trim,
             "set_reclaimer": lambda: cache.set_reclaimer(None),
             "listen": lambda: cache.listen(print),
             "unlisten": lambda: cache.unlisten(print),
@@ -125,6 +127,10 @@ class Scene:
             "page_tables": lambda: cache.page_tables(one),
             "pages_needed": lambda: cache.pages_needed(one, 5),
             "pages_freed_by": lambda: cache.pages_freed_by(one),
+            "parent": lambda: cache.parent(self.child),
+            "children": lambda: cache.children(self.one),
+            "descendants": lambda: cache.descendants(self.one),
+            "positions": lambda: self.step.then.tolist(),
             "look": lambda: cache.look(lambda tables: tables.items()),
             "check": cache.check,
             "pinned": lambda: self.index.pinned("a"),
@@ -139,6 +145,7 @@ class Scene:
             cache.stats,
             cache.pages_in_use,
             cache.live_sequences,
+            cache.open_steps,
             cache.stored_tokens,
             cache.logical_tokens,
             len(self.index),
@@ -151,7 +158,7 @@ class Scene:
 
 
 HOOKS = ["put", "get"]
-AMID = [*HOOKS, "append", "gather", "open", "commit"]
+AMID = [*HOOKS, "append", "gather", "open", "commit", "trim"]
 
 
 class Elsewhere:

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from recording_tools import State
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from paged_kv import KVCacheManager, MissingPackage, NothingToRecord, PagedKVCache
+from paged_kv import KVCacheManager, PagedKVCache
+from paged_kv.errors import MissingPackage, NothingToRecord
 from paged_kv.pages.allocator import PageAllocator
 from paged_kv.recording import read_recording
 from paged_kv.recording.prometheus import PagedKVCollector
@@ -107,7 +108,7 @@ def test_prometheus_text() -> None:
         "paged_kv_bytes_in_use": ("gauge", float(4 * cache.page_bytes)),
         "paged_kv_bytes_reserved": ("gauge", float(4 * cache.page_bytes)),
         "paged_kv_bytes_in_use_peak": ("gauge", float(4 * cache.page_bytes)),
-        "paged_kv_working_bytes": ("gauge", 0.0),
+        "paged_kv_working_bytes": ("gauge", float(cache.working_bytes)),
         "paged_kv_sequences": ("gauge", 2.0),
     }
     cache.new(3)
@@ -117,7 +118,7 @@ def test_prometheus_text() -> None:
 
 
 def test_a_server_scrapes_while_the_cache_works() -> None:
-    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
     registry = CollectorRegistry()
     registry.register(PagedKVCollector(cache))
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
@@ -145,7 +146,7 @@ def test_a_server_scrapes_while_the_cache_works() -> None:
 
 
 def test_a_scrape_waits_for_a_change_to_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
     registry = CollectorRegistry()
     registry.register(PagedKVCollector(cache))
     seen: list[float | None] = []

@@ -227,7 +227,7 @@ def test_diff(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    cache = PagedKVCache(layers=1, heads=1, head_size=2)
+    cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
     with record(cache, tmp_path / "other.jsonl", title="another"):
         cache.new(2)
     assert cli.main(["diff", str(path), str(tmp_path / "other.jsonl")]) == 0

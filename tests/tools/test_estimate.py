@@ -199,10 +199,10 @@ def test_older_roots_hold_pages_of_their_own(
 @pytest.mark.parametrize(
     ("size", "step", "fewest", "most"),
     [
-        (3, 2, [0, 0, 0], [0, 1, 1]),
-        (2, 3, [0, 0, 0], [0, 1, 1]),
-        (5, 3, [0, 0, 0], [0, 1, 1]),
-        (4, 2, [0, 0, 0], [0, 1, 2]),
+        (3, 2, [0, 1, 2], [0, 1, 1]),
+        (2, 3, [0, 1, 2], [0, 0, 0]),
+        (5, 3, [0, 1, 2], [0, 1, 1]),
+        (4, 2, [0, 1, 2], [0, 0, 0]),
     ],
 )
 def test_the_bounds_are_reached(size: int, step: int, fewest: list[int], most: list[int]) -> None:
@@ -232,7 +232,7 @@ def test_a_search_of_any_size_is_counted_at_once_and_exactly() -> None:
         layers=1, heads=1, head_size=1, context=many, envs=1, simulations=many, root_tokens=1
     )
     assert Pages(load, 2).held() == (many + 1, many + 1, many + 1)
-    assert Pages(load, 255).held().least > many
+    assert Pages(load, 255).held().most > many
 
 
 # -- against what was measured
@@ -244,6 +244,11 @@ def check(found: Estimate, result: dict[str, Any], *, dense: int) -> None:
     paged = result["caches"]["paged"]
     assert dense == own["kv_bytes_peak"]
     assert found.unique_bytes == own["unique_token_bytes_peak"]
+    if found.workload.tokens_per_step % found.page_size:  # it depends on the tree
+        pages = paged["kv_bytes_peak"] // found.page_bytes
+        assert found.pages.least <= pages <= found.pages.most
+        assert found.paged.working <= paged["working_bytes_peak"]
+        return
     assert found.paged.kv == paged["kv_bytes_peak"]
     assert found.paged.working == paged["working_bytes_peak"]
 

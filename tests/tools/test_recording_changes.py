@@ -1,108 +1,74 @@
-"""However a cache changes, a recording sees it: by an index, by a release put off, after Ctrl-C."""
+"""However a cache changes, a recording hears of it: by an index, a release put off, a step."""
 
 from __future__ import annotations
 
-import json
-import random
-import sys
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
-from inspect import CO_GENERATOR
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
-from recording_tools import EVERYTHING, Memory, held, made, recount, tokens, unhooked
+from recording_tools import (
+    EVERYTHING,
+    Memory,
+    agrees,
+    complete,
+    filled,
+    in_memory,
+    made,
+    opened,
+    tokens,
+    totals,
+    unheard,
+)
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache
-from paged_kv.errors import PagedKVError
-from paged_kv.pages.allocator import PageAllocator
-from paged_kv.recording import Recorder, Recording, read_recording, record
-from paged_kv.recording.mirror import Mirror
-
-
-def filled(cache: PagedKVCache, count: int = 1, length: int = 4) -> list[int]:
-    """New sequences of some tokens."""
-    seqs = cache.new(count)
-    cache.append(seqs, *tokens(count, length))
-    return seqs
-
-
-def totals(events: Iterable[dict[str, Any]], field: str) -> Counter[str]:
-    """The sum of a field, by the name of the event."""
-    found = Counter[str]()
-    for event in events:
-        found[event["name"]] += event[field]
-    return found
-
-
-def in_memory(cache: PagedKVCache, file: Memory) -> AbstractContextManager[Recorder]:
-    options: dict[str, Any] = {"opener": lambda path: file, **EVERYTHING}
-    return record(cache, "run.jsonl", **options)
-
-
-def agrees(cache: PagedKVCache, recorder: Recorder, file: Memory) -> None:
-    """The last sample, the mirror of the cache and the pages that are known to live are right."""
-    cache.new(0)  # takes a sample
-    sample = file.lines("sample")[-1]
-    wanted = recount(cache)
-    assert {name: sample[name] for name in wanted} == wanted
-    verbs = recorder._verbs
-    assert verbs is not None
-    assert verbs.mirror.live == dict(cache.tables.items())
-    assert verbs.mirror.lives.pages == held(cache)
-
-
-def complete(cache: PagedKVCache, found: Recording) -> None:
-    """The events have every page that is in use, and the lives every page that was freed."""
-    pages = totals(found.events, "pages")
-    del pages["grow"]
-    assert sum(pages.values()) == cache.pages_in_use
-    assert sum(found.lives[-1]["counts"]) == cache.stats.freed_pages
-
+from paged_kv.events import Event
+from paged_kv.recording import read_recording, record
 
 # -- indexes
 
 
-def evict(cache: PagedKVCache) -> None:
+def evict(cache: PagedKVCache) -> CacheIndex:
     index = CacheIndex(cache, max_entries=2)
     for key in "abcde":
         index.put(key, *filled(cache))
+    return index
 
 
-def replace(cache: PagedKVCache) -> None:
+def replace(cache: PagedKVCache) -> CacheIndex:
     index = CacheIndex(cache)
     index.put_batch(["a", "b"], filled(cache, 2))
     for _ in range(3):
         index.put("a", *filled(cache))
+    return index
 
 
-def remove(cache: PagedKVCache) -> None:
+def remove(cache: PagedKVCache) -> CacheIndex:
     index = CacheIndex(cache)
     index.put_batch(list("abcde"), filled(cache, 5))
     for key in "abc":
         index.remove(key)
+    return index
 
 
-def clear(cache: PagedKVCache) -> None:
+def clear(cache: PagedKVCache) -> KVCacheManager:
     manager = KVCacheManager(cache, env_count=2)
     filled(cache, 2)
     manager.set_recur_caches(["a", "b"], filled(cache, 2))
     manager.set_init_cache(1, "c", *filled(cache))
     manager.clear_all()
+    return manager
 
 
 @pytest.mark.parametrize("let_go", [evict, replace, remove, clear])
 def test_entries_that_an_index_lets_go(
-    let_go: Callable[[PagedKVCache], None], tmp_path: Path
+    let_go: Callable[[PagedKVCache], object], tmp_path: Path
 ) -> None:
     cache = made()
     with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
-        let_go(cache)
+        index = let_go(cache)
+    assert index is not None  # with it would go what it owns
     found = read_recording(tmp_path / "run.jsonl")
     assert (
         totals(found.events, "sequences")["release"],
@@ -115,6 +81,18 @@ def test_entries_that_an_index_lets_go(
     complete(cache, found)
 
 
+def test_an_index_that_is_gone_lets_all_go(tmp_path: Path) -> None:
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
+        index = evict(cache)
+        del index
+        assert cache.live() == []
+    found = read_recording(tmp_path / "run.jsonl")
+    assert totals(found.events, "sequences")["release"] == 5
+    assert totals(found.events, "count")["release"] == 0
+    complete(cache, found)
+
+
 def test_entries_that_go_for_lack_of_pages(tmp_path: Path) -> None:
     cache = made(num_pages=4, grow=False)
     manager = KVCacheManager(cache, env_count=1)
@@ -122,8 +100,20 @@ def test_entries_that_go_for_lack_of_pages(tmp_path: Path) -> None:
         for key in "abcd":
             manager.set_recur_cache(key, *filled(cache))
     found = read_recording(tmp_path / "run.jsonl")
-    assert totals(found.events, "pages") == {"new": 0, "append": 8, "release": -4, "evict": 0}
-    assert totals(found.events, "sequences") == {"new": 4, "append": 4, "release": 2, "evict": 2}
+    assert totals(found.events, "pages") == {
+        "new": 0,
+        "append": 8,
+        "reclaim": 0,
+        "release": -4,
+        "evict": 0,
+    }
+    assert totals(found.events, "sequences") == {
+        "new": 4,
+        "append": 4,
+        "reclaim": 0,
+        "release": 2,
+        "evict": 2,
+    }
     complete(cache, found)
 
 
@@ -205,7 +195,7 @@ def test_a_release_by_a_finalizer_during_a_verb(tmp_path: Path) -> None:
     with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
         kept, gone = filled(cache, 2)
         owners = [Owner(cache, gone)]
-        cache.listen(lambda change, taken, freed: owners.clear())
+        cache.listen(lambda event: owners.clear())
         cache.append([kept], *tokens(1, 2))  # in the middle of which the owner goes
         assert cache.live() == [kept]
     found = read_recording(tmp_path / "run.jsonl")
@@ -218,7 +208,7 @@ def test_a_release_by_a_finalizer_during_a_verb(tmp_path: Path) -> None:
 def test_a_release_by_another_thread_during_a_verb(tmp_path: Path) -> None:
     cache = made()
 
-    def elsewhere(change: object, taken: object, freed: object) -> None:
+    def elsewhere(event: Event) -> None:
         if len(cache.live()) > 1:
             other = threading.Thread(target=cache.release, args=([gone],))
             other.start()
@@ -235,157 +225,6 @@ def test_a_release_by_another_thread_during_a_verb(tmp_path: Path) -> None:
     complete(cache, found)
 
 
-# -- interrupts
-
-
-def half_done(counted: Callable[..., Any]) -> Callable[..., Any]:
-    """Of the pages that it is given it counts one; then comes Ctrl-C."""
-
-    def interrupted(pages: PageAllocator, changed: Iterable[int]) -> None:
-        counted(pages, list(changed)[:1])
-        raise KeyboardInterrupt
-
-    return interrupted
-
-
-def commit(cache: PagedKVCache, seqs: list[int]) -> None:
-    batch = cache.open(seqs, 2)
-    batch.update(0, *(part[0] for part in tokens(len(seqs), 2)))
-    batch.commit(slide=2)
-
-
-CUT: dict[str, tuple[str, Callable[[PagedKVCache, list[int]], object]]] = {
-    "fork": ("hold", lambda cache, seqs: cache.fork(seqs)),
-    "append": ("hold", lambda cache, seqs: cache.append(seqs, *tokens(3, 3))),
-    "commit": ("hold", commit),
-    "slide": ("drop", lambda cache, seqs: cache.slide(seqs, 2)),
-    "release": ("drop", lambda cache, seqs: cache.release(seqs[1:])),
-    "all are released": ("drop", lambda cache, seqs: cache.release(seqs)),
-    "put": (
-        "drop",
-        lambda cache, seqs: CacheIndex(cache, max_entries=1).put_batch(["a", "b", "c"], seqs),
-    ),
-}
-
-
-@pytest.mark.parametrize("cut", CUT)
-def test_a_verb_that_is_interrupted_half_way(
-    cut: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    counting, call = CUT[cut]
-    cache = made()
-    file = Memory()
-    with in_memory(cache, file) as recorder:
-        seqs = filled(cache, 3)
-        with monkeypatch.context() as patched:
-            patched.setattr(PageAllocator, counting, half_done(getattr(PageAllocator, counting)))
-            with pytest.raises(KeyboardInterrupt):
-                call(cache, seqs)
-        agrees(cache, recorder, file)
-        filled(cache, 2)
-        cache.release(cache.live()[-1:])
-        agrees(cache, recorder, file)
-    (tmp_path / "run.jsonl").write_bytes(file.data)
-    found = read_recording(tmp_path / "run.jsonl")
-    assert totals(found.events, "count")["recover"] == 1
-    complete(cache, found)
-    cache.check()
-
-
-def test_an_interrupt_right_before_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cache = made()
-    with pytest.raises(KeyboardInterrupt), record(cache, tmp_path / "run.jsonl", interval=1000.0):
-        seqs = filled(cache, 3)
-        monkeypatch.setattr(PageAllocator, "hold", half_done(PageAllocator.hold))
-        cache.append(seqs, *tokens(3, 3))
-    found = read_recording(tmp_path / "run.jsonl")
-    assert found.reason == "KeyboardInterrupt"
-    assert found.samples[-1]["bytes_in_use"] == cache.bytes_in_use == 12 * cache.page_bytes
-    assert unhooked(cache)
-    assert not cache.tables.listeners
-    complete(cache, found)
-
-
-def test_an_interrupt_between_a_change_and_the_word_of_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def interrupted(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    cache = made()
-    file = Memory()
-    with in_memory(cache, file) as recorder:
-        (seq,) = filled(cache)
-        with monkeypatch.context() as patched:
-            patched.setattr(Mirror, "note", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                cache.truncate([seq], 1)  # no page comes or goes
-        agrees(cache, recorder, file)
-        cache.slide([seq], 2)
-        agrees(cache, recorder, file)
-    assert totals(file.lines("event"), "count")["recover"] == 1
-
-
-class Interrupt:
-    """Ctrl-C as the `after`-th function of this package begins, counted from here."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __enter__(self) -> None:
-        sys.settrace(self._trace)
-
-    def __exit__(self, *error: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: FrameType, event: str, value: object) -> None:
-        if event != "call" or frame.f_code.co_flags & CO_GENERATOR:
-            return  # a generator is called to be closed, too
-        if str(frame.f_globals.get("__name__")).startswith("paged_kv"):
-            self.left -= 1
-            if not self.left:
-                raise KeyboardInterrupt
-
-
-def step(cache: PagedKVCache, index: CacheIndex, chance: random.Random) -> None:
-    """One call of any verb, on any sequences."""
-    live = cache.live()
-    some = chance.sample(live, min(len(live), chance.randint(1, 3)))
-    verbs: list[Callable[[], object]] = [
-        lambda: filled(cache, chance.randint(1, 2), chance.randint(1, 5)),
-        lambda: cache.fork(some),
-        lambda: cache.append(some, *tokens(len(some), chance.randint(1, 3))),
-        lambda: commit(cache, some),
-        lambda: cache.truncate(some, 1),
-        lambda: cache.release(some),
-        lambda: cache.promote(some[0]),
-        lambda: index.put(chance.choice("abcd"), some[0]),
-        lambda: index.get(chance.choice("abcd")),
-        lambda: index.remove(chance.choice("abcd")),
-        lambda: index.clear(),
-    ]
-    with suppress(PagedKVError, IndexError):
-        chance.choice(verbs)()
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_interrupts_anywhere(seed: int) -> None:
-    """In the cache, in the index or in the recorder: what is recorded next is right again."""
-    chance = random.Random(seed)
-    cache = made(num_pages=16, grow=False)
-    index = CacheIndex(cache, max_entries=3)
-    cache.set_reclaimer(index)
-    file = Memory()
-    with in_memory(cache, file) as recorder:
-        for _ in range(60):
-            with suppress(KeyboardInterrupt), Interrupt(chance.randint(1, 60)):
-                step(cache, index, chance)
-            agrees(cache, recorder, file)
-    assert unhooked(cache)
-    assert not cache.tables.listeners
-    assert all(map(json.loads, file.data.splitlines()))
-
-
 def test_a_disk_that_is_full_while_an_index_works() -> None:
     cache = made()
     file = Memory(3000)
@@ -394,11 +233,183 @@ def test_a_disk_that_is_full_while_an_index_works() -> None:
         index = CacheIndex(cache, max_entries=1)
         for key, seq in enumerate(filled(cache, 40)):
             index.put(key, seq)  # the entry that goes is seen within this verb
-        assert unhooked(cache)
+        assert unheard(cache)
     assert [warning.category for warning in caught] == [RuntimeWarning]
     assert len(file.data) == 3000
     assert cache.live_sequences == 1
-    assert not cache.tables.listeners
+
+
+# -- steps
+
+
+def test_pages_that_a_step_holds(tmp_path: Path) -> None:
+    """They are in use from `open` on; what is not filled goes back as the step ends."""
+    cache = made()
+    page = cache.page_bytes
+    file = Memory()
+    with in_memory(cache, file) as recorder:
+        (root,) = filled(cache)  # two full pages
+        step = opened(cache, [root, root], 4, 1)
+        opening = file.lines("sample")[-1]
+        recorder.snapshot("one step is open")
+        children = step.commit()
+        cache.open(children, 4).close()
+        cache.open(children, 4)  # and drops it
+        cache.settle()
+        agrees(cache, recorder, file)
+    assert (opening["bytes_in_use"], opening["bytes_peak"]) == (6 * page, 6 * page)
+    assert (opening["sequences"], opening["bytes_unique"]) == (1, 4 * cache.token_bytes)
+    assert opening["pages_by_refs"] == {"1": 4, "2": 0, "3-4": 2, "5-8": 0, "9-16": 0, "17+": 0}
+    assert opening["dead_slots"] == 8, "nobody reads the room"
+    (pages,) = file.lines("pages")[:1]
+    assert (pages["refs"][:7], pages["filled"][:7]) == ([3, 3, 1, 1, 1, 1, 0], [2, 2, *[0] * 5])
+    assert pages["owner"][:7] == [1, 1, *[None] * 5]
+    events = file.lines("event")
+    changes = [(event["name"], event["sequences"], event["pages"]) for event in events]
+    assert changes == [
+        ("new", 1, 0),
+        ("append", 1, 2),
+        ("open", 2, 4),
+        ("commit", 2, -2),
+        ("open", 2, 4),
+        ("close", 0, -4),
+        ("open", 2, 4),
+        ("close", 0, -4),
+        ("new", 0, 0),
+    ]
+    (tmp_path / "run.jsonl").write_bytes(file.data)
+    complete(cache, read_recording(tmp_path / "run.jsonl"))
+
+
+def test_a_peak_between_two_samples(tmp_path: Path) -> None:
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", interval=1000.0):
+        (root,) = filled(cache)
+        cache.open([root], 4).close()
+        cache.release(cache.fork([root] * 3))
+    last = read_recording(tmp_path / "run.jsonl").samples[-1]
+    assert (last["bytes_peak"], last["bytes_in_use"]) == (
+        4 * cache.page_bytes,
+        2 * cache.page_bytes,
+    )
+    assert (last["sequences_peak"], last["sequences"]) == (4, 1)
+
+
+def test_a_step_outlives_its_parents(tmp_path: Path) -> None:
+    cache = made()
+    file = Memory()
+    with in_memory(cache, file) as recorder:
+        (root,) = filled(cache)
+        step = cache.open([root], 2)
+        cache.release([root])
+        agrees(cache, recorder, file)
+        sample = file.lines("sample")[-1]
+        assert (sample["sequences"], sample["bytes_in_use"]) == (0, 3 * cache.page_bytes)
+        step.close()
+        agrees(cache, recorder, file)
+        assert file.lines("sample")[-1]["bytes_in_use"] == 0
+    (tmp_path / "run.jsonl").write_bytes(file.data)
+    complete(cache, read_recording(tmp_path / "run.jsonl"))
+
+
+# -- pages that move
+
+
+def test_pages_that_a_trim_moves_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    for place in ("paged_kv.turns", "paged_kv.recording.recorder"):
+        monkeypatch.setattr(f"{place}.perf_counter", lambda: now[0])
+    cache = made()
+    file = Memory()
+    with in_memory(cache, file) as recorder:
+        gone, kept = filled(cache, 2)
+        step = cache.open([kept], 2)
+        cache.release([gone])
+        now[0] += 600
+        cache.trim()
+        agrees(cache, recorder, file)
+        sample = file.lines("sample")[-1]
+        assert sample["bytes_reserved"] == sample["bytes_in_use"] == 3 * cache.page_bytes
+        recorder.snapshot("trimmed")
+        (table,) = map(list, cache.page_tables([kept]))
+        assert max(table) <= 3
+        now[0] += 70
+        step.close()
+        cache.release([kept])
+    (tree,) = (line for line in file.lines("tree") if line["title"] == "trimmed")
+    (pages,) = (line for line in file.lines("pages") if line["title"] == "trimmed")
+    assert [node["pages"] for node in tree["nodes"]] == [table]
+    assert sorted(pages["refs"]) == [1, 2, 2]
+    (tmp_path / "run.jsonl").write_bytes(file.data)
+    found = read_recording(tmp_path / "run.jsonl")
+    lives = found.lives[-1]
+    ages = {low: count for low, count in zip(lives["edges"], lives["counts"]) if count}
+    assert ages == {0.0: 2, 500.0: 3}
+    counts = totals(found.events, "count")
+    assert (counts["trim"], counts["recover"], counts["grow"]) == (1, 0, 0)
+    complete(cache, found)
+
+
+def test_a_pool_that_grows_again_after_a_trim(tmp_path: Path) -> None:
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
+        seqs = filled(cache, 1)
+        cache.trim()
+        cache.append(seqs, *tokens(1, 10))
+    found = read_recording(tmp_path / "run.jsonl")
+    assert [event["pages"] for event in found.events if event["name"] == "grow"] == [6]
+    assert [sample["bytes_reserved"] // cache.page_bytes for sample in found.samples[-3:]] == [
+        2,
+        8,
+        8,
+    ]
+    complete(cache, found)
+
+
+# -- the tree
+
+
+def test_the_parent_is_the_nearest_that_lives(tmp_path: Path) -> None:
+    """A sequence that ended with two branches below it holds them together, unseen."""
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", interval=1000.0) as recorder:
+        (root,) = filled(cache)
+        (inner,) = cache.fork([root])
+        left, right = cache.fork([inner] * 2)
+        (below,) = cache.fork([left])
+        top = cache.fork([left], root=True)
+        cache.release([inner, left])
+        recorder.snapshot("two are gone")
+        assert [cache.parent(seq) for seq in cache.live()] == [None, root, root, None]
+        assert cache.live() == [root, right, below, *top]
+    tree = read_recording(tmp_path / "run.jsonl").trees[-1]
+    assert [node["parent"] for node in tree["nodes"]] == [None, 1, 1, None]
+
+
+def test_a_tree_at_its_peak_has_its_joints(tmp_path: Path) -> None:
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", interval=1000.0):
+        (root,) = filled(cache)
+        (inner,) = cache.fork([root])
+        leaves = cache.fork([inner] * 3)
+        cache.release([inner])
+        cache.release([root, *leaves])
+    (tree,) = read_recording(tmp_path / "run.jsonl").trees
+    assert tree["title"] == "peak of 4 sequences"
+    assert [node["parent"] for node in tree["nodes"]] == [None, 1, 1, 1]
+
+
+def test_what_hangs_on_a_joint_is_not_counted_as_released(tmp_path: Path) -> None:
+    cache = made()
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING):
+        (root,) = filled(cache)
+        (inner,) = cache.fork([root])
+        (leaf,) = cache.fork([inner])
+        cache.release([inner])  # and so the leaf hangs on the root
+        assert cache.parent(leaf) == root
+    found = read_recording(tmp_path / "run.jsonl")
+    assert totals(found.events, "sequences")["release"] == 1
+    assert "recover" not in totals(found.events, "count")
 
 
 # -- what it is called
@@ -455,11 +466,10 @@ def test_a_snapshot_waits_for_another_thread(tmp_path: Path) -> None:
 
 def test_nobody_listens_without_a_recording(tmp_path: Path) -> None:
     cache = made()
-    assert not cache.tables.listeners
+    assert unheard(cache)
     with record(cache, tmp_path / "run.jsonl"):
-        assert len(cache.tables.listeners) == 1
-    assert not cache.tables.listeners
-    assert unhooked(cache)
+        assert len(cache.turns.listeners) == 1
+    assert unheard(cache)
     with pytest.raises(FileNotFoundError), record(cache, tmp_path / "no" / "run.jsonl"):
         pass
-    assert not cache.tables.listeners
+    assert unheard(cache)

@@ -14,10 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording_tools import EVERYTHING, Memory, made, search, tokens, unhooked
+from recording_tools import (
+    EVERYTHING,
+    Memory,
+    agrees,
+    filled,
+    in_memory,
+    made,
+    search,
+    tokens,
+    unheard,
+)
 
-from paged_kv import ConcurrentCall, OutOfPages, StaleHandle
+from paged_kv.errors import ConcurrentCall, OutOfPages, StaleHandle
+from paged_kv.events import Event
 from paged_kv.recording import read_recording, record
+from paged_kv.recording.mirror import Mirror
 
 
 def test_errors_of_the_cache_stay_what_they_are(tmp_path: Path) -> None:
@@ -54,42 +66,97 @@ def test_a_second_thread_is_still_refused(tmp_path: Path) -> None:
     assert [event["name"] for event in read_recording(tmp_path / "run.jsonl").events] == ["fork"]
 
 
-def test_hooks_come_off_however_the_block_ends(tmp_path: Path) -> None:
+def test_nobody_listens_however_the_block_ended(tmp_path: Path) -> None:
     cache = made()
     for error in (ValueError, KeyboardInterrupt, SystemExit):
         with pytest.raises(error), record(cache, tmp_path / "run.jsonl"):
             search(cache)
             raise error
-        assert unhooked(cache)
+        assert unheard(cache)
         found = read_recording(tmp_path / "run.jsonl")
         assert (found.reason, found.samples[-1]["forks"]) == (error.__name__, 6)
 
 
-def test_hooks_that_others_wrapped_stay_and_do_nothing(tmp_path: Path) -> None:
+def test_listeners_of_others_stay(tmp_path: Path) -> None:
     cache = made()
-    calls: list[tuple[Any, ...]] = []
+    heard: list[str] = []
+
+    def first(event: Event) -> None:
+        heard.append(f"first {event.verb}")
+
+    def second(event: Event) -> None:
+        heard.append(f"second {event.verb}")
+
+    cache.listen(first)
     with record(cache, tmp_path / "run.jsonl"):
-        inner = cache.new
-
-        def outer(*arguments: Any) -> list[int]:
-            calls.append(arguments)
-            return inner(*arguments)
-
-        cache.new = outer  # type: ignore[method-assign]
-    assert len(cache.new(2)) == 2
-    assert calls == [(2,)]
-    del cache.new
-    assert unhooked(cache)
-    assert read_recording(tmp_path / "run.jsonl").events == []
+        cache.listen(second)
+        heard.clear()
+        cache.new(1)
+        assert heard == ["first new", "second new"]
+    assert cache.turns.listeners == (first, second)
+    cache.unlisten(first)
+    cache.unlisten(second)
+    assert unheard(cache)
+    assert [event["name"] for event in read_recording(tmp_path / "run.jsonl").events] == ["new"]
 
 
-def test_hooks_of_others_are_put_back(tmp_path: Path) -> None:
+def test_a_recording_lies_on_nothing(tmp_path: Path) -> None:
+    """Whoever has replaced a method finds it replaced, and the cache is as it was."""
     cache = made()
     theirs = cache.new
     cache.new = theirs  # type: ignore[method-assign]
+    before = dict(vars(cache))
     with record(cache, tmp_path / "run.jsonl"):
         cache.new(1)
-    assert vars(cache)["new"] is theirs
+        assert vars(cache) == before
+    assert vars(cache) == before
+    assert [event["name"] for event in read_recording(tmp_path / "run.jsonl").events] == ["new"]
+
+
+@pytest.mark.parametrize("way", ["listener", "look", "hook"])
+def test_a_recording_that_is_closed_inside_of_a_verb(way: str, tmp_path: Path) -> None:
+    """It hears nothing more, and is out of the list at the end of the verb after it."""
+    cache = made()
+    (root,) = cache.new()
+    with record(cache, tmp_path / "run.jsonl", **EVERYTHING) as recorder:
+
+        def close(event: Event) -> None:
+            if event.verb == "slide":
+                recorder.close("early")
+
+        cache.fork([root])
+        if way == "listener":
+            cache.listen(close)
+            cache.slide([root], 0)
+        elif way == "look":
+            cache.look(lambda tables: recorder.close("early"))
+        else:
+            cache.open([root], 1, rebase=lambda step: recorder.close("early"))
+        cache.fork([root])
+        assert len(cache.turns.listeners) == (way == "listener")
+    found = read_recording(tmp_path / "run.jsonl")
+    assert found.reason == "early"
+    last = {"listener": ["slide"], "look": [], "hook": ["open"]}[way]
+    assert [event["name"] for event in found.events] == ["fork", *last]
+    with record(cache, tmp_path / "run.jsonl"):  # nothing is left of the first
+        pass
+
+
+def test_a_recorder_that_fails_disturbs_no_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it missed is repaired at the next sample."""
+    cache = made()
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: heard.append(told.exc_value))
+    file = Memory()
+    with in_memory(cache, file) as recorder:
+        with monkeypatch.context() as patched:
+            patched.setattr(Mirror, "note", None)
+            filled(cache, 2)
+        assert [type(error) for error in heard] == [TypeError, TypeError]
+        agrees(cache, recorder, file)
+    assert unheard(cache)
 
 
 @pytest.mark.parametrize("room", [0, 10, 400, 600, 2000, 5000])
@@ -103,7 +170,7 @@ def test_a_full_disk_stops_the_recording_and_not_the_run(room: int, tmp_path: Pa
             for _ in range(5):
                 search(cache)
             recorder.snapshot("unwritten")
-            assert unhooked(cache)
+            assert unheard(cache)
     assert [str(warning.message) for warning in caught] == [
         "recording to 'full.jsonl' stopped: [Errno 28] No space left on device"
     ]
@@ -126,7 +193,7 @@ def test_a_device_that_is_full() -> None:
     ):
         search(cache)
     assert cache.stats.forks == 6
-    assert unhooked(cache)
+    assert unheard(cache)
 
 
 def elsewhere(call: Callable[[], object]) -> None:

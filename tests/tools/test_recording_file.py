@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recording_tools import Memory, State, search
@@ -17,9 +18,8 @@ def whole() -> bytes:
     """A short recording with lines of every kind."""
     state = State()
     file = Memory()
-    with record(
-        state, "run.jsonl", title="größe", opener=lambda path: file, interval=1000.0
-    ) as recorder:  # type: ignore[arg-type,return-value]
+    options: dict[str, Any] = {"opener": lambda path: file, "interval": 1000.0}
+    with record(state, "run.jsonl", title="größe", **options) as recorder:
         recorder.mark("begin")
         state.start()
         search(state.cache, steps=1, rows=1)

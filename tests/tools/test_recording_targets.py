@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from recording_tools import COUNTERS, EVERYTHING, Model, State, made, search, unhooked
+from recording_tools import COUNTERS, EVERYTHING, Model, State, made, search, unheard
 
-from paged_kv import AlreadyRecording, BadCount, KVCacheManager, NothingToRecord, PagedKVCache
+from paged_kv import KVCacheManager, PagedKVCache
+from paged_kv.errors import AlreadyRecording, BadCount, NothingToRecord
 from paged_kv.recording import read_recording, record
 
 
@@ -25,9 +26,9 @@ def test_caches_that_begin_during_the_recording(tmp_path: Path) -> None:
             state.start(fails=True)
         search(state.cache)
         state.start(page_size=4)
-        assert unhooked(first)
+        assert unheard(first)
         search(state.cache, steps=1)
-    assert unhooked(state.cache)
+    assert unheard(state.cache)
     assert "start" not in vars(state)
     found = read_recording(tmp_path / "run.jsonl")
     assert found.header["cache"] is None
@@ -54,7 +55,8 @@ def test_a_recording_without_any_cache(tmp_path: Path) -> None:
 def test_a_model_counts_its_own_lookups(tmp_path: Path) -> None:
     state = State()
     state.start()
-    KVCacheManager(state.cache, env_count=1)
+    manager = KVCacheManager(state.cache, env_count=1)
+    assert state.cache.reclaimer is manager
     model = Model(state)
     with record(model, tmp_path / "run.jsonl"):
         model.world_model.total_query_count = 110
@@ -92,7 +94,7 @@ def test_a_cache_is_recorded_once_at_a_time(tmp_path: Path) -> None:
         )
         with record(again, first):
             pass
-    assert unhooked(cache)
+    assert unheard(cache)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,6 @@ def test_a_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     cache = made()
     with pytest.raises(FileNotFoundError), record(cache, tmp_path / "no" / "run.jsonl"):
         pass
-    assert unhooked(cache)
+    assert unheard(cache)
     with record(cache, tmp_path / "run.jsonl"):
         pass

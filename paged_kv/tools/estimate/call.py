@@ -13,6 +13,9 @@ from paged_kv.tools.estimate.workload import LONGEST_PAGE, MOST_BYTES, Workload
 
 TOLERATED = 1.05  # bytes of the advised page size over those of the best one
 
+FIRST_PAGES = 64  # of a pool, where nobody says more; it doubles
+NUMBER = 8  # bytes
+
 
 @dataclass(frozen=True)
 class Held:
@@ -133,7 +136,7 @@ def of(load: Workload, page_size: int | None = None) -> Estimate:
         dense=Held(load.envs * (1 + load.simulations) * entry, load.envs * entry),
         page_size=pages.size,
         pages=held,
-        paged=Held(held.likely * pages.size * token, pages.working_tokens() * token),
+        paged=Held(held.likely * pages.size * token, _working(pages)),
         older_roots=older,
         older_root_pages=pages.older_roots(older),
         advised_page_size=advised.size,
@@ -165,6 +168,21 @@ def advise(load: Workload) -> Pages:
     return Pages(
         load, max(size for size in sizes if slots[size] <= TOLERATED * min(slots.values()))
     )
+
+
+def _working(pages: Pages) -> int:
+    """Bytes beside the pages: a dense batch, the numbers of its rows, the positions of all slots.
+
+    Where windows end at different offsets of their pages, the rows are numbered token by token, and
+    take as many times more as a page has slots: not counted here.
+    """
+    load = pages.load
+    tokens = pages.working_tokens()
+    rows = tokens // pages.size * 2 * load.layers * (load.kv_heads or load.heads)
+    reserved = FIRST_PAGES
+    while reserved < pages.held().most + pages.transient():
+        reserved *= 2
+    return tokens * load.token_bytes + NUMBER * (rows + (reserved + 1) * pages.size)
 
 
 def _why(load: Workload, pages: Pages) -> str:

@@ -2,8 +2,8 @@
 
 An environment's tree is its root, a window of some tokens, and one node a simulation, which appends
 the tokens of a step to the window of any node before it. Nothing matters but where in a page a
-window ends: a parent that ends at offset `end` (0: on the edge) has a partial last page, which its
-child copies before it appends.
+window ends: a parent that ends at offset `end` (0: on the edge) has a partial last page. Its first
+child writes on there, every other one copies the page before it appends.
 """
 
 from __future__ import annotations
@@ -144,23 +144,32 @@ class Pages:
         owns = [self._own(end) for end in self._cycle(0)]
         return Fraction(sum(owns), len(owns))
 
+    def _first(self, end: int) -> int:
+        """Those of a first child, which shares its parent's partial last page."""
+        own = self._own(end)
+        return own - 1 if end and own else own
+
     def _nodes(self, end: int, simulations: int) -> Nodes:
         """Pages of the nodes below a root that ends at `end`.
 
-        A tree with the fewest is a chain down to where a child is cheapest, and siblings there.
+        A chain takes the fewest, for all of its nodes are first children; a chain down to where a
+        child is dearest, and siblings there, the most. On average about half of the nodes are
+        parents, as in a tree whose nodes are equally likely to get the next one.
         """
+        chain = 0
         totals = []
-        above = 0
-        for depth, parent in enumerate(self._cycle(end)):
-            if depth == simulations:
-                break
-            own = self._own(parent)
-            totals.append(above + (simulations - depth) * own)
-            above += own
-        low = min(totals)
+        cycle = list(self._cycle(end))
+        for depth, parent in enumerate(cycle[:simulations]):
+            first = self._first(parent)
+            totals.append(chain + first + (simulations - depth - 1) * self._own(parent))
+            chain += first
+        rounds, rest = divmod(simulations, len(cycle))
+        firsts = [self._first(parent) for parent in cycle]
+        low = rounds * sum(firsts) + sum(firsts[:rest])
         high = max(totals)
-        average = max(Fraction(low), simulations * self._average())
-        return Nodes(low, min(average, Fraction(high)), high)
+        spared = Fraction(sum(self._own(parent) for parent in cycle) - sum(firsts), len(cycle))
+        average = simulations * self._average() - Fraction(simulations + 1, 2) * spared
+        return Nodes(low, min(max(Fraction(low), average), Fraction(high)), high)
 
 
 def _up(count: int, size: int) -> int:

@@ -28,7 +28,7 @@ def text(found: Estimate, name: str, *, lightzero: bool = True) -> str:
                              K/V held   / unique    working
     one dense copy a node    20.5 KiB      3.86x      512 B
     unique tokens: 85         5.3 KiB      1.00x
-    pages of 2 tokens: 43     5.4 KiB      1.01x      512 B
+    pages of 2 tokens: 43     5.4 KiB      1.01x    1.6 KiB
     Choose page_size=2, num_pages=43: the 2 tokens of a step fill ... the pool never grows.
     """
     rows = [Row("", "K/V held", "/ unique", "working"), *_rows(found, lightzero)]

@@ -223,10 +223,10 @@ class LightZeroSide:
         wm = self.wm
         from lzero.model.unizero_world_models.kv_caching import KVCache
 
-        from paged_kv.staging import StagingLayer
+        from paged_kv.step import StepLayer
 
         # The paged side, too, has LightZero's own layers, for contexts that were not found.
-        layers: set[type] = {KVCache, StagingLayer}
+        layers: set[type] = {KVCache, StepLayer}
         names = [
             "retrieve_or_generate_kvcache",
             "trim_and_pad_kv_cache",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.staging import StagingBatch
+from paged_kv.step import Step
 from paged_kv.tools.profile.counters import CACHE, LAYER, Probe, storage_bytes
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
@@ -72,7 +72,7 @@ class ReferenceSide:
 
     def probes(self) -> list[Probe]:
         """The methods that are cache work. The model is never called from inside one."""
-        batch = StagingBatch if self.kind == "paged" else DenseBatch
+        batch = Step if self.kind == "paged" else DenseBatch
         names = ("open", "store", "forget_nodes")
         return [
             *(Probe(self.contexts, name, CACHE) for name in names),

@@ -5,6 +5,7 @@ agree with.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from paged_kv.cache import Gathered
 
 Counts = int | Sequence[int]
+MOST = sys.maxsize
 
 
 @dataclass
@@ -22,18 +24,37 @@ class Window:
     keys: torch.Tensor  # [layers, heads, tokens, head_size]
     values: torch.Tensor  # [layers, heads, tokens, value_head_size]
     positions: torch.Tensor  # [tokens] int64, where each token was written
-    parent: int | None
+    place: int = 0  # where the next token goes, if nobody says
 
     @property
     def length(self) -> int:
         """Tokens."""
         return len(self.positions)
 
-    def part(self, first: int, end: int, parent: int | None) -> Window:
-        """A copy of the tokens in [first, end)."""
+    def part(self, first: int, end: int) -> Window:
+        """A copy of the tokens in [first, end); what comes next goes on behind them."""
         keys = self.keys[:, :, first:end].clone()
         values = self.values[:, :, first:end].clone()
-        return Window(keys, values, self.positions[first:end].clone(), parent)
+        place = self.place
+        if end < self.length:
+            place = int(self.positions[end - 1]) + 1 if end else int(self.positions[0])
+        return Window(keys, values, self.positions[first:end].clone(), place)
+
+    def longer(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor | None
+    ) -> Window:
+        """With tokens [layers, heads, n, size] behind it, written at `positions` or one behind the
+        other.
+        """
+        new = keys.shape[2]
+        if positions is None:
+            positions = torch.arange(self.place, self.place + new, device=keys.device)
+        return Window(
+            torch.cat((self.keys, keys), dim=2),
+            torch.cat((self.values, values), dim=2),
+            torch.cat((self.positions, positions)),
+            int(positions[-1]) + 1 if new else self.place,
+        )
 
 
 class DenseOracle:
@@ -64,17 +85,20 @@ class DenseOracle:
         )
         self._names = itertools.count(1)
         self.windows: dict[int, Window] = {}
+        self._above: dict[int, int | None] = {}  # parents, also of those that are gone
 
     def new(self, count: int = 1) -> list[int]:
         """Empty sequences."""
         none = torch.zeros(0, dtype=torch.int64, device=self._keys.device)
-        return [self._add(Window(self._keys, self._values, none, None)) for _ in range(count)]
+        return [self._add(Window(self._keys, self._values, none), None) for _ in range(count)]
 
-    def fork(self, parents: Sequence[int], *, at: Counts | None = None) -> list[int]:
-        """One copy a parent, of its first `at` tokens."""
+    def fork(
+        self, parents: Sequence[int], *, at: Counts | None = None, root: bool = False
+    ) -> list[int]:
+        """One copy a parent, of its first `at` tokens; with `root`, in a tree of its own."""
         keep = self.lengths(parents) if at is None else _per_row(at, len(parents))
         return [
-            self._add(self.windows[parent].part(0, end, parent))
+            self._add(self.windows[parent].part(0, end), None if root else parent)
             for parent, end in zip(parents, keep)
         ]
 
@@ -85,30 +109,24 @@ class DenseOracle:
         values: torch.Tensor,
         positions: torch.Tensor | None = None,
     ) -> None:
-        """Append keys and values [layers, B, heads, n, size], written at `positions` [B, n] or at
-        their index.
+        """Append keys and values [layers, B, heads, n, size], written at `positions` [B, n] or one
+        behind the other.
         """
         for row, seq in enumerate(seqs):
-            window = self.windows[seq]
-            new = keys.shape[3]
-            index = torch.arange(window.length, window.length + new, device=keys.device)
-            window.keys = torch.cat((window.keys, keys[:, row]), dim=2)
-            window.values = torch.cat((window.values, values[:, row]), dim=2)
-            window.positions = torch.cat(
-                (window.positions, index if positions is None else positions[row])
-            )
+            placed = None if positions is None else positions[row]
+            self.windows[seq] = self.windows[seq].longer(keys[:, row], values[:, row], placed)
 
     def slide(self, seqs: Sequence[int], count: Counts) -> None:
         """Drop tokens from the front."""
         for seq, drop in zip(seqs, _per_row(count, len(seqs))):
             window = self.windows[seq]
-            self.windows[seq] = window.part(drop, window.length, window.parent)
+            self.windows[seq] = window.part(drop, window.length)
 
     def truncate(self, seqs: Sequence[int], count: Counts) -> None:
         """Drop tokens from the end."""
         for seq, drop in zip(seqs, _per_row(count, len(seqs))):
             window = self.windows[seq]
-            self.windows[seq] = window.part(0, window.length - drop, window.parent)
+            self.windows[seq] = window.part(0, window.length - drop)
 
     def release(self, seqs: Sequence[int]) -> None:
         """Forget sequences."""
@@ -116,42 +134,60 @@ class DenseOracle:
             del self.windows[seq]
 
     def release_subtree(self, seq: int) -> int:
-        """Forget a sequence and all that descend from it over sequences that exist."""
-        doomed = self._subtree(seq)
+        """Forget a sequence and all that descend from it."""
+        doomed = [name for name in self.windows if seq in self._lineage(name)]
         self.release(doomed)
         return len(doomed)
 
     def promote(self, child: int) -> int:
-        """Forget the subtrees of a child's siblings."""
-        parent = self.windows[child].parent
-        siblings = [
-            seq for seq, window in self.windows.items() if parent == window.parent and seq != child
+        """Forget all that does not descend from a child below the nearest sequence above it, or in
+        its tree.
+        """
+        above = self.parent(child)
+        top = self._lineage(child)[-1] if above is None else above
+        doomed = [
+            name
+            for name in self.windows
+            if top in self._lineage(name) and child not in self._lineage(name) and name != above
         ]
-        return sum(map(self.release_subtree, siblings)) if parent is not None else 0
+        self.release(doomed)
+        return len(doomed)
+
+    def parent(self, seq: int) -> int | None:
+        """The nearest sequence above that is not gone."""
+        return next((name for name in self._lineage(seq)[1:] if name in self.windows), None)
+
+    def children(self, seq: int) -> list[int]:
+        """Whose nearest sequence above is this one."""
+        return [name for name in self.windows if self.parent(name) == seq]
+
+    def descendants(self, seq: int) -> list[int]:
+        """All that descend from it."""
+        return [name for name in self.windows if seq in self._lineage(name)[1:]]
+
+    def open(self, parents: Sequence[int]) -> list[tuple[int, Window]]:
+        """What a step of these sequences keeps: parents and copies of their windows."""
+        return [(parent, self.windows[parent].part(0, MOST)) for parent in parents]
 
     def commit(
         self,
-        parents: Sequence[int],
+        opened: Sequence[tuple[int, Window]],
         keys: torch.Tensor,
         values: torch.Tensor,
         *,
         slide: Counts = 0,
         positions: torch.Tensor | None = None,
     ) -> list[int]:
-        """Children with `slide` tokens less at the front and the new ones at the end, as a staging
-        batch makes them.
+        """Children of what was opened, with `slide` tokens less at the front and the new ones at
+        the end.
         """
-        children = self.fork(parents)
-        self.append(children, keys, values, positions)
+        children = []
+        for row, (parent, window) in enumerate(opened):
+            placed = None if positions is None else positions[row]
+            grown = window.longer(keys[:, row], values[:, row], placed)
+            children.append(self._add(grown, parent))
         self.slide(children, slide)
         return children
-
-    def adopt(self, parent: int, keys: torch.Tensor, values: torch.Tensor) -> int:
-        """A child with a window [layers, heads, tokens, size] of its own, written at positions 0,
-        1, ...
-        """
-        index = torch.arange(keys.shape[2], device=keys.device)
-        return self._add(Window(keys.clone(), values.clone(), index, parent))
 
     def lengths(self, seqs: Sequence[int]) -> list[int]:
         """Tokens of each sequence."""
@@ -159,15 +195,18 @@ class DenseOracle:
 
     def gather(self, seqs: Sequence[int], *, pad: str = "right") -> Gathered:
         """Windows side by side in fresh tensors, padded with zeros."""
-        lengths = self.lengths(seqs)
+        return self.side_by_side([self.windows[seq] for seq in seqs], pad=pad)
+
+    def side_by_side(self, windows: Sequence[Window], *, pad: str) -> Gathered:
+        """As `gather`, of windows."""
+        lengths = [window.length for window in windows]
         width = max(lengths, default=0)
         layers, heads, _, head_size = self._keys.shape
-        keys = self._keys.new_zeros(layers, len(seqs), heads, width, head_size)
-        values = self._values.new_zeros(layers, len(seqs), heads, width, self._values.shape[-1])
-        positions = torch.zeros(len(seqs), width, dtype=torch.int64, device=keys.device)
-        mask = torch.zeros(len(seqs), width, dtype=torch.bool, device=keys.device)
-        for row, seq in enumerate(seqs):
-            window = self.windows[seq]
+        keys = self._keys.new_zeros(layers, len(windows), heads, width, head_size)
+        values = self._values.new_zeros(layers, len(windows), heads, width, self._values.shape[-1])
+        positions = torch.zeros(len(windows), width, dtype=torch.int64, device=keys.device)
+        mask = torch.zeros(len(windows), width, dtype=torch.bool, device=keys.device)
+        for row, window in enumerate(windows):
             first = width - window.length if pad == "left" else 0
             columns = slice(first, first + window.length)
             keys[:, row, :, columns] = window.keys
@@ -182,15 +221,17 @@ class DenseOracle:
             positions,
         )
 
-    def _add(self, window: Window) -> int:
+    def _add(self, window: Window, parent: int | None) -> int:
         name = next(self._names)
         self.windows[name] = window
+        self._above[name] = parent
         return name
 
-    def _subtree(self, seq: int) -> list[int]:
+    def _lineage(self, seq: int) -> list[int]:
+        """The sequence and all above it, the gone ones too."""
         found = [seq]
-        for parent in found:  # grows while it is walked
-            found.extend(name for name, window in self.windows.items() if window.parent == parent)
+        while (above := self._above[found[-1]]) is not None:
+            found.append(above)
         return found
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class Batch(Protocol):
-    """What the model needs of a dense batch of contexts; `paged_kv.StagingBatch` is one."""
+    """What the model needs of a dense batch of contexts; `paged_kv.Step` is one."""
 
     @property
     def pads(self) -> list[int]:

@@ -24,6 +24,8 @@ class MainState(PagedState):
     model), and windows that LightZero rebuilt.
     """
 
+    stored = Context
+
     def __init__(
         self, options: dict[str, Any], *, envs: int, init_entries: int, choices: Choices
     ) -> None:
@@ -223,9 +225,10 @@ class MainState(PagedState):
         shift.follow(model)
         batch = self.cache.open(seqs, 0)
         shift.apply(batch, list(range(len(seqs))), SLIDE)
-        slid = batch.commit(rewrite=[SLIDE] * len(seqs))
+        slid = self._stored_anew(batch, dict.fromkeys(range(len(seqs)), SLIDE))
+        batch.close()
         self.cache.release(seqs)
-        return slid
+        return [slid[row] for row in range(len(seqs))]
 
 
 def _entry_of(context: Any) -> Any:

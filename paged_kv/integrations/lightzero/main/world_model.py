@@ -18,7 +18,8 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from paged_kv.errors import BadCount, UnannouncedNode
 from paged_kv.integrations.lightzero.main.policy import remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
-from paged_kv.integrations.lightzero.main.stores import Context, Keys, ManagerView
+from paged_kv.integrations.lightzero.main.stores import Keys, ManagerView
+from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.search import announce_searches
 from paged_kv.integrations.lightzero.shared.state import SLIDE, Choices
 from paged_kv.integrations.lightzero.shared.stores import Pool
@@ -31,7 +32,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedMainWorldModel(WorldModel):  # type: ignore[misc]
+class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero's main with contexts in pages; `attach` turns a `WorldModel`
     into one in place.
 
@@ -91,13 +92,9 @@ class PagedMainWorldModel(WorldModel):  # type: ignore[misc]
         """Gather the contexts of the batch, all layers at once, left-padded to the longest."""
         contexts = self.keys_values_wm_list
         paged = self.paged
-        batch = (
-            paged.open_sequences(self, contexts)
-            if type(contexts[0]) is int
-            else paged.open(self, contexts)
-        )
+        batch = paged.open(self, contexts)
         self.__dict__["keys_values_wm"] = batch
-        sizes = batch.lengths
+        sizes: list[int] = batch.lengths
         self._count_padding(sizes)
         return sizes
 
@@ -188,26 +185,6 @@ class PagedMainWorldModel(WorldModel):  # type: ignore[misc]
             for row, history in histories
         ]
         return children, tokens
-
-    def custom_copy_kv_cache_to_shared_wm(self, src_kv: Any) -> Any:
-        """Nothing to copy: a step never writes to what is stored."""
-        return (
-            src_kv
-            if isinstance(src_kv, Context)
-            else super().custom_copy_kv_cache_to_shared_wm(src_kv)
-        )
-
-    def custom_copy_kv_cache_to_shared_init_envs(self, src_kv: Any, env_id: int) -> int:
-        """A sequence with the same contents, to be assigned to a key of
-        `past_kv_cache_init_infer_envs[env_id]`.
-        """
-        return self.paged.adopt(self, src_kv)
-
-    def custom_copy_kv_cache_to_shared_recur(self, src_kv: Any) -> int:
-        """A sequence with the same contents, to be assigned to a key of
-        `past_kv_cache_recurrent_infer`.
-        """
-        return self.paged.adopt(self, src_kv)
 
 
 class PagedMainPPOWorldModel(PagedMainWorldModel, PPOWorldModel):  # type: ignore[misc]

@@ -18,7 +18,7 @@ from lzero.model.unizero_world_models.transformer import apply_rotary_emb
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.shared.state import ROOM, PagedState
-from paged_kv.staging import StagingBatch
+from paged_kv.step import Step
 
 
 class FreshToken(NamedTuple):
@@ -99,7 +99,7 @@ class ExactBatch:
 
     masked = False  # `run` masks by itself
 
-    def __init__(self, tokens: StagingBatch, model: Any) -> None:
+    def __init__(self, tokens: Step, model: Any) -> None:
         self._tokens = tokens
         self.shape = len(tokens.parents), model.num_heads, model.embed_dim // model.num_heads
         self._layers = [ExactLayer(self) for _ in range(model.num_layers)]

@@ -13,11 +13,11 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
+from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.policy import BEGINS, follow_environments
 from paged_kv.integrations.lightzero.shared.search import announce_searches
 from paged_kv.integrations.lightzero.shared.state import Choices, PagedState, Roots
 from paged_kv.integrations.lightzero.shared.stores import (
-    Entry,
     EnvKeys,
     Pool,
     SharedKeys,
@@ -32,7 +32,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedWorldModel(WorldModel):  # type: ignore[misc]
+class PagedWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero 0.2.0 with contexts in pages; `attach` turns a `WorldModel` into
     one in place.
 
@@ -252,11 +252,7 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             return sizes
         if is_init_infer:  # a new search begins: nothing looks the old nodes up again
             paged.forget_nodes()
-        batch = (
-            paged.open_sequences(self, contexts)
-            if type(contexts[0]) is int
-            else paged.open(self, contexts)
-        )
+        batch = paged.open(self, contexts)
         self.__dict__["keys_values_wm"] = batch
         return batch.lengths  # type: ignore[no-any-return]
 
@@ -289,26 +285,6 @@ class PagedWorldModel(WorldModel):  # type: ignore[misc]
             assert roots is not None
             keys = latent_keys(latent_state) if paged.keys == "latent" else None
             paged.store_roots(roots, paged.commit_roots(self), keys)
-
-    def custom_copy_kv_cache_to_shared_wm(self, src_kv: Any) -> Any:
-        """Nothing to copy: a step never writes to what is stored."""
-        return (
-            src_kv
-            if isinstance(src_kv, Entry)
-            else super().custom_copy_kv_cache_to_shared_wm(src_kv)
-        )
-
-    def custom_copy_kv_cache_to_shared_init_envs(self, src_kv: Any, env_id: int) -> int:
-        """A sequence with the same contents, to be assigned to a key of
-        `past_kv_cache_init_infer_envs[env_id]`.
-        """
-        return self.paged.adopt(self, src_kv)
-
-    def custom_copy_kv_cache_to_shared_recur(self, src_kv: Any) -> int:
-        """A sequence with the same contents, to be assigned to a key of
-        `past_kv_cache_recurrent_infer`.
-        """
-        return self.paged.adopt(self, src_kv)
 
 
 def latent_keys(latents: Any) -> list[bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from paged_kv.staging import StagingBatch
+from paged_kv.step import Step
 
 
 class ReadShift:
@@ -50,18 +50,22 @@ class ReadShift:
             found = self._slices[first, end] = self._table[:, :, :, first:end]
         return found
 
-    def __call__(self, batch: StagingBatch) -> None:
+    def __call__(self, batch: Step) -> None:
         """Add the positions of the windows, in place."""
         past = batch.past
         if batch.uniform:
-            batch.layout.columns(0, past)[0].add_(self.of(0, past))
+            batch.columns(0, past)[0].add_(self.of(0, past))
         else:
             index = torch.from_numpy(batch.now).masked_fill(
                 ~batch.mask().cpu()[:, :past], self._table.shape[3] - 1
             )
-            batch.layout.columns(0, past)[0].add_(self._at(index))
+            batch.columns(0, past)[0].add_(self._at(index))
 
-    def new_tokens(self, batch: StagingBatch) -> torch.Tensor:
+    def take_off(self, batch: Step) -> None:
+        """Take the positions off the new tokens of a batch, in place, before they are stored."""
+        batch.columns(batch.past, batch.size)[0].sub_(self.new_tokens(batch))
+
+    def new_tokens(self, batch: Step) -> torch.Tensor:
         """The positions that the new tokens of a batch were made with, each after its
         own window.
         """
@@ -99,7 +103,7 @@ class WriteShift:
         # [2 * layers, 1, heads, context_length - 3, head_size]
         self._difference = torch.stack([part[self._key] for pair in pairs for part in pair])
 
-    def apply(self, batch: StagingBatch, rows: list[int], first: int) -> None:
+    def apply(self, batch: Step, rows: list[int], first: int) -> None:
         """Correct the tokens from column `first` on in `rows`, in place."""
         width = self._difference.shape[3]
         plane = batch.planes[0]

@@ -15,7 +15,7 @@ from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShi
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
 from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
 from paged_kv.manager import KVCacheManager
-from paged_kv.staging import StagingBatch
+from paged_kv.step import Step
 
 SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
@@ -64,6 +64,7 @@ class PagedState:
     # The last root of an environment is all that a later step asks for: the step after it, and its
     # own search.
     init_entries = 1
+    stored: type = Entry  # what LightZero is given of a context
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class PagedState:
         self.write_shift = WriteShift(context_length) if shifts and self.at == "write" else None
         self._cache: PagedKVCache | None = None
         self._manager: KVCacheManager | None = None
-        self._batch: StagingBatch | None = None
+        self._batch: Step | None = None
         # contexts that live for one step: of nodes that were not found
         self._guests: list[int] = []
 
@@ -248,7 +249,12 @@ class PagedState:
     # -- a model step
 
     def open(self, model: Any, contexts: Sequence[Any]) -> Any:
-        """Gather a batch of stored contexts and of fresh `KeysValues`, left-padded."""
+        """Gather a batch of stored contexts, or handles of them, and of fresh `KeysValues`.
+
+        Left-padded.
+        """
+        if type(contexts[0]) is int:
+            return self.open_sequences(model, list(contexts))
         self._drop_guests()
         parents = [context.handle if type(context) is Entry else 0 for context in contexts]
         strangers = [row for row, parent in enumerate(parents) if not parent]
@@ -286,8 +292,9 @@ class PagedState:
         size = batch.size
         if not batch.uniform or self.write_shift is not None or batch.past < SLIDE:
             return self._commit(model, batch, sizes, [None] * len(batch.parents))
-        less = None if self.read_shift is None else [self.read_shift.new_tokens(batch)]
-        children = batch.commit(slide=SLIDE if size >= self.context_length - 1 else 0, less=less)
+        if self.read_shift is not None:
+            self.read_shift.take_off(batch)
+        children = batch.commit(slide=SLIDE if size >= self.context_length - 1 else 0)
         self._batch = None
         if self._guests:
             self._drop_guests()
@@ -307,7 +314,7 @@ class PagedState:
             return self.commit(model, [length + size - batch.past for length in batch.lengths])
         # what is stored whole is stored without positions, padding included
         if self.read_shift is not None:
-            batch.layout.columns(0, size)[0].sub_(self.read_shift.of(0, size))
+            batch.columns(0, size)[0].sub_(self.read_shift.of(0, size))
         return self._commit(model, batch, [size] * len(batch.parents), [0] * len(batch.parents))
 
     def close(self) -> None:
@@ -355,7 +362,7 @@ class PagedState:
     # -- inside
 
     def _commit(
-        self, model: Any, batch: StagingBatch, sizes: Sequence[int], rewrite: list[int | None]
+        self, model: Any, batch: Step, sizes: Sequence[int], rewrite: list[int | None]
     ) -> list[int]:
         limit = self.context_length - 1
         slide = [0] * len(sizes)
@@ -370,20 +377,41 @@ class PagedState:
                 (slide if rewrite[row] is None and batch.lengths[row] >= SLIDE else late)[row] = (
                     SLIDE
                 )
-        less = None
-        if self.read_shift is not None and any(column is None for column in rewrite):
-            less = [self.read_shift.new_tokens(batch)]
-        children = batch.commit(slide=slide, rewrite=rewrite, less=less)
-        if any(late):
-            self.cache.slide(children, late)
-        self._batch = None
-        self._drop_guests()
+        anew = {row: first for row, first in enumerate(rewrite) if first is not None}
+        if self.read_shift is not None and not anew:
+            self.read_shift.take_off(batch)
+        with self.cache.scope() as scope:
+            stored = self._stored_anew(batch, anew)
+            if len(stored) < len(sizes):
+                children = batch.commit(slide=slide)
+            else:
+                children = [0] * len(sizes)
+            for row, seq in stored.items():
+                children[row] = seq
+            if any(late):
+                self.cache.slide(children, late)
+            scope.keep(children)
+        self.close()
         return children
+
+    def _stored_anew(self, batch: Step, begins: dict[int, int]) -> dict[int, int]:
+        """Rows of a batch from a column on, as sequences that share nothing; by row.
+
+        Each ends on a page's edge, so that later pairs fill whole pages.
+        """
+        found: dict[int, int] = {}
+        for first in set(begins.values()):
+            rows = [row for row, column in begins.items() if column == first]
+            tokens = batch.columns(first, batch.size)[0][:, rows]
+            seqs = self.cache.new(len(rows), start=-(batch.size - first) % self.cache.page_size)
+            self.cache.append(seqs, tokens[0::2], tokens[1::2])
+            found.update(zip(rows, seqs))
+        return found
 
     def _shift_and_slide(
         self,
         shift: WriteShift,
-        batch: StagingBatch,
+        batch: Step,
         sizes: Sequence[int],
         full: list[int],
         rewrite: list[int | None],
@@ -401,7 +429,7 @@ class PagedState:
             self.cache.release(self._guests, missing_ok=True)
             self._guests = []
 
-    def _in_work(self) -> StagingBatch:
+    def _in_work(self) -> Step:
         if self._batch is None:
             raise BadCount("keys_values_wm", None, "a batch made by trim_and_pad_kv_cache")
         return self._batch

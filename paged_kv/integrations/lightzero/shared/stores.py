@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from paged_kv.staging import StagingBatch, StagingLayer
+from paged_kv.step import Step, StepLayer
 
 if TYPE_CHECKING:
     from paged_kv.integrations.lightzero.shared.state import PagedState
@@ -92,16 +92,15 @@ class LayerHalf:
 class LayerHalves:
     """Both halves of one layer of a batch, for whoever looks inside."""
 
-    def __init__(self, batch: StagingBatch, layer: int) -> None:
-        keys, values = batch.layout.layers(0, batch.past + batch.room)[layer]
+    def __init__(self, batch: Step, layer: int) -> None:
+        plane = batch.planes[0]
         size = batch.layers[layer].size
-        self._k_cache = LayerHalf(keys, size)
-        self._v_cache = LayerHalf(values, size)
+        self._k_cache = LayerHalf(plane[2 * layer], size)
+        self._v_cache = LayerHalf(plane[2 * layer + 1], size)
 
 
 class StepBatch:
-    """The batch in work, as LightZero's `keys_values_wm`: its layers are those of the staging
-    batch.
+    """The batch in work, as LightZero's `keys_values_wm`: its layers are those of the step.
 
     `masked` says whether windows of different lengths are to be masked: `mask` is None in every
     other batch.
@@ -109,7 +108,7 @@ class StepBatch:
 
     __slots__ = ("_batch", "_mask", "masked")
 
-    def __init__(self, batch: StagingBatch, masked: bool = False) -> None:
+    def __init__(self, batch: Step, masked: bool = False) -> None:
         self._batch = batch
         self._mask: torch.Tensor | None = None
         self.masked = masked and not batch.uniform and len(set(batch.lengths)) > 1
@@ -132,7 +131,7 @@ class StepBatch:
     def __reduce__(self) -> Any:
         return str, ("a batch that was in work where the model was copied",)
 
-    def __getitem__(self, layer: int) -> StagingLayer:
+    def __getitem__(self, layer: int) -> StepLayer:
         return self._batch.layers[layer]
 
     def __len__(self) -> int:

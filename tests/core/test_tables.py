@@ -15,7 +15,8 @@ from paged_kv.errors import (
     StaleHandle,
 )
 from paged_kv.pages.allocator import PageAllocator
-from paged_kv.pages.block_tables import NO_PARENT, BlockTables
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.change import NO_PARENT
 
 
 def made(page_size: int, pages: int = 8) -> BlockTables:
@@ -27,17 +28,19 @@ def filled(tables: BlockTables, *lengths: int) -> list[int]:
     return tables.carry_out(tables.plan(seqs, lengths))
 
 
-def test_the_last_owner_writes_in_place_only_where_the_others_end() -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_several_owners_that_one_writes_in_place_who_reads_to_the_end(turned: bool) -> None:
     """Two owners of a tail page append at once: whoever stays must not write what the other still
     reads.
     """
     tables = made(4)
     (long,) = filled(tables, 3)
     (short,) = tables.fork([long], at=2)
-    assert len(tables.plan([short, long], 1).copies) == 1
-    both = tables.plan([long, short], 1)
-    assert len(both.copies) == 2
+    seqs = [short, long] if turned else [long, short]
+    both = tables.plan(seqs, 1)
+    assert both.copies == [(1, 2)]
     tables.carry_out(both)
+    assert tables.windows([long, short])[0] == [(1,), (2,)]
     tables.check()
     assert tables.pages.used_count == 2
 
@@ -54,7 +57,7 @@ def test_a_handle_is_never_used_twice() -> None:
         tables.lengths([first])
     with pytest.raises(ForeignHandle):
         tables.lengths([first - 1])
-    assert tables.siblings(second) == []
+    assert tables.tree.rivals(second) == []
 
 
 def test_a_handle_of_another_cache_is_refused() -> None:
@@ -80,36 +83,77 @@ def test_rows_that_write_to_a_page_each() -> None:
     assert tables.plan(children[::-1], 1).row_pages() == ([5, 4], 1)
     assert tables.plan(roots, 3, fork=True).row_pages() is None, "two pages a row"
     assert tables.plan(roots, [1, 2], fork=True).row_pages() is None, "different numbers"
-    mixed = [roots[0], children[1]]
+    mixed = [roots[0], tables.fork(children, at=3)[1]]
     assert tables.plan(mixed, 1, fork=True).row_pages() is None, "different offsets"
     assert tables.plan([], 1).row_pages() is None
     assert tables.plan(tables.new(2, start=1), 0).row_pages() is None, "nothing to write"
 
 
-class Batch:
-    """What a step closes as it takes effect."""
+def alike(tables: BlockTables, others: BlockTables) -> None:
+    """Pages and figures say the same."""
+    pages = tables.pages
+    theirs = others.pages
+    assert (pages.refs, pages.free, pages.peak) == (theirs.refs, theirs.free, theirs.peak)
+    assert [fill for fill, refs in zip(pages.fill, pages.refs) if refs] == [
+        fill for fill, refs in zip(theirs.fill, theirs.refs) if refs
+    ]
+    assert tables.figures == others.figures
+    tables.check()
 
-    closed = False
+
+@pytest.mark.parametrize("drop", [0, 1, 2])
+@pytest.mark.parametrize("length", [3, 4])
+def test_a_step_is_a_fork_that_nobody_sees_yet(length: int, drop: int) -> None:
+    """Planned, opened and published, it leaves what forking, growing and sliding leave."""
+    short = made(2, 16)
+    long = made(2, 16)
+    roots = [filled(tables, length, length) for tables in (short, long)]
+    records = short.records(roots[0])
+    plan = short.plan_step(roots[0], records, 2, True)
+    assert (plan.pages is not None) == (length == 4), "whole pages, one a row"
+    number = short.number()
+    short.open(number, plan, 2, None)
+    assert short.live() == roots[0]
+    assert short.steps[number].room == 2
+    assert short.pending_pages == plan.fresh == 2
+    children = short.publish(number, 2, [drop, drop] if drop else None, None)
+    others = long.carry_out(long.plan(roots[1], 2, fork=True))
+    long.slide(others, drop)
+    assert short.steps == {}
+    assert short.windows(children) == long.windows(others)
+    assert [short.tree.rivals(child) for child in children] == [[], []]
+    alike(short, long)
 
 
-def test_extend_is_plan_and_carry_out_of_a_search_step() -> None:
-    for drop in (0, 1):
-        short = made(2, 16)
-        long = made(2, 16)
-        roots = [filled(tables, 4, 6) for tables in (short, long)]
-        fresh = short.pages.peek(2)
-        assert fresh == [6, 7]
-        batches = [Batch(), Batch()]
-        children = short.extend(roots[0], short.records(roots[0]), drop, fresh, batches[0])
-        plan = long.plan(roots[1], 2, fork=True, slide=2 * drop)
-        others = long.carry_out(plan, batches[1])
-        assert [batch.closed for batch in batches] == [True, True]
-        assert short.windows(children) == long.windows(others)
-        assert [short.siblings(child) for child in children] == [[], []]
-        assert (short.pages.refs, short.pages.free) == (long.pages.refs, long.pages.free)
-        assert short.figures == long.figures
-        assert short.pages.peak == long.pages.peak
-        short.check()
+@pytest.mark.parametrize("new", [0, 1, 2, 3, 4])
+def test_room_that_was_not_filled_is_given_back(new: int) -> None:
+    short = made(2, 16)
+    long = made(2, 16)
+    roots = [filled(tables, 3) for tables in (short, long)]
+    number = short.number()
+    short.open(number, short.plan(roots[0], 4, fork=True), 4, None)
+    children = short.publish(number, new, None, None)
+    others = long.carry_out(long.plan(roots[1], new, fork=True))
+    assert short.windows(children) == long.windows(others)
+    assert short.pages.refs == long.pages.refs
+    assert short.plan(children, 1).slots == long.plan(others, 1).slots
+    short.check()
+
+
+def test_a_step_that_is_given_up_leaves_nothing() -> None:
+    tables = made(2, 16)
+    roots = filled(tables, 3, 4)
+    refs = list(tables.pages.refs)
+    plan = tables.plan(roots, 3, fork=True)
+    number = tables.number()
+    tables.open(number, plan, 3, None)
+    assert tables.pages.refs != refs
+    assert tables.plan(roots[:1], 1).copies, "the step has the rest of the page"
+    tables.abandon(number)
+    tables.abandon(number)
+    assert (tables.pages.refs, tables.steps) == (refs, {})
+    assert not tables.plan(roots[:1], 1).copies
+    tables.check()
 
 
 def test_a_duplicate_is_named() -> None:
@@ -150,9 +194,9 @@ def test_what_was_made_since_a_moment_that_lives() -> None:
 def change(tables: BlockTables, **fields: Any) -> None:
     """Other fields in the record of the oldest sequence."""
     seq, record = tables.items()[0]
-    names = ("pages", "start", "length", "parent")
+    names = ("pages", "start", "length", "parent", "place")
     changed = tuple(fields.get(name, value) for name, value in zip(names, record))
-    tables._live[seq] = changed  # type: ignore[assignment]
+    tables._live[seq] = changed
 
 
 def to_come(tables: BlockTables) -> int:
@@ -162,7 +206,12 @@ def to_come(tables: BlockTables) -> int:
 
 def add(tables: BlockTables) -> None:
     """A sequence under such a number."""
-    tables._live[to_come(tables)] = ((), 0, 0, NO_PARENT)
+    tables._live[to_come(tables)] = ((), 0, 0, NO_PARENT, 0)
+
+
+def reach(tables: BlockTables) -> None:
+    """A last page that is read further than it was written to."""
+    tables.pages.fill[2] = 0
 
 
 # Each breaks one invariant behind the back of tables with a shared page, a released sequence and a
@@ -185,9 +234,10 @@ DAMAGES: dict[str, tuple[str, Callable[[BlockTables], Any]]] = {
     "short table": (r"pages \(1,\), start 0, length 3", lambda tables: change(tables, pages=(1,))),
     "bad start": ("start 7", lambda tables: change(tables, start=7)),
     "parent to come": (
-        "not a number that was given out",
+        "is neither live nor a joint",
         lambda tables: change(tables, parent=to_come(tables)),
     ),
+    "free slot that is read": ("page 2: read to 1, written to 0", reach),
     "number to come": ("not a number that was given out", add),
 }
 

@@ -1,0 +1,80 @@
+"""A pool of the sizes that a caller names, once all of them were checked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from paged_kv.checks import amount, flag, limit
+from paged_kv.errors import BadDevice, BadDtype
+from paged_kv.pages.pool import Pool
+from paged_kv.pages.storage import PagePlanes
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Sizes(NamedTuple):
+    """What a token takes, and how many a page holds."""
+
+    layers: int
+    heads: int
+    head_size: int
+    value_head_size: int | None  # None: as `head_size`
+    page_size: int
+
+
+class Bounds(NamedTuple):
+    """How many pages there are, and may be."""
+
+    num_pages: int
+    max_pages: int | None
+    max_bytes: int | None
+    grow: bool
+
+
+def make_pool(sizes: Sizes, dtype: torch.dtype, device: torch.device | str, bounds: Bounds) -> Pool:
+    """A pool with memory for its first pages. Raises BadCount, BadArgument, BadDtype, BadDevice."""
+    layers = amount("layers", sizes.layers, 1)
+    heads = amount("heads", sizes.heads, 1)
+    head_size = amount("head_size", sizes.head_size, 1)
+    value_head_size = head_size
+    if sizes.value_head_size is not None:
+        value_head_size = amount("value_head_size", sizes.value_head_size, 1)
+    page_size = amount("page_size", sizes.page_size, 1)
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        allowed = (
+            "torch.float32, float64, float16 or bfloat16: tokens are stored as they are, never "
+            "scaled"
+        )
+        raise BadDtype("the cache", dtype, allowed)
+    num_pages = amount("num_pages", bounds.num_pages, 1)
+    allowed = f"None or an int >= num_pages = {num_pages}"
+    most = limit("max_pages", bounds.max_pages, num_pages, allowed)
+    bytes_allowed = limit("max_bytes", bounds.max_bytes, 0, "None or an int >= 0")
+    growing = flag("grow", bounds.grow)
+    storage = PagePlanes(
+        layers, heads, head_size, value_head_size, page_size, dtype, _device(device)
+    )
+    if bytes_allowed is not None:
+        least = num_pages * storage.page_bytes
+        allowed = f"None or an int >= num_pages * page_bytes = {least}"
+        limit("max_bytes", bounds.max_bytes, least, allowed)
+        pages_allowed = bytes_allowed // storage.page_bytes
+        most = pages_allowed if most is None else min(most, pages_allowed)
+    return Pool(storage, num_pages, most if growing else num_pages)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device that torch can put a tensor on. Raises BadDevice."""
+    allowed = "a device of this machine that holds data, as 'cpu' or 'cuda:0'"
+    if not isinstance(device, (str, torch.device)):
+        raise BadDevice("the cache", device, allowed)
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except Exception as error:  # torch has many kinds for what is not there
+        raise BadDevice("the cache", device, allowed) from error
+    if where.type == "meta":
+        raise BadDevice("the cache", device, allowed)
+    return where
