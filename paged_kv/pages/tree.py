@@ -16,8 +16,8 @@ from operator import itemgetter
 
 from paged_kv.pages.change import NO_PARENT, Record, Splice
 
-MANY = 64  # sequences that end at once: worth a look at what needs no link any more
-WAITING = 1024  # batches that are linked at the latest
+MANY = 64  # sequences of one batch that are linked at once, or that end: worth a look around
+WAITING = 256  # batches that are linked at the latest
 STALE = 4096  # links to sequences that have ended, beside as many as live twice over
 SPARSE = 16  # such links below one parent, beside as many as live twice over
 PARENT = itemgetter(3)
@@ -48,7 +48,7 @@ class Tree:
     def begin(self, made: Mapping[int, Record]) -> None:
         """Sequences came to be below the parents that their records name."""
         self._unlinked.append(made)
-        if len(self._unlinked) >= WAITING:
+        if len(made) >= MANY or len(self._unlinked) >= WAITING:
             self._link_all()
 
     def end(self, seqs: Sequence[int]) -> None:

@@ -439,14 +439,14 @@ def cost_of_promote(idle: int) -> list[int]:
     beside = cache.new(idle // 2)
     cache.fork(beside[:1] * (idle - idle // 2))
     found = []
-    for gone in (False, False, True):  # the first links the idle ones, once and for all
+    for gone in (False, False, True):
         children = cache.fork([root] * 16)
         if gone:
             cache.release([root])
         found.append(bytecodes(partial(cache.promote, children[3])))
         assert cache.live_sequences == idle + 1 + (not gone)
         cache.release([children[3]])
-    return found[1:]
+    return found
 
 
 def test_promote_costs_what_it_ends() -> None:
