@@ -110,9 +110,7 @@ class PageAllocator:
     def take(self, count: int) -> None:
         """Take the next `count` pages off the free stack; who holds them says so."""
         del self.free[-count:]
-        used = self.capacity - len(self.free)
-        if used > self.peak:
-            self.peak = used
+        self.note_peak()
 
     def peek(self, count: int) -> list[int]:
         """The pages that `take` takes next, which stay free; none where they are too few."""

@@ -13,7 +13,7 @@ from paged_kv.errors import unraisable
 # pages, start, length, handle of the parent, which may be stale
 # A sequence: its pages, the offset of its first token in them, its length, the handle of its parent
 # (NO_PARENT, or one that may be stale), and the default position of its next token. A plain tuple:
-# a search makes hundreds of thousands a second, and one with named fields takes five times as long.
+# a step makes one a row, and one with named fields takes four times as long.
 Record = tuple[tuple[int, ...], int, int, int, int]
 
 NO_PARENT = 0

@@ -93,9 +93,9 @@ class Plane:
         # rows.
         offsets = np.arange(self.page_rows, dtype=np.int64).reshape(parts, 1, heads, 1)
         self.offsets: tuple[Ints, Ints] = (offsets * page_size, offsets)
-        self._hold(torch.zeros(self.page_rows * page_size, head_size, dtype=dtype, device=device))
+        self.hold(torch.zeros(self.page_rows * page_size, head_size, dtype=dtype, device=device))
 
-    def _hold(self, rows: torch.Tensor) -> None:
+    def hold(self, rows: torch.Tensor) -> None:
         """Use these rows [pages * parts * heads * page_size, head_size]; views of them are made
         once.
         """
@@ -114,7 +114,7 @@ class Plane:
         rows = self.rows.new_empty((pages + 1) * self.page_rows * self.page_size, self.head_size)
         kept = self.rows[: len(rows)]
         rows[: len(kept)] = kept
-        plane._hold(rows)
+        plane.hold(rows)
         return plane
 
 

@@ -55,8 +55,8 @@ class Pages:
         """
         envs = self.load.envs
         sims = self.load.simulations
-        ends = self._ends()
-        roots = [self._root(end) for end in ends]
+        ends = self.ends()
+        roots = [self.root_pages(end) for end in ends]
         below = [self._nodes(end, sims) for end in ends]
         least = min(root + nodes.fewest for root, nodes in zip(roots, below))
         most = max(root + nodes.most for root, nodes in zip(roots, below))
@@ -79,7 +79,7 @@ class Pages:
         grown = 0
         if roots and load.root_steps is not None and load.root_tokens is None:
             oldest = Pages(dataclasses.replace(load, root_steps=load.root_steps - roots), self.size)
-            grown = self._root(self._ends()[0]) - oldest._root(oldest._ends()[0])
+            grown = self.root_pages(self.ends()[0]) - oldest.root_pages(oldest.ends()[0])
         return load.envs * max(0, round(roots * self._average()) - grown)
 
     def working_tokens(self) -> int:
@@ -88,7 +88,7 @@ class Pages:
         """
         longest = self._longest()
         starts = {
-            (end - longest) % self.size for root in self._ends()[:1] for end in self._cycle(root)
+            (end - longest) % self.size for root in self.ends()[:1] for end in self._cycle(root)
         }
         wanted = longest + self.load.tokens_per_step
         return self.load.envs * max(_up(start + wanted, self.size) * self.size for start in starts)
@@ -104,7 +104,7 @@ class Pages:
         grown = max(0, self.load.context - 2 - self._window) // self.load.tokens_per_step
         return self._window + self.load.tokens_per_step * min(grown, self.load.simulations - 1)
 
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
         """Where in a page the root may end: its first tokens end on an edge, and every root step
         adds to them.
         """
@@ -122,7 +122,7 @@ class Pages:
             for depth in range(self.size // math.gcd(step, self.size))
         )
 
-    def _root(self, end: int) -> int:
+    def root_pages(self, end: int) -> int:
         """Pages of a root's window that ends at `end`."""
         return _up((end - self._window) % self.size + self._window, self.size)
 
