@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
     # what verbs are made of: read by recordings, and no page of the reference
-    (r"py:class", r"paged_kv\.(pages\.(change\.(Change|Told)|block_tables\.BlockTables)|cache\.T)"),
+    (r"py:class", r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books)|cache\.T)"),
 ]
 default_role = "code"  # docstrings write `names` as Markdown does
 

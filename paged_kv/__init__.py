@@ -17,9 +17,10 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from paged_kv import errors
-    from paged_kv.cache import Gathered, PagedKVCache
+    from paged_kv.cache import PagedKVCache
     from paged_kv.errors import PagedKVError
     from paged_kv.eviction import FIFO, LRU, Policy, Priority
+    from paged_kv.gather import Gathered
     from paged_kv.index import CacheIndex
     from paged_kv.manager import KVCacheManager
     from paged_kv.pages.pool import Reclaimer
@@ -52,7 +53,7 @@ _HOMES = {
     "CacheIndex": "index",
     "CacheStats": "stats",
     "FIFO": "eviction",
-    "Gathered": "cache",
+    "Gathered": "gather",
     "KVCacheManager": "manager",
     "LRU": "eviction",
     "PagedKVCache": "cache",

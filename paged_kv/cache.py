@@ -4,41 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import ref
 
 import torch
 
+from paged_kv.append import append_tokens
 from paged_kv.checks import Counts, flag, function, handle, handles
 from paged_kv.errors import (
     BadArgument,
     ConcurrentCall,
     NestedCall,
     NotCopyable,
-    OutOfPages,
 )
 from paged_kv.events import Listener
-from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.buffers import Buffer, Ints
+from paged_kv.gather import Gathered, gather_windows
+from paged_kv.pages.audit import audit
+from paged_kv.pages.books import Books
 from paged_kv.pages.making import Bounds, Sizes, make_pool
 from paged_kv.pages.pool import Reclaimer
 from paged_kv.scope import Scope
 from paged_kv.stats import CacheStats
 from paged_kv.step import Hook, Step, open_step
-from paged_kv.tensors import check_dense, check_tensor, is_left, own_positions
+from paged_kv.tensors import is_left
 from paged_kv.turns import Turns, reader, verb
 
 T = TypeVar("T")
-
-
-class Gathered(NamedTuple):
-    """Dense contexts, padded to the longest."""
-
-    keys: torch.Tensor  # [layers, B, heads, W, head_size]
-    values: torch.Tensor  # [layers, B, heads, W, value_head_size]
-    lengths: torch.Tensor  # [B] int64
-    mask: torch.Tensor  # [B, W] bool, true at tokens
-    positions: torch.Tensor  # [B, W] int64, where each token was placed; 0 in padding
 
 
 class PagedKVCache:
@@ -102,7 +93,7 @@ class PagedKVCache:
         self.value_head_size = form.parts[-1].head_size
         self.page_size = form.page_size
         self.page_bytes = self._pool.storage.page_bytes
-        self.turns = Turns(self._pool.tables)
+        self.turns = Turns(self._pool.steps)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -112,7 +103,7 @@ class PagedKVCache:
         kind = str(self.dtype).removeprefix("torch.")
         return (
             f"<PagedKVCache of {self.layers} layers x {self.heads} heads x {self.head_size} {kind} "
-            f"on {self.device}: {pool.tables.live_count} sequences, {pool.pages.used_count} of "
+            f"on {self.device}: {pool.books.live_count} sequences, {pool.pages.used_count} of "
             f"{pool.pages.capacity} pages of {self.page_size} tokens in use>"
         )
 
@@ -161,51 +152,7 @@ class PagedKVCache:
         Raises OutOfPages, BadShape, BadDtype, BadDevice, DuplicateSequence, StaleHandle,
         ForeignHandle, OwnedSequence.
         """
-        rows = handles(seqs)
-        count = self._check_tokens(len(rows), keys, values)
-        placed = None if positions is None else own_positions(positions, (len(rows), count))
-        sources = self._pool.sources(keys, values)
-        try:
-            self._append(rows, count, sources, placed)
-        except OutOfPages as full:
-            self._pool.reclaim(full, rows)
-        else:
-            return
-        self._append(rows, count, sources, placed)
-
-    def _check_tokens(self, rows: int, keys: torch.Tensor, values: torch.Tensor) -> int:
-        """How many tokens are to be appended to each row; or raise, as `append` says."""
-        form = self._pool.storage.form
-        try:
-            count = keys.shape[3] if isinstance(keys, torch.Tensor) and keys.dim() == 5 else 0
-            for name, tensor, width in (
-                ("keys", keys, self.head_size),
-                ("values", values, self.value_head_size),
-            ):
-                check_tensor(name, tensor, (self.layers, rows, self.heads, count, width), form)
-        except RuntimeError:  # of torch, for which a nested tensor has no shape
-            check_dense("keys", keys)
-            check_dense("values", values)
-            raise
-        return count
-
-    @verb
-    def _append(
-        self, seqs: list[int], count: int, sources: list[torch.Tensor], positions: Ints | None
-    ) -> None:
-        pool = self._pool
-        pool.tables.loose_records(seqs)
-        plan = pool.plan(seqs, count)
-        places = None
-        if positions is not None and count:
-            places = (positions[:, -1] + 1).tolist()
-        if plan.copies:
-            pool.storage.copy_pages(plan.copies)
-        if positions is None:
-            pool.write(plan, sources, [record[4] - count for record in plan.becomes])
-        else:
-            pool.write(plan, sources, positions)
-        pool.tables.carry_out(plan, places)
+        append_tokens(self._pool, self.turns, seqs, keys, values, positions)
 
     @verb
     def slide(self, seqs: Iterable[int], count: Counts) -> None:
@@ -244,11 +191,11 @@ class PagedKVCache:
         Sequences that an index owns end too, and their entries with them; raises PinnedEntry where
         one is pinned. Cost: O(pages of what is released), no tensor touched.
         """
-        tables = self._pool.tables
+        pool = self._pool
         root = handle(seq)
-        tables.records([root])
-        doomed = tables.tree.below([root])
-        tables.end_subtrees(doomed)
+        pool.books.records([root])
+        doomed = pool.books.tree.below([root])
+        pool.tables.end_subtrees(doomed)
         return len(doomed)
 
     @verb
@@ -261,11 +208,11 @@ class PagedKVCache:
         entries with them; raises PinnedEntry where one is pinned. Cost: O(pages of what is
         released).
         """
-        tables = self._pool.tables
+        pool = self._pool
         kept = handle(child)
-        tables.records([kept])
-        doomed = tables.tree.rivals(kept)
-        tables.end_subtrees(doomed)
+        pool.books.records([kept])
+        doomed = pool.books.tree.rivals(kept)
+        pool.tables.end_subtrees(doomed)
         return len(doomed)
 
     # -- the tree
@@ -274,29 +221,29 @@ class PagedKVCache:
     def parent(self, seq: int) -> int | None:
         """The nearest sequence above `seq` that lives; None at the top of a tree."""
         known = handle(seq)
-        self._pool.tables.records([known])
-        return self._pool.tables.tree.parent(known)
+        self._pool.books.records([known])
+        return self._pool.books.tree.parent(known)
 
     @reader
     def children(self, seq: int) -> list[int]:
         """The nearest sequences below `seq` that live. Cost: O(their number)."""
         known = handle(seq)
-        self._pool.tables.records([known])
-        return self._pool.tables.tree.children(known)
+        self._pool.books.records([known])
+        return self._pool.books.tree.children(known)
 
     @reader
     def descendants(self, seq: int) -> list[int]:
         """All that lives below `seq`, each above what hangs on it. Cost: O(their number)."""
         known = handle(seq)
-        self._pool.tables.records([known])
-        return self._pool.tables.tree.below([known])[1:]
+        self._pool.books.records([known])
+        return self._pool.books.tree.below([known])[1:]
 
     # -- reading
 
     @reader
     def lengths(self, seqs: Iterable[int]) -> list[int]:
         """Tokens of each sequence."""
-        return self._pool.tables.lengths(handles(seqs))
+        return self._pool.books.lengths(handles(seqs))
 
     @reader
     def live(self) -> list[int]:
@@ -305,7 +252,7 @@ class PagedKVCache:
 
         Cost: O(sequences).
         """
-        return self._pool.tables.live()
+        return self._pool.books.live()
 
     def scope(self) -> Scope:
         """A block at whose end every sequence is released that was made in it, unless it is kept or
@@ -324,7 +271,7 @@ class PagedKVCache:
 
     def mark(self) -> tuple[int, int]:
         """This moment, for `made_since`."""
-        return self._pool.tables.mark()
+        return self._pool.books.mark()
 
     def made_since(self, mark: tuple[int, int]) -> list[int]:
         """Sequences that exist, were made after a moment and belong to no index, the newest first.
@@ -334,8 +281,8 @@ class PagedKVCache:
         # whoever is inside has settled: no scope must wait for him
         with suppress(ConcurrentCall, NestedCall):
             self.settle()
-        owned = self._pool.tables.owned
-        return [seq for seq in self._pool.tables.made_since(mark) if seq not in owned]
+        owned = self._pool.books.owned
+        return [seq for seq in self._pool.books.made_since(mark) if seq not in owned]
 
     @verb
     def gather(self, seqs: Iterable[int], *, pad: str = "right", reuse: bool = False) -> Gathered:
@@ -346,30 +293,15 @@ class PagedKVCache:
         such gather overwrites, which saves the memory and the time to get it. Cost: bytes of B x
         the longest window.
         """
-        pool = self._pool
-        records = pool.tables.records(handles(seqs))
         left = is_left(pad)
-        windows = [record[1:3] for record in records]
-        alike = bool(windows) and windows.count(windows[0]) == len(windows)
-        buffer = pool.scratch if flag("reuse", reuse) else Buffer(pool.storage.form)
-        layout = pool.read(records, 0, buffer, left=left, alike=alike)
-        positions, kept = pool.positions(records, left=left)
-        device = self.device
-        keys, values = layout.all_layers()
-        return Gathered(
-            keys,
-            values,
-            torch.tensor([record[2] for record in records], dtype=torch.int64, device=device),
-            torch.from_numpy(kept).to(device),
-            torch.from_numpy(positions).to(device),
-        )
+        return gather_windows(self._pool, handles(seqs), left=left, reuse=flag("reuse", reuse))
 
     @reader
     def block_tables(self, seqs: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pages [B, P] (padded with the null page 0), lengths [B] and head offsets [B],
         all int32.
         """
-        tables, starts, lengths = self._pool.tables.windows(handles(seqs))
+        tables, starts, lengths = self._pool.books.windows(handles(seqs))
         longest = max(map(len, tables), default=0)
         padded = [(*table, *(0,) * (longest - len(table))) for table in tables]
         options = {"dtype": torch.int32, "device": self.device}
@@ -399,7 +331,7 @@ class PagedKVCache:
     @reader
     def page_tables(self, seqs: Iterable[int]) -> list[tuple[int, ...]]:
         """The pages of each sequence, on the host; `block_tables` has them as a tensor."""
-        return self._pool.tables.windows(handles(seqs))[0]
+        return self._pool.books.windows(handles(seqs))[0]
 
     @reader
     def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
@@ -409,7 +341,7 @@ class PagedKVCache:
     @reader
     def pages_freed_by(self, seqs: Iterable[int]) -> int:
         """Dry run: pages that releasing all of `seqs` would free."""
-        return self._pool.tables.freed_by(handles(seqs, ordered=False))
+        return self._pool.books.freed_by(handles(seqs, ordered=False))
 
     @verb
     def set_reclaimer(self, reclaimer: Reclaimer | None) -> None:
@@ -446,10 +378,10 @@ class PagedKVCache:
         """Finish what an interrupted verb left half done. Every verb and every figure begins with
         it.
         """
-        tables = self._pool.tables
-        if tables.change is not None:
+        books = self._pool.books
+        if books.change is not None:
             self._settle()
-        elif self.turns.tickets or tables.light:
+        elif self.turns.tickets or books.light:
             # beside a verb of another thread, figures are those before what was put off
             with suppress(ConcurrentCall):
                 self._settle()
@@ -459,10 +391,10 @@ class PagedKVCache:
         pass  # what has to be done is done before it begins
 
     @property
-    def tables(self) -> BlockTables:
+    def books(self) -> Books:
         """The books: to be read only."""
         self.settle()
-        return self._pool.tables
+        return self._pool.books
 
     @verb
     def trim(self) -> None:
@@ -473,10 +405,10 @@ class PagedKVCache:
         self._pool.trim()
 
     @reader
-    def look(self, read: Callable[[BlockTables], T]) -> T:
+    def look(self, read: Callable[[Books], T]) -> T:
         """What `read` finds in the books, which nobody changes meanwhile. Raises BadArgument."""
         function("read", read, "a function of the books")
-        return read(self._pool.tables)
+        return read(self._pool.books)
 
     @verb
     def listen(self, listener: Listener) -> None:
@@ -499,7 +431,7 @@ class PagedKVCache:
     @property
     def stats(self) -> CacheStats:
         """What the cache did since it was made. Cost: a new record each time."""
-        done = self.tables.figures
+        done = self.books.figures
         pages = self._pool.pages
         return CacheStats(
             done.forks,
@@ -529,17 +461,17 @@ class PagedKVCache:
     @property
     def pages_in_use(self) -> int:
         """Pages that some sequence holds."""
-        return self.tables.pages.used_count
+        return self.books.pages.used_count
 
     @property
     def pages_free(self) -> int:
         """Pages ready to be taken without growth."""
-        return self.tables.pages.free_count
+        return self.books.pages.free_count
 
     @property
     def pages_reserved(self) -> int:
         """Pages the pool has memory for."""
-        return self.tables.pages.capacity
+        return self.books.pages.capacity
 
     @property
     def max_pages(self) -> int | None:
@@ -566,26 +498,26 @@ class PagedKVCache:
     @property
     def open_steps(self) -> int:
         """Steps that were neither committed nor given up: they hold pages, too."""
-        return len(self.tables.steps)
+        return len(self.books.pending)
 
     @property
     def live_sequences(self) -> int:
         """Sequences that exist."""
-        return self.tables.live_count
+        return self.books.live_count
 
     @property
     def logical_tokens(self) -> int:
         """Tokens of all live sequences, shared ones counted once a sequence. Cost: O(sequences)."""
-        return sum(record[2] for _, record in self.tables.items())
+        return sum(record[2] for _, record in self.books.items())
 
     @property
     def stored_tokens(self) -> int:
         """Slots that live sequences read, each counted once. Cost: O(all block tables)."""
-        return self.tables.stored_tokens()
+        return self.books.stored_tokens()
 
     @reader
     def check(self) -> None:
         """Raise CorruptCache unless every invariant of docs/design.md holds. Cost:
         O(everything).
         """
-        self._pool.tables.check()
+        audit(self._pool.books)

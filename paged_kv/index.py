@@ -304,7 +304,7 @@ class CacheIndex:
                 raise CorruptCache(
                     f"key {key!r} holds an entry of {entry.key!r} with {entry.pins} pins"
                 )
-        owned = self.turns.tables.owned
+        owned = self.turns.books.owned
         for entry in entries:
             if owned.get(entry.handle) is not entry:
                 raise CorruptCache(
@@ -313,7 +313,7 @@ class CacheIndex:
                 )
         if self.max_entries is not None and len(held) > self.max_entries:
             raise CorruptCache(f"{len(held)} entries, allowed are {self.max_entries}")
-        self.turns.tables.lengths([entry.handle for entry in entries])
+        self.turns.books.lengths([entry.handle for entry in entries])
 
     # -- inside
 
@@ -323,7 +323,7 @@ class CacheIndex:
 
     def _owns(self, entry: Entry) -> bool:
         """Whether the sequence of an entry lives: it may have ended with a subtree."""
-        return self.turns.tables.owned.get(entry.handle) is entry
+        return self.turns.books.owned.get(entry.handle) is entry
 
     def _known(self, key: Hashable) -> Entry:
         check_key(key)
@@ -355,7 +355,7 @@ class CacheIndex:
                 Edit(self._entries, {}, [entry.key for entry in entries]),
                 Edit(self._ended, {}, [entry.handle for entry in entries]),
             )
-            self.turns.tables.apply(change)
+            self.turns.books.apply(change)
             self._in_order = in_order
             self._forget_lost()
         if not self._in_order:
@@ -391,15 +391,15 @@ class CacheIndex:
         for key in keys:
             check_key(key)
         self._tidy()
-        tables = self.turns.tables
-        tables.records(seqs)
+        books = self.turns.books
+        books.records(seqs)
         self._refuse_owned(keys, seqs)
         draft = Draft(self._entries)
         evicted = sum([self._insert(draft, key, seq, priority) for key, seq in zip(keys, seqs)])
         gone = list(draft.gone)
         counts = self._counts
         edits = (
-            Edit(tables.owned, {entry.handle: entry for entry in draft.added.values()}, gone),
+            Edit(books.owned, {entry.handle: entry for entry in draft.added.values()}, gone),
             Edit(
                 self._entries,
                 draft.added,
@@ -410,14 +410,14 @@ class CacheIndex:
             Store(counts, "insertions", counts.insertions + len(seqs)),
             Store(counts, "evictions", counts.evictions + evicted),
         )
-        tables.end(gone, tables.records(gone), edits, stores)
+        self.turns.tables.end(gone, books.records(gone), edits, stores)
         self._in_order = True
 
     def _refuse_owned(self, keys: list[Hashable], seqs: list[int]) -> None:
         """Raise HandleInUse where a sequence is stored under another key, or stands
         here under two.
         """
-        owned = self.turns.tables.owned
+        owned = self.turns.books.owned
         seen: dict[int, Hashable] = {}
         for key, seq in zip(keys, seqs):
             owner = owned.get(seq)
@@ -492,7 +492,7 @@ class CacheIndex:
         page_bytes = self.cache.page_bytes
         if (
             self.max_bytes is not None
-            and self.turns.tables.pages.used_count * page_bytes > self.max_bytes
+            and self.turns.books.pages.used_count * page_bytes > self.max_bytes
         ):
             evicted = self._overweight(draft, old, seq, len(evicted), self.max_bytes)
         return evicted
@@ -520,7 +520,7 @@ class CacheIndex:
         return evicted
 
     def _tables(self, seqs: list[int]) -> list[tuple[int, ...]]:
-        return self.turns.tables.windows(seqs)[0]
+        return self.turns.books.windows(seqs)[0]
 
 
 # What follows works on several indexes of one cache, within a verb of one of them or of whoever
@@ -547,11 +547,11 @@ def look_up(indexes: Sequence[CacheIndex], key: Hashable) -> int | None:
     change = Change({})
     change.stores = stores
     if entry is None:
-        index.turns.tables.apply(change)
+        index.turns.books.apply(change)
         return None
     index._in_order = False
     index.policy.on_hit(key)
-    index.turns.tables.apply(change)
+    index.turns.books.apply(change)
     index._in_order = True
     return entry.handle
 
@@ -581,12 +581,12 @@ def drop(chosen: Chosen, *, evicted: bool = False) -> None:
     sizes = {index: len(index._entries) for index in by_index}
     for index, entries in by_index.items():
         tables = index.turns.tables
-        edits.append(Edit(tables.owned, {}, [entry.handle for entry in entries]))
+        edits.append(Edit(tables.books.owned, {}, [entry.handle for entry in entries]))
         edits.append(Edit(index._entries, {}, [entry.key for entry in entries]))
         if evicted:
             stores.append(Store(index._counts, "evictions", index._counts.evictions + len(entries)))
     if by_index:
-        tables.end(handles_, tables.records(handles_), edits, stores)
+        tables.end(handles_, tables.books.records(handles_), edits, stores)
     for index, entries in by_index.items():
         if len(index._entries) != sizes[index] - len(entries):
             index._forget_lost()
@@ -601,7 +601,7 @@ def reclaim(tables: BlockTables, need: int, candidates: Iterator[tuple[CacheInde
     seqs: list[int] = []
     short = 0  # a run of `short` is too short, a run of `enough` is not
     enough = 0
-    while tables.freed_by(seqs) < need:
+    while tables.books.freed_by(seqs) < need:
         short = len(run)
         run.extend(islice(candidates, max(1, short)))  # twice as long each time: hence the log
         seqs = [entry.handle for _, entry in run]
@@ -610,7 +610,7 @@ def reclaim(tables: BlockTables, need: int, candidates: Iterator[tuple[CacheInde
             return False
     while enough - short > 1:
         middle = (short + enough) // 2
-        if tables.freed_by(seqs[:middle]) < need:
+        if tables.books.freed_by(seqs[:middle]) < need:
             short = middle
         else:
             enough = middle
@@ -640,10 +640,10 @@ def clear(indexes: Iterable[CacheIndex]) -> None:
         tables = index.turns.tables
         owned = [entry.handle for entry in index._alive()]
         seqs += owned
-        edits.append(Edit(tables.owned, {}, owned))
+        edits.append(Edit(tables.books.owned, {}, owned))
         edits.append(Edit(index._ended, {}, list(index._ended)))
         stores.append(Store(index, "_entries", {}))
     if chosen:
-        tables.end(seqs, tables.records(seqs), edits, stores)
+        tables.end(seqs, tables.books.records(seqs), edits, stores)
     for index in chosen:
         index._reorder()

@@ -8,149 +8,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 from weakref import ref
 
-import numpy as np
 import torch
 
+from paged_kv.attention.dense import DenseLayer, Windows
 from paged_kv.checks import Counts, amount, counts, function, handles, whole
-from paged_kv.errors import (
-    BadArgument,
-    BadCount,
-    ClosedStep,
-    NotCopyable,
-    OutOfPages,
-)
+from paged_kv.errors import BadCount, NotCopyable, OutOfPages
 from paged_kv.pages.buffers import Ints, Layout
-from paged_kv.pages.change import Record
+from paged_kv.pages.lease import Lease
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
-from paged_kv.tensors import check_dense, check_tensor, is_left, own_positions
+from paged_kv.pages.storage import Places
+from paged_kv.tensors import is_left, own_positions
 from paged_kv.turns import Turns, light_verb, reader, verb
 
 Hook = Callable[["Step"], None]
-
-
-class Lease:
-    """The buffer of a step and its number, shared by the step and its layers. It points at neither.
-
-    So all of them are freed by reference count, and the step is given up when its lease is.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "layout",
-        "light",
-        "number",
-        "parents",
-        "pool",
-        "records",
-        "steps",
-    )
-
-    def __init__(
-        self, pool: Pool, layout: Layout, number: int, parents: list[int], records: list[Record]
-    ) -> None:
-        self.pool = pool
-        self.parents = parents
-        self.records = records  # as they were when it was opened
-        self.steps = pool.tables.steps  # open ones
-        self.light = pool.tables.light
-        self.layout = layout
-        self.number = number
-
-    @property
-    def closed(self) -> bool:
-        """Whether the step was committed or closed."""
-        return self.number not in self.steps and self.number not in self.light
-
-    def check(self, what: str) -> None:
-        """Raise ClosedStep, which names the call, unless the step is open."""
-        if self.closed:
-            raise ClosedStep(what)
-
-    def windows(self, what: str) -> list[Record]:
-        """Whose pages the windows lie in: of the children that the step will publish, or else of
-        its parents, where it is light.
-
-        Raises ClosedStep, which names the call.
-        """
-        if self.number in self.light:
-            return self.records
-        step = self.steps.get(self.number)
-        if step is None:
-            raise ClosedStep(what)
-        return step.records
-
-
-class StepLayer:
-    """One layer of a step, as attention reads it and appends to it.
-
-    `size` counts its columns filled so far.
-    """
-
-    __slots__ = ("_index", "_lease", "size")
-
-    def __init__(self, lease: Lease, index: int) -> None:
-        self._lease = lease
-        self._index = index
-        self.size = lease.layout.past
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Rows, heads, columns filled so far, head size of the keys."""
-        plane = self._lease.layout.planes[0].shape
-        return plane[1], plane[2], self.size, plane[4]
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Append K and V [B, heads, n, head_size], in place. Two kernels.
-
-        Raises BadArgument, BadShape, BadDtype, BadDevice, ClosedStep; BadCount where the room is
-        used up.
-        """
-        lease = self._lease
-        if lease.number not in lease.light and lease.number not in lease.steps:
-            raise ClosedStep("update")
-        if not isinstance(keys, torch.Tensor):
-            raise BadArgument("keys", keys, "a tensor")
-        if not isinstance(values, torch.Tensor):
-            raise BadArgument("values", values, "a tensor")
-        layout = lease.layout
-        first = self.size
-        try:
-            end = first + (keys.shape[2] if keys.dim() == 4 else 0)
-            if end > layout.past + layout.room:
-                allowed = f"0 to the room of {layout.room} that open() was given"
-                raise BadCount("new tokens", end - layout.past, allowed)
-            key_slots, value_slots = layout.layers(first, end)[self._index]
-            shape = key_slots.shape
-            dtype = key_slots.dtype
-            device = key_slots.device
-            if keys.shape != shape or keys.dtype != dtype or keys.device != device:
-                check_tensor("keys", keys, shape, key_slots)
-            if (
-                values.shape != value_slots.shape
-                or values.dtype != dtype
-                or values.device != device
-            ):
-                check_tensor("values", values, value_slots.shape, value_slots)
-            # the buffers outlive the step, and must not hold its graph
-            if keys.requires_grad or values.requires_grad:
-                keys = keys.detach()
-                values = values.detach()
-            key_slots.copy_(keys)
-            value_slots.copy_(values)
-        except RuntimeError:
-            # Of torch, where a tensor is not dense: that is not asked before, to save the time.
-            check_dense("keys", keys)
-            check_dense("values", values)
-            raise
-        self.size = end
-
-    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V, as far as they are filled: views."""
-        lease = self._lease
-        if lease.closed:
-            raise ClosedStep("get")
-        return lease.layout.layers(0, self.size)[self._index]
 
 
 class Step:
@@ -167,31 +38,31 @@ class Step:
     buffer of its own. One that is closed, or dropped, gives everything back; `with` closes it at
     the end of the block. Buffers are used again: views of them are good until the step has ended.
 
-    Attributes: `parents`; `past`, `room`; `layers`; `uniform`, whether all windows begin at one
+    Attributes: `parents`; `past`, `room`; `layers`; `left`, whether padding is in front; `uniform`,
+    whether all windows begin at one
     offset of their pages and have one length: then nothing is padding.
     """
 
     def __init__(
         self,
-        lease: Lease,
+        pool: Pool,
         turns: Turns,
-        ends: list[int] | None,
-        windows: list[tuple[int, int]],
-        left: bool,
+        lease: Lease,
+        layout: Layout,
+        windows: Windows,
         uniform: bool,
     ) -> None:
         self.turns = turns
         self.parents = lease.parents
-        self.left = left
+        self.left = windows.left
         self.uniform = uniform
-        self._lease = lease
-        self._ends = ends  # where in the tables new tokens go; None: behind the windows
-        self._windows = windows
-        layout = lease.layout
-        self._layout = layout
         self.past = layout.past
         self.room = layout.room
-        self.layers = [StepLayer(lease, index) for index in range(lease.pool.layers)]
+        self.layers = [DenseLayer(lease, layout, index) for index in range(pool.layers)]
+        self._pool = pool
+        self._lease = lease
+        self._layout = layout
+        self._windows = windows
 
     def __enter__(self) -> Step:
         return self
@@ -239,21 +110,21 @@ class Step:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each window [B]."""
-        return [length for _, length in self._windows]
+        return self._windows.lengths
 
     @property
     def pads(self) -> list[int]:
         """Columns of padding in front of each window [B]: 0 in a batch padded on the right."""
-        return [self.past - length if self.left else 0 for _, length in self._windows]
+        return self._windows.pads
 
     @reader
     def _positions(self) -> Ints:
         records = self._lease.windows("then")
         windows = [
             (record[0], start, length, *record[3:])
-            for record, (start, length) in zip(records, self._windows)
+            for record, (start, length) in zip(records, self._windows.sizes)
         ]
-        return self._lease.pool.positions(windows, left=self.left)[0]
+        return self._pool.positions(windows, left=self._windows.left)[0]
 
     @property
     def then(self) -> Ints:
@@ -266,8 +137,7 @@ class Step:
     @property
     def now(self) -> Ints:
         """The index of each token in its window [B, past], 0 in padding. On the host."""
-        index = np.arange(self.past) - np.array(self.pads)[:, None]
-        return np.where((index >= 0) & (index < np.array(self.lengths)[:, None]), index, 0)
+        return self._windows.places()
 
     def keys(self, layer: int) -> torch.Tensor:
         """K [B, heads, size, head_size] of a layer: a view."""
@@ -282,19 +152,15 @@ class Step:
         return self._layer(layer).get()
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Append K and V [B, heads, n, head_size] to a layer; see `StepLayer.update`."""
+        """Append K and V [B, heads, n, head_size] to a layer; see `DenseLayer.update`."""
         self._layer(layer).update(keys, values)
 
     def mask(self) -> torch.Tensor:
         """Bool [B, size], true at tokens, false at padding."""
         self._lease.check("mask")
-        columns = np.arange(self.size)
-        pads = np.array(self.pads)[:, None]
-        lengths = np.array(self.lengths)[:, None]
-        kept = (columns >= pads) & ((columns < pads + lengths) | (columns >= self.past))
-        return torch.from_numpy(kept).to(self._layout.planes[0].device)
+        return self._windows.mask(self.size).to(self._layout.planes[0].device)
 
-    def _layer(self, layer: int) -> StepLayer:
+    def _layer(self, layer: int) -> DenseLayer:
         if type(layer) is not int or layer < 0 or layer >= len(self.layers):
             layer = whole("layer", layer, 0, len(self.layers) - 1)
         return self.layers[layer]
@@ -313,36 +179,43 @@ class Step:
         BadDtype, BadArgument, BadDevice, ClosedStep.
         """
         lease = self._lease
-        pool = lease.pool
-        tables = pool.tables
-        light = lease.number in tables.light
-        if tables.light and not light:
+        books = self._pool.books
+        new = self.filled()
+        if (
+            lease.number in books.light
+            and positions is None
+            and new == self.room
+            and type(slide) is int
+            and 0 <= slide <= self.past
+            and not slide % new
+        ):  # what a search does: each child fills a page, and drops so many in front
+            return self._extend(slide // new)
+        if books.light:
             self.turns.settle()
         records = lease.windows("commit")
         rows = len(records)
-        new = self.filled()
         slides = None
         if type(slide) is not int or slide:
             slides = counts("slide", slide, self.lengths)
         places = None
+        placed: Places = [record[4] - self.room for record in records]
         if positions is not None:
-            positions = own_positions(positions, (rows, new))
-            places = (positions[:, -1] + 1).tolist() if new else None
-        ahead = 0 if light else self.room
-        if light:
-            plan = tables.plan_step(self.parents, records, new, True)
-        else:
-            ends = self._ends or [start + length for start, length in self._windows]
-            plan = Plan(self.parents, [new] * rows, pool.tables.page_size, records, ends, 0)
+            placed = own_positions(positions, (rows, new))
+            places = (placed[:, -1] + 1).tolist() if new else None
         if new:
-            sources = self._layout.columns(self.past, self.past + new)
-            if positions is None:
-                pool.write(plan, sources, [record[4] - ahead for record in records])
-            else:
-                pool.write(plan, sources, positions)
-        if light:
-            return tables.publish_light(lease.number, plan, slides, places)
-        return tables.publish(lease.number, new, slides, places)
+            ends = [start + length for start, length in self._windows.sizes]
+            plan = Plan(self.parents, [new] * rows, books.page_size, records, ends, 0)
+            self._pool.write(plan, self._layout.columns(self.past, self.past + new), placed)
+        return self._pool.steps.publish(lease.number, new, slides, places)
+
+    def _extend(self, drop: int) -> list[int]:
+        """Commit a light step whose room is filled; each child drops so many pages in front."""
+        lease = self._lease
+        pool = self._pool
+        pages = pool.pages.peek(len(lease.records))
+        sources = self._layout.columns(self.past, self.past + self.room)
+        pool.storage.write_pages(pages, 0, sources, [record[4] for record in lease.records])
+        return pool.steps.extend(lease.number, lease, pages, drop)
 
     def filled(self) -> int:
         """New tokens of every layer. Raises BadCount where the layers differ."""
@@ -399,22 +272,22 @@ class _Opening:
     def open(self) -> Step:
         """Gather, take the pages, keep the children."""
         pool = self.pool
-        tables = pool.tables
-        records = tables.records(self.parents)
-        windows = [record[1:3] for record in records]
-        alike = bool(windows) and windows.count(windows[0]) == len(windows)
-        light = tables.can_be_light(records, self.room, alike)
-        plan = None if light else pool.plan_step(self.parents, records, self.room, alike)
-        buffer = pool.buffers.take(tables.steps)
+        books = pool.books
+        records = books.records(self.parents)
+        sizes = [record[1:3] for record in records]
+        alike = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
+        light = pool.steps.can_be_light(records, self.room, alike)
+        plan = None if light else pool.plan_step(self.parents, records, self.room)
+        buffer = pool.buffers.take(books.pending)
         layout = pool.read(records, self.room, buffer, left=self.left, alike=alike)
-        number = tables.number()
-        lease = Lease(pool, layout, number, self.parents, records)
+        number = pool.steps.number()
+        lease = Lease(books, number, self.parents, records)
         buffer.step = number
         if plan is None:
-            tables.light[number] = ref(lease)
+            books.light[number] = ref(lease)
         else:
             if plan.copies:
                 pool.storage.copy_pages(plan.copies)
-            tables.open(number, plan, self.room, self.turns.watch(lease, number))
-        ends = None if plan is None else plan.ends
-        return Step(lease, self.turns, ends, windows, self.left, alike)
+            pool.steps.open(number, plan, self.room, self.turns.watch(lease, number))
+        windows = Windows(sizes, layout.past, self.left)
+        return Step(pool, self.turns, lease, layout, windows, alike)

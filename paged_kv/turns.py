@@ -34,8 +34,8 @@ from weakref import ref
 
 from paged_kv.errors import ConcurrentCall, NestedCall, PagedKVError, unraisable
 from paged_kv.events import Event, Listener
-from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.change import Edit
+from paged_kv.pages.open_steps import OpenSteps
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE = 10.0  # seconds that a verb waits for another thread's release
@@ -53,8 +53,10 @@ class Ticket(NamedTuple):
 class Turns:
     """The lock of one pool, the releases that wait for it, and the way back after an interrupt."""
 
-    def __init__(self, tables: BlockTables) -> None:
-        self.tables = tables
+    def __init__(self, steps: OpenSteps) -> None:
+        self.steps = steps
+        self.tables = steps.tables
+        self.books = steps.books
         self.lock = allocate_lock()
         # By number. Those of open steps that are given up are below zero, and hold anything; those
         # of indexes that are gone hold a dead reference.
@@ -73,14 +75,14 @@ class Turns:
     def listen(self, listener: Listener) -> None:
         """Tell `listener` of every verb from now on. The lock is held."""
         self._listeners.append(listener)
-        if self.tables.told is None:
-            self.tables.told = []
+        if self.books.told is None:
+            self.books.told = []
 
     def unlisten(self, listener: Listener) -> None:
         """Tell it no more. The lock is held."""
         self._listeners.remove(listener)
         if not self._listeners:
-            self.tables.told = None
+            self.books.told = None
 
     def run(
         self, name: str, method: Callable[..., Any], args: tuple[Any, ...], more: dict[str, Any]
@@ -97,10 +99,10 @@ class Turns:
             self._tell(name, begin, failed, result)
 
     def _tell(self, name: str, begin: float, failed: bool, result: object) -> None:
-        told = self.tables.told
+        told = self.books.told
         if told is None:
             return
-        self.tables.told = [] if self._listeners else None
+        self.books.told = [] if self._listeners else None
         event = Event(name, begin, perf_counter(), failed, result, told)
         for listener in list(self._listeners):
             try:
@@ -119,7 +121,7 @@ class Turns:
 
     def abandon(self, number: int) -> None:
         """Give up an open step once no verb is running; one that has ended stays as it is."""
-        if number in self.tables.steps or number in self.tables.light:
+        if number in self.steps:
             self.tickets[-number] = None
             self.carry_out()
 
@@ -151,14 +153,14 @@ class Turns:
         Each is told of by itself.
         """
         begin = perf_counter()
-        self.tables.settle()
-        for step in list(self.tables.light):
+        self.books.settle()
+        for step in list(self.books.light):
             self._weigh(step)
         self._tell_of_more("settle", begin)
         for number in list(self.tickets):
             begin = perf_counter()
             if number < 0:
-                self.tables.abandon(-number, [Edit(self.tickets, {}, [number])])
+                self.steps.abandon(-number, [Edit(self.tickets, {}, [number])])
                 self._tell_of_more("close", begin)
             else:
                 name = "clear" if number in self._owners else "release"
@@ -167,12 +169,12 @@ class Turns:
 
     def _weigh(self, step: int) -> None:
         """Have a light step take its pages, unless nobody works on it any more."""
-        light = self.tables.light
+        light = self.books.light
         lease = light[step]()
         if lease is None:
             del light[step]
         else:
-            self.tables.weigh(step, lease, self.watch(lease, step))
+            self.steps.weigh(step, lease, self.watch(lease, step))
 
     def watch(self, lease: object, step: int) -> object:
         """What leaves a ticket for a step when its lease is dropped.
@@ -186,7 +188,7 @@ class Turns:
 
         Else a listener that releases what is gone would be told of that for ever.
         """
-        told = self.tables.told
+        told = self.books.told
         if not told:
             return
         if any(each is None or each.change.drops or each.change.ends for each in told):
@@ -196,10 +198,10 @@ class Turns:
 
     def _let_go(self, number: int) -> None:
         """End what belonged to an index that is gone."""
-        tables = self.tables
-        seqs = [seq for seq, entry in tables.owned.items() if entry.owner == number]
+        books = self.books
+        seqs = [seq for seq, entry in books.owned.items() if entry.owner == number]
         edits = [Edit(book, {}, [number]) for book in (self._owners, self.tickets)]
-        tables.end(seqs, tables.records(seqs), [Edit(tables.owned, {}, seqs), *edits])
+        self.tables.end(seqs, books.records(seqs), [Edit(books.owned, {}, seqs), *edits])
 
     def _release(self, number: int) -> None:
         """Do a release that was put off."""
@@ -229,7 +231,7 @@ class Turns:
             inside = self._inside()
             mine = inside.get(get_ident())
             if mine is not None:
-                if reading and self.tables.change is None:
+                if reading and self.books.change is None:
                     return True
                 raise NestedCall(name, mine)
             running = set(inside.values())
@@ -317,7 +319,7 @@ def verb(method: F) -> F:
 
 
 def light_verb(method: F) -> F:
-    """A verb that sees for itself to a light step that is open: see `BlockTables.light`."""
+    """A verb that sees for itself to a light step that is open: see `OpenSteps.can_be_light`."""
     return _guarded(method, False, heavy=False)
 
 
@@ -345,10 +347,10 @@ def _guarded(method: F, reading: bool, *, heavy: bool = True) -> F:
                     lock.acquire(False)  # and given back, as `with` is about to do
                     del inside
                     continue
-                tables = turns.tables
-                if tables.change is not None or turns.tickets or (tables.light and heavy):
+                books = turns.books
+                if books.change is not None or turns.tickets or (books.light and heavy):
                     turns.settle()
-                if tables.told is None or reading:
+                if books.told is None or reading:
                     result = method(self, *args, **kwargs)
                 else:
                     result = turns.run(name, method, (self, *args), kwargs)

@@ -136,8 +136,8 @@ class Bench:
         for pages in work.prefixes:
             long = [table[:pages] for table in at_least(pages, tables)]
             self.prefixes[pages] = draw.choices(long, k=VARIETY)
-        batches = min(VARIETY, pool.tables.pages.free_count // BATCH)
-        free = pool.tables.pages.peek(batches * BATCH)
+        batches = min(VARIETY, pool.tables.books.pages.free_count // BATCH)
+        free = pool.tables.books.pages.peek(batches * BATCH)
         self.fresh = [free[i : i + BATCH] for i in range(0, len(free), BATCH)]
         slots = np.random.default_rng(seed)
         shape = BATCH, work.shape.new

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.audit import audit
 from paged_kv.pages.block_tables import BlockTables
 
 BATCH = 8
@@ -159,7 +160,7 @@ class Pool:
         while True:
             slide = self._slides(seqs, count)
             plan = self.tables.plan(seqs, count, fork=fork)
-            if plan.fresh <= self.tables.pages.free_count:
+            if plan.fresh <= self.tables.books.pages.free_count:
                 break
             self.release([seq for seq in self.drawn(BATCH) if seq not in seqs])
         if self.choose and plan.fresh:
@@ -174,7 +175,7 @@ class Pool:
         return grown
 
     def _slides(self, seqs: list[int], count: int | list[int]) -> list[int]:
-        lengths = self.tables.lengths(seqs)
+        lengths = self.tables.books.lengths(seqs)
         counts = count if isinstance(count, list) else [count] * len(seqs)
         most = self.shape.most
         if most is None:
@@ -184,7 +185,7 @@ class Pool:
     def _arrange(self, tables: list[Table], fresh: int) -> None:
         """Put the pages that the allocator chooses on top of the free stack."""
         assert self.choose
-        pages = self.tables.pages
+        pages = self.tables.books.pages
         new = set(pages.peek(fresh))
         needs = []
         for table in tables:
@@ -220,7 +221,7 @@ class Pool:
     @property
     def full(self) -> bool:
         """Whether it is time to release."""
-        pages = self.tables.pages
+        pages = self.tables.books.pages
         return pages.used_count > FULL * pages.capacity or len(self.live) > 2 * self.shape.pages
 
     def fill(self) -> None:
@@ -278,7 +279,7 @@ class Pool:
 
     def windows(self) -> list[Table]:
         """The tables of live sequences."""
-        return [record[0] for _, record in self.tables.items()]
+        return [record[0] for _, record in self.tables.books.items()]
 
 
 def used(
@@ -291,5 +292,5 @@ def used(
         pool.wear(kind, operations * moment // (2 * moments))
         if moment > moments:
             tables += pool.windows()
-    pool.tables.check()
+    audit(pool.tables.books)
     return pool, tables

@@ -47,7 +47,7 @@ class PagedTables(Peer):
         return self.plan.slots, self.plan.copies
 
     def slots(self, node: Handle) -> list[int]:
-        (pages,), (start,), (length,) = self.tables.windows([node])
+        (pages,), (start,), (length,) = self.tables.books.windows([node])
         size = self.work.page_size
         return [
             pages[index // size] * size + index % size for index in range(start, start + length)

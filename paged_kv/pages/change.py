@@ -9,14 +9,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from paged_kv.errors import unraisable
+from paged_kv.pages.records import Record
 
-# pages, start, length, handle of the parent, which may be stale
-# A sequence: its pages, the offset of its first token in them, its length, the handle of its parent
-# (NO_PARENT, or one that may be stale), and the default position of its next token. A plain tuple:
-# a step makes one a row, and one with named fields takes four times as long.
-Record = tuple[tuple[int, ...], int, int, int, int]
-
-NO_PARENT = 0
 TRIES = 3
 
 
@@ -51,7 +45,7 @@ class Pending(NamedTuple):
 
 
 class Light(Protocol):
-    """Who works on a step that holds nothing yet: see `BlockTables.light`."""
+    """Who works on a step that holds nothing yet: see `OpenSteps.can_be_light`."""
 
     parents: list[int]
     records: list[Record]  # of these, all of one start and length, and on the edge of a page

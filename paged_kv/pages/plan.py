@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paged_kv.pages.allocator import PageAllocator
-from paged_kv.pages.change import Record
+from paged_kv.pages.records import Record
 
 
 class Plan:
@@ -20,7 +20,6 @@ class Plan:
     no longer; `fills` says how far pages are written to by then, where it is not to the end.
     """
 
-    pages: list[int] | None = None  # the one that each row fills from its edge on, if so
     fork: bool = True
     copies: Sequence[tuple[int, int]] = ()
     fills: Sequence[tuple[int, int]] = ()
@@ -64,8 +63,6 @@ class Plan:
         if not counts:
             return None
         new = counts[0]
-        if self.pages is not None and new == size:
-            return self.pages, 0
         offset = ends[0] % size
         if not 0 < new <= size - offset or counts.count(new) != len(counts):
             return None
@@ -133,25 +130,6 @@ def plan_growth(
     plan.fills = fills
     if not fork:
         plan.lost = [tail for tail, _ in copies]
-    return plan
-
-
-def plan_pages(
-    seqs: list[int], records: Sequence[Record], fresh: list[int], page_size: int
-) -> Plan:
-    """What `plan_growth` says of children that fill one fresh page each, from its edge on.
-
-    That is what a tree search does at every step; `fresh` are the next pages of the free stack, and
-    all windows have one start and length.
-    """
-    rows = len(seqs)
-    becomes = [
-        (table + (page,), start, length + page_size, seq, place + page_size)
-        for (table, start, length, _, place), page, seq in zip(records, fresh, seqs)
-    ]
-    ends = [records[0][1] + records[0][2]] * rows
-    plan = Plan(seqs, [page_size] * rows, page_size, becomes, ends, rows)
-    plan.pages = fresh
     return plan
 
 

@@ -15,8 +15,10 @@ from paged_kv.errors import OutOfPages
 from paged_kv.pages.allocator import PageAllocator
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.buffers import Buffer, Buffers, Ints, Layout
-from paged_kv.pages.change import Record, Store
+from paged_kv.pages.change import Store
+from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.plan import Plan
+from paged_kv.pages.records import Record
 from paged_kv.pages.storage import Places, Storage
 
 Mask = npt.NDArray[np.bool_]
@@ -48,6 +50,8 @@ class Pool:
         self.storage = storage
         self.pages = PageAllocator(num_pages, max_pages=max_pages)
         self.tables = BlockTables(self.pages, storage.form.page_size)
+        self.books = self.tables.books
+        self.steps = OpenSteps(self.tables)
         self.buffers = Buffers(storage.form)
         self.scratch = Buffer(storage.form)  # of gathers that may overwrite each other
         self.reclaimer: Callable[[], Reclaimer | None] | None = None
@@ -65,22 +69,22 @@ class Pool:
             plan = self.tables.plan(seqs, count, fork=fork)
         return plan
 
-    def plan_step(self, seqs: list[int], records: list[Record], room: int, alike: bool) -> Plan:
-        """As `plan`, of children; `alike`: all windows have one start and length."""
-        plan = self.tables.plan_step(seqs, records, room, alike)
+    def plan_step(self, seqs: list[int], records: list[Record], room: int) -> Plan:
+        """As `plan`, of the children of a step."""
+        plan = self.steps.plan(seqs, records, room)
         if plan.fresh > self.pages.free_count:
             self.grow_for(plan.fresh)
-            plan = self.tables.plan_step(seqs, records, room, alike)
+            plan = self.steps.plan(seqs, records, room)
         return plan
 
     def grow_for(self, need: int) -> None:
         """Let `need` pages be free. Raises OutOfPages."""
         pages = self.pages
         if need - pages.free_count > pages.growable:
-            raise OutOfPages(need, pages.free_count, pending=self.tables.pending_pages)
+            raise OutOfPages(need, pages.free_count, pending=self.books.pending_pages)
         size = pages.growth_for(need)
         self.storage.grow(size)
-        self.tables.grow(size)
+        self.books.grow(size)
 
     def reclaim(self, full: OutOfPages, busy: Collection[int]) -> None:
         """Have as many pages freed as growth cannot give, or raise OutOfPages.
@@ -97,9 +101,8 @@ class Pool:
 
     def trim(self) -> None:
         """Keep memory for the pages in use only, which move to the front; drop unused buffers."""
-        tables = self.tables
         pages = self.pages
-        self.buffers.trim(tables.steps)
+        self.buffers.trim(self.books.pending)
         self.scratch = Buffer(self.storage.form)
         size = max(pages.used_count, 1)
         if size == pages.capacity:
@@ -110,15 +113,12 @@ class Pool:
         if names:
             self.storage.copy_pages(list(names.items()))
         stores = [*self.storage.trimmed(size), Store(pages, "capacity", size)]
-        tables.rename(names, stores)
+        self.books.rename(names, stores)
 
     # -- contents
 
     def write(self, plan: Plan, sources: Sequence[torch.Tensor], positions: Places) -> None:
         """Write the tokens of a plan [parts, B, heads, n, head_size], one source a plane."""
-        if plan.pages is not None and plan.counts[0] == plan.page_size:
-            self.storage.write_pages(plan.pages, 0, sources, positions)
-            return
         if not any(plan.counts):
             return
         # else they come token by token

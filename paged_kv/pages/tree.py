@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
-from paged_kv.pages.change import NO_PARENT, Record, Splice
+from paged_kv.pages.change import Splice
+from paged_kv.pages.records import NO_PARENT, Record
 
 MANY = 64  # sequences of one batch that are linked at once, or that end: worth a look around
 WAITING = 256  # batches that are linked at the latest

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.pages.allocator import PageAllocator
-from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Record
+from paged_kv.pages.books import Books
+from paged_kv.pages.records import Record
 
 MOST_NODES = 4096  # of a tree
 MOST_PAGES = 16384  # of a page map
@@ -118,8 +118,8 @@ def _covered(spans: set[tuple[int, int]]) -> int:
 def state(cache: PagedKVCache) -> dict[str, Any]:
     """The fields of a sample that say how the cache is filled. Cost: O(pages + sequences)."""
 
-    def read(tables: BlockTables) -> dict[str, Any]:
-        return filled(cache, tables.pages, [record for _, record in tables.items()])
+    def read(books: Books) -> dict[str, Any]:
+        return filled(cache, books.pages, [record for _, record in books.items()])
 
     return cache.look(read)
 

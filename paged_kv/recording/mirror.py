@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from paged_kv.errors import StaleHandle
-from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Record, Told
+from paged_kv.pages.books import Books
+from paged_kv.pages.change import Told
+from paged_kv.pages.records import Record
 from paged_kv.recording.lives import PageLives
 from paged_kv.recording.tally import Tally
 
@@ -32,7 +33,7 @@ class Mirror:
     settles sees to it that no verb is running.
     """
 
-    def __init__(self, tables: BlockTables, tallies: Mapping[str, Tally], lives: PageLives) -> None:
+    def __init__(self, books: Books, tallies: Mapping[str, Tally], lives: PageLives) -> None:
         self.live: dict[int, Record] = {}
         self.steps: dict[int, list[Record]] = {}  # open ones, by number
         self.joints: dict[int, int] = {}  # with their parents: sequences that ended in a tree
@@ -42,7 +43,7 @@ class Mirror:
         self.noted: deque[Note] = deque()
         self._pages_peak = 0
         self._sequences_peak = 0
-        self._tables = tables
+        self._books = books
         self._released = tallies["release"]
         self._recovered = tallies["recover"]
 
@@ -50,7 +51,7 @@ class Mirror:
         """Begin with what there is."""
         self.noted.clear()
         self._look()
-        self.lives.begin(self._tables.pages.refs)
+        self.lives.begin(self._books.pages.refs)
         self._begin_peaks()
 
     def peaks(self) -> tuple[int, int]:
@@ -82,7 +83,7 @@ class Mirror:
         for number, step in change.opens.items():
             self.steps[number] = step.records
         for edit in change.edits:
-            if edit.book is self._tables.tree.joints:
+            if edit.book is self._books.tree.joints:
                 for joint in edit.drops:
                     self.joints.pop(joint, None)
                 self.joints.update(edit.puts)
@@ -133,18 +134,18 @@ class Mirror:
         self.agree(now)
 
     def _agrees(self) -> bool:
-        tables = self._tables
+        books = self._books
         live = self.live
         if (
-            len(live) != tables.live_count
-            or self.used != tables.pages.used_count
-            or self.taken != tables.figures.allocated
-            or self.joints != tables.tree.joints
-            or self.steps != _steps(tables)
+            len(live) != books.live_count
+            or self.used != books.pages.used_count
+            or self.taken != books.figures.allocated
+            or self.joints != books.tree.joints
+            or self.steps != _steps(books)
         ):
             return False
         try:
-            return tables.records(list(live)) == list(live.values())
+            return books.records(list(live)) == list(live.values())
         except StaleHandle:
             return False
 
@@ -156,24 +157,24 @@ class Mirror:
         self._look()
         changed = [seq for seq, record in self.live.items() if before.get(seq) != record]
         ended = before.keys() - self.live.keys()
-        self.lives.correct(self._tables.pages.refs, now)
+        self.lives.correct(self._books.pages.refs, now)
         self._recovered.add(now, now)
         self._recovered.effect(now, len(changed) + len(ended), self.used - used)
         self._pages_peak = max(self._pages_peak, self.used)
         self._sequences_peak = max(self._sequences_peak, len(self.live))
 
     def _look(self) -> None:
-        tables = self._tables
-        self.live = dict(tables.items())
-        self.steps = _steps(tables)
-        self.joints = dict(tables.tree.joints)
-        self.used = tables.pages.used_count
-        self.taken = tables.figures.allocated
+        books = self._books
+        self.live = dict(books.items())
+        self.steps = _steps(books)
+        self.joints = dict(books.tree.joints)
+        self.used = books.pages.used_count
+        self.taken = books.figures.allocated
 
     def _follow_moves(self) -> None:
         """Where only the pages of a window are others, they have moved with all that they hold."""
-        now = dict(self._tables.items())
-        steps = _steps(self._tables)
+        now = dict(self._books.items())
+        steps = _steps(self._books)
         moved: dict[int, int] = {}
         for seq, record in self.live.items():
             moved.update(_moves(record, now.get(seq, record)))
@@ -182,7 +183,7 @@ class Mirror:
                 moved.update(_moves(record, same))
         if not moved:
             return
-        refs = self._tables.pages.refs
+        refs = self._books.pages.refs
         before = self.lives.pages
         names = {
             old: new
@@ -200,9 +201,9 @@ class Mirror:
                 self.steps[number] = others
 
 
-def _steps(tables: BlockTables) -> dict[int, list[Record]]:
+def _steps(books: Books) -> dict[int, list[Record]]:
     """The records of open steps."""
-    return {number: step.records for number, step in tables.steps.items()}
+    return {number: step.records for number, step in books.pending.items()}
 
 
 def _moves(before: Record, after: Record) -> Iterator[tuple[int, int]]:

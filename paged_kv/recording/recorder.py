@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import AlreadyRecording, BadCount, NestedCall
-from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.books import Books
 from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
 from paged_kv.recording.lives import EDGES, histogram
@@ -148,7 +148,7 @@ class Recorder:
         if verbs is None or not self._running.on:
             return
 
-        def write(tables: BlockTables) -> None:
+        def write(books: Books) -> None:
             verbs.settle()
             verbs.mirror.agree(perf_counter())
             self._writer.write_all(self._snapshot(verbs, title, self._now()))
@@ -198,8 +198,8 @@ class Recorder:
         before = patiently(self._lookups)
         verbs = Verbs(cache, self._tallies, self._lives, self._wants, self._look, self._before_drop)
 
-        def first(tables: BlockTables) -> None:
-            self._counters.begin({**before, **_counts(tables)})
+        def first(books: Books) -> None:
+            self._counters.begin({**before, **_counts(books)})
             self._sample(verbs, self._now())
 
         self._verbs = verbs
@@ -217,7 +217,7 @@ class Recorder:
             _recorded.pop(verbs.cache, None)
             self._seconds += verbs.seconds
 
-    def _finish(self, verbs: Verbs, tables: BlockTables) -> None:
+    def _finish(self, verbs: Verbs, books: Books) -> None:
         now = self._now()
         self._sample(verbs, now)
         self._writer.write("pages", now, title="end", **self._pages(verbs))
@@ -234,7 +234,7 @@ class Recorder:
 
     def _look(self, verbs: Verbs, end: float) -> None:
         """It is time for a sample, after a verb that ended now."""
-        if verbs.tables.change is None:  # in the middle of a change nothing can be seen
+        if verbs.books.change is None:  # in the middle of a change nothing can be seen
             self._sample(verbs, end - self._start)
 
     def _before_drop(self, sequences: int) -> None:
@@ -260,7 +260,7 @@ class Recorder:
         mirror.agree(at)
         totals = self._counters.totals
         evicted = totals.get("evictions", 0)
-        self._counters.read(_counts(verbs.tables))
+        self._counters.read(_counts(verbs.books))
         with suppress(NestedCall):  # a release was put off: it is told of next, and then they count
             self._counters.read(self._lookups())
         if totals.get("evictions", 0) > evicted:
@@ -269,7 +269,7 @@ class Recorder:
         sample = {
             "kind": "sample",
             "t": round(now, 6),
-            **filled(cache, verbs.tables.pages, mirror.live.values()),
+            **filled(cache, verbs.books.pages, mirror.live.values()),
             "bytes_peak": pages * cache.page_bytes,
             "sequences_peak": sequences,
             **totals,
@@ -292,7 +292,7 @@ class Recorder:
     def _pages(self, verbs: Verbs) -> Line:
         mirror = verbs.mirror
         size = verbs.cache.page_size
-        return page_map(mirror.live, mirror.held(), size, verbs.tables.pages.capacity, self._names)
+        return page_map(mirror.live, mirror.held(), size, verbs.books.pages.capacity, self._names)
 
     def _events(self) -> list[Line]:
         """The calls since the last lines about them: a line a verb, in the order they began in."""
@@ -315,10 +315,10 @@ class Recorder:
         return {} if lookups is None else lookups._asdict()
 
 
-def _counts(tables: BlockTables) -> dict[str, int]:
+def _counts(books: Books) -> dict[str, int]:
     """What only grows while a cache is there, as its `stats` have it."""
-    done = tables.figures
-    freed = done.allocated - tables.pages.used_count
+    done = books.figures
+    freed = done.allocated - books.pages.used_count
     return {
         "copied_pages": done.copied,
         "forks": done.forks,

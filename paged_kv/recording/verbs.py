@@ -12,10 +12,11 @@ from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
-from paged_kv.cache import Gathered, PagedKVCache
+from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadArgument, NestedCall
 from paged_kv.events import Event
-from paged_kv.pages.block_tables import BlockTables
+from paged_kv.gather import Gathered
+from paged_kv.pages.books import Books
 from paged_kv.pages.change import Told
 from paged_kv.recording.lives import PageLives
 from paged_kv.recording.mirror import Mirror
@@ -71,11 +72,11 @@ class Verbs:
         before_drop: Callable[[int], None],
     ) -> None:
         self.cache = cache
-        self.tables = patiently(lambda: cache.tables)
-        self.mirror = Mirror(self.tables, tallies, PageLives(lives))
+        self.books = patiently(lambda: cache.books)
+        self.mirror = Mirror(self.books, tallies, PageLives(lives))
         self.seconds = 0.0
         self.due = 0.0
-        self._capacity = self.tables.pages.capacity
+        self._capacity = self.books.pages.capacity
         self._counted = {verb: tallies[name] for verb, name in VERBS.items()}
         self._grown = tallies["grow"]
         self._wanted = wanted
@@ -84,7 +85,7 @@ class Verbs:
         self._on = False
         self._calls: deque[Call] = deque()
 
-    def begin(self, first: Callable[[BlockTables], None]) -> None:
+    def begin(self, first: Callable[[Books], None]) -> None:
         """Listen to the cache, and call `first` before anything is heard. Raises NestedCall."""
         patiently(partial(self.cache.listen, self._heard))
         patiently(partial(self.cache.look, partial(self._start, first)))
@@ -105,11 +106,11 @@ class Verbs:
             call.tally.add(call.start, call.end, call.sequences)
         self.mirror.settle()
 
-    def _start(self, first: Callable[[BlockTables], None], tables: BlockTables) -> None:
-        self._capacity = tables.pages.capacity
+    def _start(self, first: Callable[[Books], None], books: Books) -> None:
+        self._capacity = books.pages.capacity
         self.mirror.begin()
         self._on = True
-        first(tables)
+        first(books)
 
     def _heard(self, event: Event) -> None:
         """The cache tells of a verb, before the next one may begin."""
@@ -121,7 +122,7 @@ class Verbs:
     def _note(self, event: Event) -> None:
         tally = self._counted.get(event.verb)
         changed = [self._changed(event, told, tally) for told in event.told]
-        if self.tables.pages.capacity != self._capacity:
+        if self.books.pages.capacity != self._capacity:
             self._resized(event.end)
         if tally is not None:
             self.seconds += event.end - event.begin
@@ -151,7 +152,7 @@ class Verbs:
 
     def _resized(self, now: float) -> None:
         """The pool has another capacity: it grew, unless it was trimmed."""
-        capacity = self.tables.pages.capacity
+        capacity = self.books.pages.capacity
         more = capacity - self._capacity
         self._capacity = capacity
         if more > 0:

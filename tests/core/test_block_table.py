@@ -24,9 +24,12 @@ from small_caches import books
 
 from paged_kv.errors import PagedKVError, StaleHandle
 from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.audit import audit
 from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Change, Figures, Record, Store, Told
+from paged_kv.pages.change import Change, Figures, Store, Told
+from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.plan import Plan
+from paged_kv.pages.records import Record
 
 
 class Opened(NamedTuple):
@@ -47,6 +50,8 @@ class TablesMachine(RuleBasedStateMachine):
         self.size = page_size
         self.pages = PageAllocator(pages, max_pages=2 * pages + 1)
         self.tables = BlockTables(self.pages, page_size)
+        self.books = self.tables.books
+        self.open_steps = OpenSteps(self.tables)
         self.figures = Figures()
         self.peak = 0
         self.tokens: dict[int, list[int]] = {}
@@ -66,7 +71,7 @@ class TablesMachine(RuleBasedStateMachine):
         freed.
         """
         told: list[Told | None] = []
-        self.tables.told = told
+        self.books.told = told
         before = set(self.pages.free)
         refs = list(self.pages.refs)
         result = call()
@@ -108,7 +113,7 @@ class TablesMachine(RuleBasedStateMachine):
 
     def slots(self, seq: int) -> list[int]:
         """Where the tokens of a sequence lie."""
-        return self.places(self.tables.records([seq])[0])
+        return self.places(self.books.records([seq])[0])
 
     def windows(self) -> list[tuple[list[int], list[int]]]:
         """Slots and tokens of what is read: of sequences, and of rows of open steps without their
@@ -116,7 +121,7 @@ class TablesMachine(RuleBasedStateMachine):
         """
         found = [(self.slots(seq), tokens) for seq, tokens in self.tokens.items()]
         for number, opened in self.steps.items():
-            for record, tokens in zip(self.tables.steps[number].records, opened.tokens):
+            for record, tokens in zip(self.books.pending[number].records, opened.tokens):
                 found.append((self.places(record)[: len(tokens)], tokens))
         return found
 
@@ -134,7 +139,7 @@ class TablesMachine(RuleBasedStateMachine):
         plan = self.tables.plan(seqs, counts, fork=fork)
         if plan.fresh > self.pages.free_count:
             if self.pages.growable:
-                self.tables.grow(self.pages.growth_for(plan.fresh))
+                self.books.grow(self.pages.growth_for(plan.fresh))
             return None
         for source, target in plan.copies:
             assert self.pages.refs[target] == 0, "copied onto a page in use"
@@ -166,9 +171,9 @@ class TablesMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.tokens) < 12)
     def new(self, data: st.DataObject, count: int) -> None:
         start = data.draw(st.integers(0, self.size - 1))
-        mark = self.tables.mark()
+        mark = self.books.mark()
         seqs = self.changed(lambda: self.tables.new(count, start=start), freed=0)
-        assert self.tables.made_since(mark) == seqs[::-1]
+        assert self.books.made_since(mark) == seqs[::-1]
         self.make(seqs, [None] * count, [[] for _ in seqs])
 
     @rule(data=st.data(), whole=st.booleans(), root=st.booleans())
@@ -188,11 +193,11 @@ class TablesMachine(RuleBasedStateMachine):
     def grow(self, data: st.DataObject, fork: bool) -> None:
         seqs = self.draw(data, distinct=not fork)
         counts = [data.draw(st.integers(0, 5)) for _ in seqs]
-        before = books(self.tables)
+        before = books(self.books)
         plan = self.plan(seqs, counts, fork=fork)
         if plan is None:
             return
-        assert books(self.tables) == before, "a plan changed something"
+        assert books(self.books) == before, "a plan changed something"
         new = self.write(plan.slots)
         result = self.take(plan, lambda: self.tables.carry_out(plan))
         self.count(forks=len(seqs) if fork else 0, appends=len(seqs))
@@ -213,10 +218,10 @@ class TablesMachine(RuleBasedStateMachine):
         plan = self.plan(parents, room, fork=True)
         if plan is None:
             return
-        live = self.tables.live()
-        number = self.tables.number()
-        self.take(plan, lambda: self.tables.open(number, plan, room, self))
-        assert self.tables.live() == live
+        live = self.books.live()
+        number = self.open_steps.number()
+        self.take(plan, lambda: self.open_steps.open(number, plan, room, self))
+        assert self.books.live() == live
         tokens = [list(self.tokens[seq]) for seq in parents]
         self.steps[number] = Opened(parents, tokens, room)
 
@@ -227,14 +232,14 @@ class TablesMachine(RuleBasedStateMachine):
         opened = self.steps[number]
         new = data.draw(st.integers(0, opened.room))
         slides = [data.draw(st.integers(0, len(tokens))) for tokens in opened.tokens]
-        records = self.tables.steps[number].records
+        records = self.books.pending[number].records
         slots = [
             self.places(record)[len(tokens) : len(tokens) + new]
             for record, tokens in zip(records, opened.tokens)
         ]
         written = self.write(list(itertools.chain.from_iterable(slots)))
         used = self.pages.used_count
-        children = self.changed(lambda: self.tables.publish(number, new, slides, None))
+        children = self.changed(lambda: self.open_steps.publish(number, new, slides, None))
         assert self.pages.used_count <= used
         rows = len(opened.parents)
         self.count(forks=rows, appends=rows)
@@ -249,9 +254,9 @@ class TablesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.steps)
     def abandon(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(list(self.steps)))
-        pending = self.tables.pending_pages
-        self.changed(lambda: self.tables.abandon(number), freed=None)
-        others = self.tables.pending_pages
+        pending = self.books.pending_pages
+        self.changed(lambda: self.open_steps.abandon(number), freed=None)
+        others = self.books.pending_pages
         assert others <= pending
         del self.steps[number]
 
@@ -266,7 +271,7 @@ class TablesMachine(RuleBasedStateMachine):
         for old, new in names.items():
             for offset in range(self.size):
                 self.memory[new * self.size + offset] = self.memory.get(old * self.size + offset, 0)
-        self.tables.rename(names, [Store(self.pages, "capacity", size)])
+        self.books.rename(names, [Store(self.pages, "capacity", size)])
         assert self.pages.used_count in (0, self.pages.capacity)
 
     @rule(data=st.data(), front=st.booleans())
@@ -288,7 +293,7 @@ class TablesMachine(RuleBasedStateMachine):
     def release_subtree(self, data: st.DataObject) -> None:
         seq = data.draw(st.sampled_from(list(self.tokens)))
         wanted = self.world.subtree(seq)
-        assert sorted(self.tables.tree.below([seq])) == sorted(wanted)
+        assert sorted(self.books.tree.below([seq])) == sorted(wanted)
         self.drop(wanted)
 
     @rule(data=st.data())
@@ -296,13 +301,13 @@ class TablesMachine(RuleBasedStateMachine):
     def promote(self, data: st.DataObject) -> None:
         seq = data.draw(st.sampled_from(list(self.tokens)))
         wanted = self.world.beside(seq)
-        assert sorted(self.tables.tree.rivals(seq)) == sorted(wanted)
+        assert sorted(self.books.tree.rivals(seq)) == sorted(wanted)
         if data.draw(st.booleans()):
             self.drop(wanted)
 
     def drop(self, seqs: list[int]) -> None:
         call = lambda: self.tables.release(seqs)  # noqa: E731
-        self.changed(call, freed=self.tables.freed_by(seqs))
+        self.changed(call, freed=self.books.freed_by(seqs))
         self.ended(seqs)
 
     def ended(self, seqs: list[int]) -> None:
@@ -316,7 +321,7 @@ class TablesMachine(RuleBasedStateMachine):
     def release_what_may_be_missing(self, data: st.DataObject) -> None:
         seqs = data.draw(st.lists(st.sampled_from([*self.tokens, *self.gone]), max_size=4))
         live = [seq for seq in dict.fromkeys(seqs) if seq in self.tokens]
-        self.changed(lambda: self.tables.release(seqs, missing_ok=True), self.tables.freed_by(live))
+        self.changed(lambda: self.tables.release(seqs, missing_ok=True), self.books.freed_by(live))
         self.ended(live)
 
     @rule()
@@ -326,12 +331,12 @@ class TablesMachine(RuleBasedStateMachine):
         """
         refs = list(self.pages.refs)
         free = sorted(self.pages.free, reverse=True)
-        self.tables.settle()
-        assert self.tables.change is None
+        self.books.settle()
+        assert self.books.change is None
         change = Change({})
-        self.tables.change = change
-        self.tables.settle()
-        assert self.tables.change is None
+        self.books.change = change
+        self.books.settle()
+        assert self.books.change is None
         assert (self.pages.refs, self.pages.free) == (refs, free)
 
     # -- mistakes
@@ -364,14 +369,14 @@ class TablesMachine(RuleBasedStateMachine):
             ),
             "end of a subtree": (tables.end_subtrees, [seq, bad]),
             "rows": (tables.truncate, [seq], [0, 0]),
-            "freed": (tables.freed_by, [seq, seq]),
-            "lengths": (tables.lengths, [bad]),
+            "freed": (self.books.freed_by, [seq, seq]),
+            "lengths": (self.books.lengths, [bad]),
         }
         call, *arguments = calls[data.draw(st.sampled_from(sorted(calls)))]
-        before = books(tables)
+        before = books(self.books)
         with pytest.raises(PagedKVError):
             call(*arguments)
-        assert books(tables) == before
+        assert books(self.books) == before
 
     # -- what always holds
 
@@ -379,17 +384,17 @@ class TablesMachine(RuleBasedStateMachine):
     def agrees(self) -> None:
         if not hasattr(self, "tables"):
             return
-        self.tables.check()
-        assert self.tables.live() == list(self.tokens), "the oldest first"
-        assert self.tables.figures == self.figures
+        audit(self.books)
+        assert self.books.live() == list(self.tokens), "the oldest first"
+        assert self.books.figures == self.figures
         self.peak = max(self.peak, self.pages.used_count)
         assert self.pages.peak == self.peak
         for slots, tokens in self.windows():
             assert [self.memory[slot] for slot in slots] == tokens
         for seq in self.tokens:
-            assert self.tables.tree.parent(seq) == self.parent(seq)
-        assert self.tables.lengths(self.tokens) == [len(tokens) for tokens in self.tokens.values()]
-        assert self.tables.stored_tokens() == len(
+            assert self.books.tree.parent(seq) == self.parent(seq)
+        assert self.books.lengths(self.tokens) == [len(tokens) for tokens in self.tokens.values()]
+        assert self.books.stored_tokens() == len(
             {slot for seq in self.tokens for slot in self.slots(seq)}
         )
 
@@ -401,13 +406,13 @@ class TablesMachine(RuleBasedStateMachine):
         if not hasattr(self, "tables"):
             return
         for number in self.steps:
-            self.tables.abandon(number)
+            self.open_steps.abandon(number)
         self.tables.release(list(self.tokens))
         assert self.pages.free_count == self.pages.capacity
-        assert self.tables.live_count == 0
+        assert self.books.live_count == 0
         for seq in {*self.gone, *self.tokens}:
             with pytest.raises(StaleHandle):
-                self.tables.lengths([seq])
+                self.books.lengths([seq])
 
 
 def test_tables_agree_with_lists() -> None:

@@ -55,11 +55,11 @@ def test_a_failure_in_the_middle_changes_nothing(
         "open": lambda: cache.open(seqs, 2),
         "commit": batch.commit,
     }
-    before = books(cache.tables)
+    before = books(cache.books)
     contents = cache.gather(seqs)
     with fault(cache, name, late), pytest.raises(Fault):
         calls[verb]()
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     assert not batch.closed
     assert all(map(torch.equal, contents, cache.gather(seqs)))
     calls[verb]()  # and the same call succeeds afterwards
@@ -73,7 +73,7 @@ def test_growth_that_fails_halfway_leaves_both_planes(
     keys = torch.ones(2, 1, 1, 9, 2, device=device)
     values = torch.ones(2, 1, 1, 9, 3, device=device)
     (seq,) = cache.new(1)
-    before = books(cache.tables)
+    before = books(cache.books)
     storage = cache._pool.storage
     assert isinstance(storage, PagePlanes)
     rows = [plane.rows for plane in storage.planes]
@@ -85,7 +85,7 @@ def test_growth_that_fails_halfway_leaves_both_planes(
     with pytest.raises(MemoryError):
         cache.append([seq], keys, values)
     monkeypatch.undo()
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     assert all(plane.rows is same for plane, same in zip(storage.planes, rows))
     cache.append([seq], keys, values)
     assert (cache.pages_reserved, cache.stats.growths) == (8, 1)
@@ -125,14 +125,14 @@ def test_a_full_pool_asks_the_reclaimer_for_what_growth_cannot_give(device: str)
     cache.append([busy], kv, kv)
     assert evictor.asked == [2]
     assert (cache.live_sequences, cache.pages_reserved) == (1, 5)
-    before = books(cache.tables)
+    before = books(cache.books)
     with pytest.raises(OutOfPages, match=r"1 pages requested, 0 free, 7 pinned"):
         cache.append([busy], kv[:, :, :, :1], kv[:, :, :, :1])
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     cache.set_reclaimer(Evictor(cache, [], lies=True))
     with pytest.raises(OutOfPages):
         cache.append([busy], kv[:, :, :, :1], kv[:, :, :, :1])
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 def test_what_was_evicted_for_a_call_that_then_fails_stays_evicted(device: str) -> None:
@@ -143,11 +143,11 @@ def test_what_was_evicted_for_a_call_that_then_fails_stays_evicted(device: str) 
     cache.set_reclaimer(index)
     (seq,) = cache.new(1)
     kv = torch.zeros(2, 1, 1, 4, 2, device=device)
-    records = dict(cache.tables.items())
+    records = dict(cache.books.items())
     with fault(cache, "write_slots", True), pytest.raises(Fault):
         cache.append([seq], kv, kv)
     assert (list(index), index.stats.evictions) == (["b", "c"], 1)
-    left = dict(cache.tables.items())
+    left = dict(cache.books.items())
     assert left == {seq: record for seq, record in records.items() if seq in left}
     assert len(left) == len(records) - 1
     cache.check()
@@ -235,13 +235,13 @@ def test_oversized_counts_cost_nothing_and_change_nothing(device: str) -> None:
     cache = small(device=device)
     seq = filled(cache, 3)
     batch = cache.open([seq], 1)
-    before = books(cache.tables)
+    before = books(cache.books)
     assert cache.pages_needed([seq], 2 * 10**12 - 3) == 10**12 - 1, "the step has the tail page"
     with pytest.raises(BadCount, match="room is 100000000000000"):
         cache.open([seq], 10**14)
     with pytest.raises((RuntimeError, MemoryError)):
         cache.open([seq] * 100_000, 2**31 - 1)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     assert batch.commit() != [seq]
 
 

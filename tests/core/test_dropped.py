@@ -72,7 +72,7 @@ def with_a_manager() -> PagedKVCache:
 )
 def test_a_cache_is_freed_when_it_is_dropped(make: Callable[[], PagedKVCache]) -> None:
     cache = make()
-    tables = weakref.ref(cache.tables)
+    tables = weakref.ref(cache.books)
     seen = weakref.ref(cache)
     del cache
     assert seen() is None

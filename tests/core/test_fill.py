@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from paged_kv import PagedKVCache, Step
 from paged_kv.errors import OutOfPages
 from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.audit import audit
 from paged_kv.pages.block_tables import BlockTables
 
 
@@ -117,77 +118,77 @@ def test_a_tree_takes_half_of_what_a_copy_a_fork_would() -> None:
 # -- who writes on
 
 
-def tables(page_size: int = 4) -> BlockTables:
+def bare(page_size: int = 4) -> BlockTables:
     return BlockTables(PageAllocator(16, max_pages=16), page_size)
 
 
-def filled(books: BlockTables, *lengths: int) -> list[int]:
-    return books.carry_out(books.plan(books.new(len(lengths)), lengths))
+def filled(tables: BlockTables, *lengths: int) -> list[int]:
+    return tables.carry_out(tables.plan(tables.new(len(lengths)), lengths))
 
 
-def copies(books: BlockTables, seqs: list[int], tokens: int = 1) -> int:
+def copies(tables: BlockTables, seqs: list[int], tokens: int = 1) -> int:
     """Let these sequences grow; how many pages are copied."""
-    plan = books.plan(seqs, tokens)
-    books.carry_out(plan)
-    books.check()
+    plan = tables.plan(seqs, tokens)
+    tables.carry_out(plan)
+    audit(tables.books)
     return len(plan.copies)
 
 
 def test_the_first_to_write_takes_the_rest_of_the_page() -> None:
-    books = tables()
-    (root,) = filled(books, 2)
-    first, second = books.fork([root] * 2)
-    assert copies(books, [first]) == 0
-    assert copies(books, [root]) == 1, "the parent comes too late"
-    assert copies(books, [second]) == 1
-    assert copies(books, [first, second, root]) == 0, "each has a page of its own"
-    assert books.pages.used_count == 3
+    tables = bare()
+    (root,) = filled(tables, 2)
+    first, second = tables.fork([root] * 2)
+    assert copies(tables, [first]) == 0
+    assert copies(tables, [root]) == 1, "the parent comes too late"
+    assert copies(tables, [second]) == 1
+    assert copies(tables, [first, second, root]) == 0, "each has a page of its own"
+    assert tables.books.pages.used_count == 3
 
 
 def test_in_one_batch_the_first_row_writes_on() -> None:
-    books = tables()
-    (root,) = filled(books, 3)
-    children = books.fork([root] * 3)
-    plan = books.plan([*children, root], 2)
+    tables = bare()
+    (root,) = filled(tables, 3)
+    children = tables.fork([root] * 3)
+    plan = tables.plan([*children, root], 2)
     assert len(plan.copies) == 3
-    books.carry_out(plan)
-    assert books.windows(children)[0][0][0] == 1
-    books.check()
+    tables.carry_out(plan)
+    assert tables.books.windows(children)[0][0][0] == 1
+    audit(tables.books)
 
 
 def test_a_page_that_was_given_up_is_written_on_by_whoever_is_left() -> None:
     """What lies behind the end of the last reader is nobody's."""
-    books = tables()
-    (root,) = filled(books, 2)
-    (child,) = books.fork([root])
-    assert copies(books, [child]) == 0
-    books.release([child])
-    assert copies(books, [root], 2) == 0
-    assert books.windows([root])[0] == [(1,)]
+    tables = bare()
+    (root,) = filled(tables, 2)
+    (child,) = tables.fork([root])
+    assert copies(tables, [child]) == 0
+    tables.release([child])
+    assert copies(tables, [root], 2) == 0
+    assert tables.books.windows([root])[0] == [(1,)]
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 6])
 def test_a_fork_in_the_middle_never_writes_where_its_parent_reads(at: int) -> None:
-    books = tables()
-    (root,) = filled(books, 7)
-    (child,) = books.fork([root], at=at)
-    assert copies(books, [child]) == 1
-    books.release([root])
-    (other,) = books.fork([child], at=at)
-    assert copies(books, [other]) == 1
+    tables = bare()
+    (root,) = filled(tables, 7)
+    (child,) = tables.fork([root], at=at)
+    assert copies(tables, [child]) == 1
+    tables.release([root])
+    (other,) = tables.fork([child], at=at)
+    assert copies(tables, [other]) == 1
 
 
 @pytest.mark.parametrize(("length", "left"), [(4, 2), (6, 5), (8, 7), (8, 3)])
 def test_after_a_cut_the_only_reader_writes_in_place(length: int, left: int) -> None:
     """And where there is another one, it copies: also one that reads no further."""
     for readers in (0, 1):
-        books = tables()
-        (root,) = filled(books, length)
-        others = books.fork([root] * readers)
-        books.truncate([root], length - left)
-        others += books.fork([root] * readers)
-        assert copies(books, [root]) == readers
-        assert books.lengths(others) == [length, left][: 2 * readers]
+        tables = bare()
+        (root,) = filled(tables, length)
+        others = tables.fork([root] * readers)
+        tables.truncate([root], length - left)
+        others += tables.fork([root] * readers)
+        assert copies(tables, [root]) == readers
+        assert tables.books.lengths(others) == [length, left][: 2 * readers]
 
 
 def test_a_step_holds_the_rest_of_the_page_and_gives_it_back() -> None:

@@ -20,16 +20,16 @@ def test_one_fork_and_append_at_page_size_four() -> None:
     assert (plan.fresh, plan.copies, plan.slots) == (2, [], [4, 5, 6, 7, 8, 9])
     tables.carry_out(plan)
     children = tables.fork([root, root])
-    assert tables.windows(children)[0] == [(1, 2), (1, 2)]
-    assert tables.pages.refs[1:4] == [3, 3, 0]
+    assert tables.books.windows(children)[0] == [(1, 2), (1, 2)]
+    assert tables.books.pages.refs[1:4] == [3, 3, 0]
     plan = tables.plan(children, 2)
     assert (plan.fresh, plan.copies) == (1, [(2, 3)])
     assert plan.slots == [10, 11, 14, 15]
     tables.carry_out(plan)
-    assert tables.windows([root, *children])[0] == [(1, 2), (1, 2), (1, 3)]
-    assert tables.pages.refs[1:5] == [3, 2, 1, 0]
+    assert tables.books.windows([root, *children])[0] == [(1, 2), (1, 2), (1, 3)]
+    assert tables.books.pages.refs[1:5] == [3, 2, 1, 0]
     # the copied half page holds two tokens a second time
-    assert tables.stored_tokens() == 6 + 2 + 4
+    assert tables.books.stored_tokens() == 6 + 2 + 4
     plan = tables.plan([root], 1)
     assert plan.copies == [(2, 4)], "the page of the root is the first child's"
 
@@ -48,14 +48,14 @@ def test_slide_gives_back_whole_pages_only() -> None:
     tables = BlockTables(PageAllocator(8, max_pages=8), page_size=4)
     (seq,) = tables.new(1, start=3)
     tables.carry_out(tables.plan([seq], 7))
-    assert tables.windows([seq]) == ([(1, 2, 3)], [3], [7])
+    assert tables.books.windows([seq]) == ([(1, 2, 3)], [3], [7])
     tables.slide([seq], 4)
-    assert tables.windows([seq]) == ([(2, 3)], [3], [3])
+    assert tables.books.windows([seq]) == ([(2, 3)], [3], [3])
     tables.truncate([seq], 2)
-    assert tables.windows([seq]) == ([(2,)], [3], [1])
+    assert tables.books.windows([seq]) == ([(2,)], [3], [1])
     tables.slide([seq], 1)
-    assert tables.windows([seq]) == ([()], [0], [0])
-    assert tables.pages.free_count == 8
+    assert tables.books.windows([seq]) == ([()], [0], [0])
+    assert tables.books.pages.free_count == 8
 
 
 def grown(cache: PagedKVCache, parents: list[int], slide: int = 0) -> list[int]:

@@ -31,13 +31,13 @@ def test_a_handle_of_one_of_many_caches_is_never_accepted_by_another() -> None:
     every = [seq for seqs in owned for seq in seqs]
     assert len(set(every)) == len(every)
     for cache, seqs in zip(caches, owned):
-        assert [seq for seq in every if seq in cache] == seqs
-        cache.lengths(seqs)
+        assert [seq for seq in every if seq in cache.books] == seqs
+        cache.books.lengths(seqs)
     for place, cache in enumerate(caches):
         near = [*owned[place - 1], *owned[(place + 1) % len(owned)], *owned[(7 * place + 11) % 600]]
         for seq in near:
             with pytest.raises(ForeignHandle):
-                cache.lengths([seq])
+                cache.books.lengths([seq])
 
 
 def test_a_released_handle_of_another_cache_is_foreign_not_stale() -> None:
@@ -74,20 +74,20 @@ def test_numbers_go_round_below_the_limit(at_the_end: None, sizes: tuple[int, ..
     first = made()
     second = made()
     taken: list[int] = []
-    mark = first.mark()
+    mark = first.books.mark()
     for size in sizes:
         taken += first.new(size)
         with pytest.raises(ForeignHandle):
-            second.lengths(taken[-1:])
+            second.books.lengths(taken[-1:])
         second.new(1)
     assert len(set(taken)) == sum(sizes)
     assert all(UNIT <= seq < 2**53 for seq in taken), "no sequence has a number of the first unit"
     assert min(taken) < max(taken) - 2**52 or len(taken) <= 2 * UNIT
-    assert first.live() == taken
-    assert first.made_since(mark) == taken[::-1]
-    for seq in second.live():
+    assert first.books.live() == taken
+    assert first.books.made_since(mark) == taken[::-1]
+    for seq in second.books.live():
         with pytest.raises(ForeignHandle):
-            first.lengths([seq])
+            first.books.lengths([seq])
 
 
 def test_each_number_is_given_once_and_known_to_its_giver() -> None:

@@ -99,7 +99,7 @@ class IndexMachine(RuleBasedStateMachine):
 
     def pending(self) -> list[int]:
         """Pages of the rows of open steps."""
-        steps = self.cache.tables.steps.values()
+        steps = self.cache.books.pending.values()
         return [page for step in steps for record in step.records for page in record[0]]
 
     def fewest(self, need: int, busy: Collection[int]) -> list[int] | None:
@@ -115,12 +115,12 @@ class IndexMachine(RuleBasedStateMachine):
 
         Where a hook raises it leaves one of them, or all as it was, and returns None here.
         """
-        records = dict(self.cache.tables.items())
+        records = dict(self.cache.books.items())
         try:
             result = call()
         except (Boom, Stop) as error:
             assert type(error) is self.trap.kind
-            found = dict(self.cache.tables.items())
+            found = dict(self.cache.books.items())
             assert all(found[seq] == record for seq, record in records.items() if seq in found)
             self.world = next(world for world in (self.world, *worlds) if self.is_like(world))
             return None
@@ -147,7 +147,7 @@ class IndexMachine(RuleBasedStateMachine):
     def look(self, armed: bool = False) -> dict[str, Any]:
         """All that can be seen, without the order where a hook might raise."""
         if armed or self.trap.left:
-            return books(self.cache.tables)
+            return books(self.cache.books)
         return state(self.index)
 
     def is_like(self, world: World) -> bool:

@@ -416,7 +416,7 @@ DAMAGES: dict[str, tuple[Callable[[CacheIndex], Any], str]] = {
         lambda index: setattr(index._entries["a"], "ended", {}),
         "key 'a' holds an entry of 'a'",
     ),
-    "owner": (lambda index: index.turns.tables.owned.clear(), "the policy holds"),
+    "owner": (lambda index: index.turns.books.owned.clear(), "the policy holds"),
     "capacity": (lambda index: setattr(index, "max_entries", 1), "2 entries, allowed are 1"),
 }
 

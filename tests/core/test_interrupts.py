@@ -19,12 +19,15 @@ from every_verb import BY_NAME, TREE, Scenario, World, tree
 from interrupts import NEVER, Place, Timeout, Trial, faulted, interrupted
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, Scope, Step
+from paged_kv.attention.dense import DenseLayer
 from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.books import Books
 from paged_kv.pages.buffers import Buffer, Buffers, Layout
+from paged_kv.pages.lease import Lease
+from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.pool import Pool
 from paged_kv.pages.storage import PagePlanes
 from paged_kv.pages.tree import Tree
-from paged_kv.step import Lease, StepLayer
 from paged_kv.turns import Turns
 
 STRIDE = 37  # of the bytecodes of a verb that were met before, in another one
@@ -134,7 +137,9 @@ def functions(kind: type) -> Iterator[tuple[str, Any]]:
 
 KINDS = [
     PagedKVCache,
+    Books,
     BlockTables,
+    OpenSteps,
     Tree,
     Pool,
     PagePlanes,
@@ -146,7 +151,7 @@ KINDS = [
     KVCacheManager,
     Scope,
     Step,
-    StepLayer,
+    DenseLayer,
     Lease,
 ]
 

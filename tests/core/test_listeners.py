@@ -183,17 +183,17 @@ def test_a_change_that_was_settled_is_told_without_its_pages() -> None:
     """Whoever counts pages has to count anew."""
     cache = tiny_cache()
     (seq,) = filled(cache, 3)
-    before = books(cache.tables)
+    before = books(cache.books)
     ear = Ear()
     cache.listen(ear)
     ear.heard.clear()
     # as an interrupt leaves one: it says what is there already
     change = Change({seq: ((1, 2), 0, 3, 0, 3)})
-    cache._pool.tables.change = change
+    cache._pool.books.change = change
     assert cache.live() == [seq]
     assert [(event.verb, event.told) for event in ear.heard] == [("settle", [None])]
-    assert cache.tables.change is None
-    assert {**books(cache.tables), "unsorted": 0} == {**before, "unsorted": 0}
+    assert cache.books.change is None
+    assert {**books(cache.books), "unsorted": 0} == {**before, "unsorted": 0}
 
 
 def test_who_asked_twice_is_told_twice() -> None:

@@ -103,10 +103,10 @@ class ManagerMachine(RuleBasedStateMachine):
 
     def refuse(self, error: type[Exception], call: Callable[[], Any]) -> Any:
         """Call a verb that raises, and changes nothing."""
-        before = books(self.cache.tables)
+        before = books(self.cache.books)
         with pytest.raises(error) as caught:
             call()
-        assert books(self.cache.tables) == before
+        assert books(self.cache.books) == before
         return caught.value
 
     def with_room(self, call: Callable[[], Any], need: int, busy: Collection[int]) -> Any:
@@ -295,7 +295,7 @@ class ManagerMachine(RuleBasedStateMachine):
         moved = {name: sum(model.stats[name] for model in self.models) for name in names}
         assert stats["combined"] == {**self.combined, **moved}
         assert self.manager.pinned_pages() == held(self.cache, self.world.pinned())
-        assert sorted(self.cache.tables.owned) == sorted(self.world.indexed())
+        assert sorted(self.cache.books.owned) == sorted(self.world.indexed())
 
     def teardown(self) -> None:
         if hasattr(self, "manager"):

@@ -243,7 +243,7 @@ def test_check_sees_an_entry_of_two_pools() -> None:
 def test_check_sees_an_entry_without_a_sequence() -> None:
     cache, manager, (recur, *_) = loaded()
     assert manager.get_recur_cache("r") == recur
-    owned = cache.tables.owned
+    owned = cache.books.owned
     owned[1] = owned[recur]
     with pytest.raises(
         CorruptCache, match="sequence 0x1 is owned under key 'r', and does not live"

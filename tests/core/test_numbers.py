@@ -93,23 +93,23 @@ def test_a_whole_number_of_any_library_is_a_count(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COUNTS if name != "fork"])
 def test_what_is_no_whole_number_is_no_count(name: str, kind: str) -> None:
     cache, seqs = scene()
-    before = books(cache.tables)
+    before = books(cache.books)
     value = NOT_WHOLE[kind]
     with pytest.raises(BadCount) as caught:
         COUNTS[name](cache, seqs, value)
     assert isinstance(caught.value, BadArgument)
     plain = value.tolist() if hasattr(value, "tolist") else value
     assert any(f"is {shown!r}, allowed is" in str(caught.value) for shown in (value, plain))
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NOT_WHOLE if kind != "none"])
 def test_where_none_has_a_meaning_the_rest_is_refused(kind: str) -> None:
     cache, seqs = scene()
-    before = books(cache.tables)
+    before = books(cache.books)
     with pytest.raises(BadCount):
         COUNTS["fork"](cache, seqs, NOT_WHOLE[kind])
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 @pytest.mark.parametrize("kind", LISTS)
@@ -131,10 +131,10 @@ def test_a_count_a_row_comes_in_any_list(verb: str, kind: str) -> None:
 )
 def test_lists_of_what_is_no_count(counts: Any) -> None:
     cache, seqs = scene()
-    before = books(cache.tables)
+    before = books(cache.books)
     with pytest.raises(BadCount):
         cache.truncate(seqs, counts)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 HANDLES: dict[str, Callable[[list[int]], Any]] = {
@@ -170,7 +170,7 @@ def test_handles_come_in_any_list(kind: str) -> None:
     with pytest.raises(StaleHandle):
         cache.lengths(listed(children))
     assert cache.live() == [seqs[1], grandchildren[1]]
-    for record in cache.tables.items():
+    for record in cache.books.items():
         assert all(type(number) is int for number in (record[0], *record[1][1:]))
 
 
@@ -218,14 +218,14 @@ def test_what_is_no_list_of_handles(kind: str) -> None:
         "seqs": lambda: cache.lengths(value),
         "parents": lambda: cache.fork(value),
     }
-    before = books(cache.tables)
+    before = books(cache.books)
     for name, call in calls.items():
         with pytest.raises(BadArgument, match=f"{name} is .*, allowed is a list of sequences"):
             call()
     for verb in (cache.release, cache.gather, cache.block_tables, cache.page_tables):
         with pytest.raises(BadArgument, match=r"seqs is .*, allowed is a list of sequences"):
             verb(value)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_is_no_list_of_handles(kind: str) -> None:
 )
 def test_what_is_no_handle(seq: Any) -> None:
     cache, seqs = scene()
-    before = books(cache.tables)
+    before = books(cache.books)
     for call in (cache.lengths, cache.release, cache.fork, cache.gather):
         with pytest.raises(ForeignHandle, match="is not a sequence of this cache"):
             call([seqs[0], seq])
@@ -241,7 +241,7 @@ def test_what_is_no_handle(seq: Any) -> None:
     for one in (*ends, cache.parent, cache.children, cache.descendants):
         with pytest.raises(ForeignHandle):
             one(seq)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_with_its_entry_a_sequence_ends() -> None:
         cache.lengths([seqs[1]])
     index.clear()
     assert cache.live() == []
-    assert cache.tables.owned == {}
+    assert cache.books.owned == {}
 
 
 def test_a_refused_sequence_stays_the_callers() -> None:
@@ -196,13 +196,13 @@ def test_a_subtree_may_lie_in_several_indexes() -> None:
     manager.set_wm_cache("w", seqs[1])
     manager.set_init_cache(0, "i", seqs[2])
     manager.init_pools[0].pin("i")
-    before = books(cache.tables)
+    before = books(cache.books)
     with pytest.raises(PinnedEntry):
         cache.release_subtree(root)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     manager.init_pools[0].unpin("i")
     assert cache.release_subtree(root) == 5
-    assert cache.tables.owned == {}
+    assert cache.books.owned == {}
     assert manager.retrieve_cache_hierarchical(0, "r") is None
     assert manager.stats.combined.evictions == 0
     assert [list(pool) for pool in manager.pools] == [[], [], [], []]

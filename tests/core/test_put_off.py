@@ -93,13 +93,13 @@ def test_a_release_amid_a_verb_is_put_off_and_done_afterwards(verb: str, way: st
 
     def amid() -> None:
         release()
-        seen.append(doomed in cache.tables)
-        assert cache.live_sequences == len(cache.tables.live()), "figures are read at any time"
+        seen.append(doomed in cache.books)
+        assert cache.live_sequences == len(cache.books.live()), "figures are read at any time"
 
     with scene.amid(verb, amid) as run:
         run()
     assert seen == [True], "it was put off"
-    assert doomed not in cache.tables
+    assert doomed not in cache.books
     assert not cache.turns.tickets
     with pytest.raises(errors.StaleHandle):
         cache.lengths([doomed])
@@ -166,7 +166,7 @@ def test_a_step_that_is_given_up_amid_a_verb_ends_afterwards(
 def test_a_release_amid_a_release_is_done_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tiny_cache()
     first, second, third = filled(cache, 1, 1, 1)
-    real = cache.tables.release
+    real = cache._pool.tables.release
     left = [[second], [third]]
 
     def nested(seqs: list[int], **options: Any) -> None:

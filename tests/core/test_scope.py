@@ -38,7 +38,7 @@ def test_what_is_kept_outlives_the_block() -> None:
         assert scope.keep((first, first)) == [first, first]
         assert scope.keep([]) == []
     assert cache.live() == [first, third]
-    assert second not in cache.tables
+    assert second not in cache.books
 
 
 def test_what_was_there_before_stays_even_if_it_changes() -> None:
@@ -59,7 +59,7 @@ def test_what_an_index_owns_stays() -> None:
         a, b, c, d = cache.new(4)
         index.put_batch(["a", "b", "c"], [a, b, c])
         before = state(index)
-        assert d in cache.tables
+        assert d in cache.books
     assert cache.live() == [b, c] == index.handles()
     before["records"] = [record for record in before["records"] if record[0] != d]
     assert state(index) == before
@@ -74,7 +74,7 @@ def test_what_the_block_released_itself_is_no_mistake() -> None:
         scope.keep([second])
         cache.release([first, second])
     assert cache.live() == []
-    assert third not in cache.tables
+    assert third not in cache.books
 
 
 @pytest.mark.parametrize("error", [Oops, KeyboardInterrupt, SystemExit])
@@ -87,7 +87,7 @@ def test_an_exception_ends_the_block_like_any_other(error: type[BaseException]) 
         raise error
     assert cache.live() == kept
     assert cache.lengths(kept) == [1]
-    assert second not in cache.tables
+    assert second not in cache.books
 
 
 def test_what_a_failed_call_made_ends_too() -> None:
@@ -111,7 +111,7 @@ def test_scopes_nest() -> None:
         (fifth,) = cache.new()
         outer.keep([third, fifth])
     assert cache.live() == [third, fifth]
-    assert fourth not in cache.tables
+    assert fourth not in cache.books
 
 
 def test_a_scope_that_is_closed_early_has_ended() -> None:
@@ -124,7 +124,7 @@ def test_a_scope_that_is_closed_early_has_ended() -> None:
         (third,) = cache.new()
         scope.close()
     assert cache.live() == [second, third]
-    assert first not in cache.tables
+    assert first not in cache.books
 
 
 def test_whoever_makes_it() -> None:

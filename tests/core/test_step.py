@@ -199,11 +199,11 @@ def test_an_error_in_open_leaves_an_open_step_alone(device: str) -> None:
 def test_pages_are_taken_at_open_and_a_commit_takes_none(device: str) -> None:
     cache = made(device, num_pages=3, grow=False)
     seq, other = filled(cache, 2, 2)
-    before = books(cache.tables)
+    before = books(cache.books)
     with pytest.raises(OutOfPages, match="2 pages requested, 1 free") as caught:
         cache.open([seq, other], 1)
     assert (caught.value.requested, caught.value.free, caught.value.pending) == (2, 1, 0)
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     first = cache.open([seq], 2)
     assert (cache.pages_free, cache.pages_in_use) == (0, 3)
     with pytest.raises(OutOfPages, match="1 held by open steps") as caught:
@@ -332,7 +332,7 @@ def evict(cache: PagedKVCache, seq: int) -> None:
     index = CacheIndex(cache, max_entries=1)
     index.put("a", seq)
     index.put("b", cache.new(1)[0])
-    assert seq not in cache.tables
+    assert seq not in cache.books
     index.clear()
 
 
@@ -376,8 +376,8 @@ def test_children_hang_on_what_was_opened_whatever_ended_since(device: str) -> N
     assert cache.promote(first) == 1
     assert cache.live() == [first]
     cache.release([first])
-    assert not cache.tables.tree.joints
-    assert second not in cache.tables
+    assert not cache.books.tree.joints
+    assert second not in cache.books
 
 
 def test_what_ends_with_its_children_leaves_their_children_a_parent(device: str) -> None:
@@ -388,7 +388,7 @@ def test_what_ends_with_its_children_leaves_their_children_a_parent(device: str)
     cache.release([root, child])
     cache.check()
     assert cache.parent(grandchild) is None
-    assert not cache.tables.tree.joints
+    assert not cache.books.tree.joints
 
 
 @pytest.mark.parametrize("count", [2, 4, 7])

@@ -15,8 +15,10 @@ from paged_kv.errors import (
     StaleHandle,
 )
 from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.audit import audit
 from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import NO_PARENT
+from paged_kv.pages.open_steps import OpenSteps
+from paged_kv.pages.records import NO_PARENT
 
 
 def made(page_size: int, pages: int = 8) -> BlockTables:
@@ -40,9 +42,9 @@ def test_of_several_owners_that_one_writes_in_place_who_reads_to_the_end(turned:
     both = tables.plan(seqs, 1)
     assert both.copies == [(1, 2)]
     tables.carry_out(both)
-    assert tables.windows([long, short])[0] == [(1,), (2,)]
-    tables.check()
-    assert tables.pages.used_count == 2
+    assert tables.books.windows([long, short])[0] == [(1,), (2,)]
+    audit(tables.books)
+    assert tables.books.pages.used_count == 2
 
 
 def test_a_handle_is_never_used_twice() -> None:
@@ -50,14 +52,14 @@ def test_a_handle_is_never_used_twice() -> None:
     (first,) = tables.new(1)
     tables.release([first])
     with pytest.raises(ForeignHandle):  # the next handle, which nobody was given yet
-        tables.lengths([first + 1])
+        tables.books.lengths([first + 1])
     (second,) = tables.new(1)
     assert second == first + 1
     with pytest.raises(StaleHandle):
-        tables.lengths([first])
+        tables.books.lengths([first])
     with pytest.raises(ForeignHandle):
-        tables.lengths([first - 1])
-    assert tables.tree.rivals(second) == []
+        tables.books.lengths([first - 1])
+    assert tables.books.tree.rivals(second) == []
 
 
 def test_a_handle_of_another_cache_is_refused() -> None:
@@ -66,10 +68,10 @@ def test_a_handle_of_another_cache_is_refused() -> None:
     (own,) = ours.new(1)
     (other,) = theirs.new(1)
     with pytest.raises(ForeignHandle, match=f"{other} is not a sequence of this cache"):
-        ours.lengths([other])
+        ours.books.lengths([other])
     for number in (True, own + 1):  # the second is in reach, and nobody was given it yet
         with pytest.raises(ForeignHandle):
-            ours.lengths([number])
+            ours.books.lengths([number])
 
 
 def test_rows_that_write_to_a_page_each() -> None:
@@ -91,14 +93,14 @@ def test_rows_that_write_to_a_page_each() -> None:
 
 def alike(tables: BlockTables, others: BlockTables) -> None:
     """Pages and figures say the same."""
-    pages = tables.pages
-    theirs = others.pages
+    pages = tables.books.pages
+    theirs = others.books.pages
     assert (pages.refs, pages.free, pages.peak) == (theirs.refs, theirs.free, theirs.peak)
     assert [fill for fill, refs in zip(pages.fill, pages.refs) if refs] == [
         fill for fill, refs in zip(theirs.fill, theirs.refs) if refs
     ]
-    assert tables.figures == others.figures
-    tables.check()
+    assert tables.books.figures == others.books.figures
+    audit(tables.books)
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2])
@@ -108,20 +110,19 @@ def test_a_step_is_a_fork_that_nobody_sees_yet(length: int, drop: int) -> None:
     short = made(2, 16)
     long = made(2, 16)
     roots = [filled(tables, length, length) for tables in (short, long)]
-    records = short.records(roots[0])
-    plan = short.plan_step(roots[0], records, 2, True)
-    assert (plan.pages is not None) == (length == 4), "whole pages, one a row"
-    number = short.number()
-    short.open(number, plan, 2, None)
-    assert short.live() == roots[0]
-    assert short.steps[number].room == 2
-    assert short.pending_pages == plan.fresh == 2
-    children = short.publish(number, 2, [drop, drop] if drop else None, None)
+    steps = OpenSteps(short)
+    plan = steps.plan(roots[0], short.books.records(roots[0]), 2)
+    number = steps.number()
+    steps.open(number, plan, 2, None)
+    assert short.books.live() == roots[0]
+    assert short.books.pending[number].room == 2
+    assert short.books.pending_pages == plan.fresh == 2
+    children = steps.publish(number, 2, [drop, drop] if drop else None)
     others = long.carry_out(long.plan(roots[1], 2, fork=True))
     long.slide(others, drop)
-    assert short.steps == {}
-    assert short.windows(children) == long.windows(others)
-    assert [short.tree.rivals(child) for child in children] == [[], []]
+    assert short.books.pending == {}
+    assert short.books.windows(children) == long.books.windows(others)
+    assert [short.books.tree.rivals(child) for child in children] == [[], []]
     alike(short, long)
 
 
@@ -130,30 +131,32 @@ def test_room_that_was_not_filled_is_given_back(new: int) -> None:
     short = made(2, 16)
     long = made(2, 16)
     roots = [filled(tables, 3) for tables in (short, long)]
-    number = short.number()
-    short.open(number, short.plan(roots[0], 4, fork=True), 4, None)
-    children = short.publish(number, new, None, None)
+    steps = OpenSteps(short)
+    number = steps.number()
+    steps.open(number, short.plan(roots[0], 4, fork=True), 4, None)
+    children = steps.publish(number, new)
     others = long.carry_out(long.plan(roots[1], new, fork=True))
-    assert short.windows(children) == long.windows(others)
-    assert short.pages.refs == long.pages.refs
+    assert short.books.windows(children) == long.books.windows(others)
+    assert short.books.pages.refs == long.books.pages.refs
     assert short.plan(children, 1).slots == long.plan(others, 1).slots
-    short.check()
+    audit(short.books)
 
 
 def test_a_step_that_is_given_up_leaves_nothing() -> None:
     tables = made(2, 16)
     roots = filled(tables, 3, 4)
-    refs = list(tables.pages.refs)
+    refs = list(tables.books.pages.refs)
     plan = tables.plan(roots, 3, fork=True)
-    number = tables.number()
-    tables.open(number, plan, 3, None)
-    assert tables.pages.refs != refs
+    steps = OpenSteps(tables)
+    number = steps.number()
+    steps.open(number, plan, 3, None)
+    assert tables.books.pages.refs != refs
     assert tables.plan(roots[:1], 1).copies, "the step has the rest of the page"
-    tables.abandon(number)
-    tables.abandon(number)
-    assert (tables.pages.refs, tables.steps) == (refs, {})
+    steps.abandon(number)
+    steps.abandon(number)
+    assert (tables.books.pages.refs, tables.books.pending) == (refs, {})
     assert not tables.plan(roots[:1], 1).copies
-    tables.check()
+    audit(tables.books)
 
 
 def test_a_duplicate_is_named() -> None:
@@ -171,21 +174,21 @@ def test_a_page_holds_a_token() -> None:
 
 def test_what_was_made_since_a_moment_that_lives() -> None:
     tables = made(2)
-    marks = [tables.mark()]
+    marks = [tables.books.mark()]
     (first,) = tables.new(1)
-    marks.append(tables.mark())
+    marks.append(tables.books.mark())
     second, third = tables.fork([first, first])
-    marks.append(tables.mark())
-    assert [tables.made_since(mark) for mark in marks] == [
+    marks.append(tables.books.mark())
+    assert [tables.books.made_since(mark) for mark in marks] == [
         [third, second, first],
         [third, second],
         [],
     ]
     tables.release([second])
-    assert tables.made_since(marks[1]) == [third]
+    assert tables.books.made_since(marks[1]) == [third]
     many = tables.new(1000)  # over several runs of numbers
-    assert tables.made_since(marks[2]) == many[::-1]
-    assert tables.made_since(marks[0]) == [*many[::-1], third, first]
+    assert tables.books.made_since(marks[2]) == many[::-1]
+    assert tables.books.made_since(marks[0]) == [*many[::-1], third, first]
 
 
 # -- check
@@ -193,43 +196,46 @@ def test_what_was_made_since_a_moment_that_lives() -> None:
 
 def change(tables: BlockTables, **fields: Any) -> None:
     """Other fields in the record of the oldest sequence."""
-    seq, record = tables.items()[0]
+    seq, record = tables.books.items()[0]
     names = ("pages", "start", "length", "parent", "place")
     changed = tuple(fields.get(name, value) for name, value in zip(names, record))
-    tables._live[seq] = changed
+    tables.books._live[seq] = changed
 
 
 def to_come(tables: BlockTables) -> int:
     """A number that nobody was given yet."""
-    return max(tables.live()) + 50
+    return max(tables.books.live()) + 50
 
 
 def add(tables: BlockTables) -> None:
     """A sequence under such a number."""
-    tables._live[to_come(tables)] = ((), 0, 0, NO_PARENT, 0)
+    tables.books._live[to_come(tables)] = ((), 0, 0, NO_PARENT, 0)
 
 
 def reach(tables: BlockTables) -> None:
     """A last page that is read further than it was written to."""
-    tables.pages.fill[2] = 0
+    tables.books.pages.fill[2] = 0
 
 
 # Each breaks one invariant behind the back of tables with a shared page, a released sequence and a
 # free page.
 DAMAGES: dict[str, tuple[str, Callable[[BlockTables], Any]]] = {
-    "free twice": ("is free twice", lambda tables: tables.pages.free.append(tables.pages.free[0])),
-    "null page freed": ("null page", lambda tables: tables.pages.free.append(0)),
+    "free twice": (
+        "is free twice",
+        lambda tables: tables.books.pages.free.append(tables.books.pages.free[0]),
+    ),
+    "null page freed": ("null page", lambda tables: tables.books.pages.free.append(0)),
     "null page held": ("null page", lambda tables: change(tables, pages=(0, 2))),
-    "null page counted": ("null page", lambda tables: tables.pages.refs.__setitem__(0, 1)),
+    "null page counted": ("null page", lambda tables: tables.books.pages.refs.__setitem__(0, 1)),
     "lost reference": (
         "page 1: 1 references, 2 holders",
-        lambda tables: tables.pages.refs.__setitem__(1, 1),
+        lambda tables: tables.books.pages.refs.__setitem__(1, 1),
     ),
     "lost page": (
         "with 0 references, on the free stack: False",
-        lambda tables: tables.pages.free.pop(),
+        lambda tables: tables.books.pages.free.pop(),
     ),
-    "counter too many": ("counters for 8 pages", lambda tables: tables.pages.refs.append(0)),
+    "counter too many": ("counters for 8 pages", lambda tables: tables.books.pages.refs.append(0)),
     "page twice": ("holds a page twice", lambda tables: change(tables, pages=(1, 1))),
     "short table": (r"pages \(1,\), start 0, length 3", lambda tables: change(tables, pages=(1,))),
     "bad start": ("start 7", lambda tables: change(tables, start=7)),
@@ -249,7 +255,7 @@ def test_check_finds_what_is_broken(how: str) -> None:
     (root,) = filled(tables, 3)
     tables.fork([root])
     tables.release(tables.fork([root]))
-    tables.check()
+    audit(tables.books)
     damage(tables)
     with pytest.raises(CorruptCache, match=words):
-        tables.check()
+        audit(tables.books)

@@ -233,7 +233,7 @@ class TreeMachine(RuleBasedStateMachine):
             for parent in step.parents:
                 pending += 1
                 family.make([-pending], [parent])
-        joints = self.cache.tables.tree.joints
+        joints = self.cache.books.tree.joints
         assert len(joints) < max(1, family.leaves())
         assert joints.keys() <= family.forks()
 
@@ -241,7 +241,7 @@ class TreeMachine(RuleBasedStateMachine):
         if hasattr(self, "cache"):
             self.steps.clear()
             self.cache.release(self.family.live)
-            assert self.cache.tables.tree.joints == {}
+            assert self.cache.books.tree.joints == {}
             assert self.cache.pages_in_use == 0
             self.cache.check()
 
@@ -259,11 +259,11 @@ def test_a_parent_that_is_gone_is_looked_through() -> None:
     middle, beside = cache.fork([root] * 2)
     left, right = cache.fork([middle] * 2)
     cache.release([middle])
-    assert cache.tables.tree.joints == {middle: root}
+    assert cache.books.tree.joints == {middle: root}
     assert [cache.parent(seq) for seq in (root, left, right, beside)] == [None, root, root, root]
     assert cache.children(root) == [left, right, beside]
     cache.release([left])
-    assert cache.tables.tree.joints == {}, "one branch needs no joint"
+    assert cache.books.tree.joints == {}, "one branch needs no joint"
     assert sorted(cache.children(root)) == [beside, right]
     cache.release([root])
     assert cache.parent(right) is None
@@ -313,7 +313,7 @@ def test_a_step_keeps_the_place_of_its_parent() -> None:
         cache.check()
         assert [cache.parent(child) for child in children] == [None, None]
         assert cache.promote(children[0]) == 1
-        assert cache.tables.tree.joints == {}
+        assert cache.books.tree.joints == {}
 
 
 def test_a_step_that_is_given_up_holds_no_joint() -> None:
@@ -323,9 +323,9 @@ def test_a_step_that_is_given_up_holds_no_joint() -> None:
     (leaf,) = cache.fork([child])
     step = cache.open([child], 1)
     cache.release([child])
-    assert (cache.tables.tree.joints, cache.parent(leaf)) == ({child: root}, root)
+    assert (cache.books.tree.joints, cache.parent(leaf)) == ({child: root}, root)
     step.close()
-    assert (cache.tables.tree.joints, cache.parent(leaf)) == ({}, root)
+    assert (cache.books.tree.joints, cache.parent(leaf)) == ({}, root)
     cache.check()
 
 
@@ -341,14 +341,14 @@ def test_joints_that_interrupts_left_behind_go(monkeypatch: pytest.MonkeyPatch) 
         pair = cache.fork([root] * 2)
         cache.release([root])
         with monkeypatch.context() as patch:
-            patch.setattr(cache.tables, "_splice", interrupted)
+            patch.setattr(cache._pool.tables, "splice", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 cache.release(pair)
         assert cache.live() == []
         cache.check()
         (other,) = cache.new()
         cache.release([other])
-        assert len(cache.tables.tree.joints) < 20
+        assert len(cache.books.tree.joints) < 20
     cache.check()
 
 
@@ -372,7 +372,7 @@ def promoted(cache: PagedKVCache, seq: int) -> int:
     """Three children, of which one is kept, beneath a parent that is gone."""
     children = cache.fork([seq] * 3)
     cache.release([seq])
-    assert len(cache.tables.tree.joints) == 1
+    assert len(cache.books.tree.joints) == 1
     assert cache.promote(children[1]) == 2
     return children[1]
 
@@ -391,7 +391,7 @@ def test_a_long_walk_leaves_memory_flat(name: str) -> None:
     (seq,) = cache.new()
     grow(cache, [seq], 3)
     walk = WALKS[name]
-    tree = cache.tables.tree
+    tree = cache.books.tree
     held = [0, 0]
     links = [0, 0]
     tracemalloc.start()

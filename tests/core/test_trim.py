@@ -70,10 +70,10 @@ def test_an_empty_cache_keeps_a_page(device: str) -> None:
 def test_what_is_full_stays_where_it_is(device: str) -> None:
     cache = made(device, num_pages=2)
     filled(cache, 4)
-    before = books(cache.tables)
+    before = books(cache.books)
     planes = cache._pool.storage.planes  # type: ignore[attr-defined]
     cache.trim()
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     assert cache._pool.storage.planes is planes  # type: ignore[attr-defined]
 
 
@@ -176,7 +176,7 @@ def test_a_trim_that_finds_no_memory_changes_nothing(
     cache = made(device, num_pages=4)
     seqs = with_a_high_page(cache)
     seen = contents(cache, seqs)
-    before = books(cache.tables)
+    before = books(cache.books)
 
     def full(pages: int) -> None:
         raise MemoryError
@@ -185,7 +185,7 @@ def test_a_trim_that_finds_no_memory_changes_nothing(
     with pytest.raises(MemoryError):
         cache.trim()
     monkeypatch.undo()
-    assert books(cache.tables) == before
+    assert books(cache.books) == before
     assert contents(cache, seqs) == seen
     cache.check()
     cache.trim()

@@ -215,7 +215,7 @@ class Held:
         self.inside = threading.Event()
         self.go_on = threading.Event()
         self.waiting = threading.Event()  # somebody met it, and waits
-        real = cache.tables.release
+        real = cache._pool.tables.release
         sleep = paged_kv.turns.time.sleep
 
         def release(*args: Any, **options: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_call_that_meets_the_release_of_another_thread_waits_for_it(
     call = Elsewhere({**scene.verbs(), **scene.readers()}[name], then=held.waiting.set)
     held.waiting.wait()
     assert (call.ended, call.error) == (False, None)
-    assert scene.two in scene.cache.tables
+    assert scene.two in scene.cache.books
     held.go_on.set()
     assert call.end().error is None
     assert held.release.end().error is None

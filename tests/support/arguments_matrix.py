@@ -121,7 +121,7 @@ class Scene:
 
     def state(self) -> dict[str, Any]:
         """All that can be seen from outside, and the free stack."""
-        found = books(self.cache.tables)
+        found = books(self.cache.books)
         live = self.cache.live()
         gathered = self.cache.gather(live)
         found["contents"] = [

@@ -139,7 +139,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def attempt(self, call: Callable[[], Any], need: int = 0) -> tuple[bool, Any]:
         """Call; where it fails, see that it had to, and that it changed nothing."""
-        before = books(self.cache.tables)
+        before = books(self.cache.books)
         in_reach = self.cache.pages_free + (
             10**6 if self.limit is None else self.limit - self.cache.pages_reserved
         )
@@ -152,7 +152,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert error.pinned == 0
             assert error.pending == self.held_by_steps_alone()
         except Fault:
-            after = books(self.cache.tables)
+            after = books(self.cache.books)
             grown = after["capacity"] - before["capacity"]
             if grown:  # before it failed: more free pages below the others, and the same contents
                 assert after["refs"] == before["refs"] + [0] * grown
@@ -163,7 +163,7 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert need <= in_reach
             return True, result
-        assert books(self.cache.tables) == before
+        assert books(self.cache.books) == before
         return False, None
 
     def held_by_steps_alone(self) -> int:
@@ -451,10 +451,10 @@ class CacheMachine(RuleBasedStateMachine):
             lambda: self.cache.children(stale),
             lambda: self.cache.descendants(stale),
         ]
-        before = books(self.cache.tables)
+        before = books(self.cache.books)
         with pytest.raises(PagedKVError):
             data.draw(st.sampled_from(calls))()
-        assert books(self.cache.tables) == before
+        assert books(self.cache.books) == before
 
     # -- what always holds
 

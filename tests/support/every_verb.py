@@ -18,7 +18,7 @@ import torch
 from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, Scope, Step
 from paged_kv.events import Event
 from paged_kv.eviction import LRU
-from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.books import Books
 from paged_kv.pages.change import Record
 from paged_kv.stats import CacheStats, IndexStats
 
@@ -210,8 +210,8 @@ class World:
         self.cache.release(self.cache.live())
         assert (self.cache.pages_in_use, self.cache.live_sequences) == (0, 0)
         assert not self.cache.turns.tickets
-        assert not self.cache.tables.owned
-        assert not self.cache.tables.tree.joints
+        assert not self.cache.books.owned
+        assert not self.cache.books.tree.joints
 
 
 def shown(step: Step) -> tuple[Any, ...]:
@@ -593,9 +593,9 @@ def rebased(step: Step) -> None:
     step.now.sum()
 
 
-def len_of_books(tables: BlockTables) -> int:
+def len_of_books(books: Books) -> int:
     """Something that can be read in the books."""
-    return tables.live_count
+    return books.live_count
 
 
 def retrieve(key: str, recur: bool = True) -> Call:

@@ -455,7 +455,7 @@ class Trial:
     def _leaves_work(self, at: int) -> bool:
         world = self.scenario.prepare()
         interrupted(lambda: self.scenario.call(world), at).forget()
-        return world.cache._pool.tables.change is not None
+        return world.cache._pool.books.change is not None
 
     def settling(self, at: int) -> Scenario:
         """The next call after an interrupt, as a scenario of its own."""

@@ -83,13 +83,13 @@ def search(cache: PagedKVCache, steps: int = 3, rows: int = 2) -> list[int]:
 
 def unheard(cache: PagedKVCache) -> bool:
     """Whether nobody listens, so that nothing is collected."""
-    return not cache.turns.listeners and cache.tables.told is None
+    return not cache.turns.listeners and cache.books.told is None
 
 
 def references(cache: PagedKVCache) -> Counter[int]:
     """How many sequences, those of open steps too, hold each page."""
     tables = cache.page_tables(cache.live())
-    tables += [record[0] for step in cache.tables.steps.values() for record in step.records]
+    tables += [record[0] for step in cache.books.pending.values() for record in step.records]
     return Counter(page for table in tables for page in table)
 
 
@@ -150,11 +150,11 @@ def agrees(cache: PagedKVCache, recorder: Recorder, file: Memory) -> None:
     assert {name: sample[name] for name in wanted} == wanted
     verbs = recorder._verbs
     assert verbs is not None
-    tables = cache.tables
-    assert verbs.mirror.live == dict(tables.items())
+    books = cache.books
+    assert verbs.mirror.live == dict(books.items())
     assert list(verbs.mirror.live) == cache.live()
-    assert verbs.mirror.steps == {number: step.records for number, step in tables.steps.items()}
-    assert verbs.mirror.joints == tables.tree.joints
+    assert verbs.mirror.steps == {number: step.records for number, step in books.pending.items()}
+    assert verbs.mirror.joints == books.tree.joints
     assert verbs.mirror.lives.pages == set(references(cache))
 
 

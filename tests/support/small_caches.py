@@ -13,7 +13,7 @@ import torch
 from paged_kv import PagedKVCache
 from paged_kv.events import Event
 from paged_kv.index import CacheIndex
-from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.books import Books
 
 
 def tiny_cache(pages: int = 6, page_size: int = 2) -> PagedKVCache:
@@ -53,22 +53,22 @@ def held(cache: PagedKVCache, seqs: Iterable[int]) -> int:
     return len(set().union(*pages(cache, seqs)))
 
 
-def books(tables: BlockTables) -> dict[str, Any]:
+def books(found: Books) -> dict[str, Any]:
     """All that block tables and pages say, the free stack in its order, as values of its own.
 
     Pages in use that have free slots say where these begin.
     """
-    pages = tables.pages
+    pages = found.pages
     marks = [(page, pages.fill[page]) for page, count in enumerate(pages.refs) if count]
     return {
-        "records": tables.items(),
-        "steps": {number: list(step.records) for number, step in tables.steps.items()},
-        "joints": dict(tables.tree.joints),
-        "fill": {page: mark for page, mark in marks if 0 < mark < tables.page_size},
-        "owned": {seq: (entry.key, entry.pins) for seq, entry in tables.owned.items()},
-        "change": tables.change,
-        "figures": tables.figures,
-        "mark": tables.mark(),
+        "records": found.items(),
+        "steps": {number: list(step.records) for number, step in found.pending.items()},
+        "joints": dict(found.tree.joints),
+        "fill": {page: mark for page, mark in marks if 0 < mark < found.page_size},
+        "owned": {seq: (entry.key, entry.pins) for seq, entry in found.owned.items()},
+        "change": found.change,
+        "figures": found.figures,
+        "mark": found.mark(),
         "refs": list(pages.refs),
         "free": list(pages.free),
         "unsorted": pages.unsorted,
@@ -98,7 +98,7 @@ def state(index: CacheIndex) -> dict[str, Any]:
         "entries": dict(zip(index, index.handles())),
         "pinned": [key for key in index if index.pinned(key)],
         "stats": index.stats,
-        **books(cache.tables),
+        **books(cache.books),
     }
 
 

@@ -107,7 +107,7 @@ class Grower:
         chosen.
         """
         trees = [[mine[-1]] for mine in self.roots]
-        pages = self.cache.tables.pages
+        pages = self.cache.books.pages
         before = pages.peak
         pages.peak = 0
         for _ in range(self.load.simulations):

@@ -199,9 +199,9 @@ class World:
 
     def shape(self) -> list[Any]:
         """All that a call changes, but for growth. Handles are never given twice."""
-        tables = self.cache.tables
-        records = [record[:3] for _, record in tables.items()]
-        steps = [[record[:3] for record in step.records] for step in tables.steps.values()]
+        books = self.cache.books
+        records = [record[:3] for _, record in books.items()]
+        steps = [[record[:3] for record in step.records] for step in books.pending.values()]
         return [records, steps, list(self.index), references(self.cache)]
 
 

@@ -223,10 +223,10 @@ class LightZeroSide:
         wm = self.wm
         from lzero.model.unizero_world_models.kv_caching import KVCache
 
-        from paged_kv.step import StepLayer
+        from paged_kv.attention.dense import DenseLayer
 
         # The paged side, too, has LightZero's own layers, for contexts that were not found.
-        layers: set[type] = {KVCache, StepLayer}
+        layers: set[type] = {KVCache, DenseLayer}
         names = [
             "retrieve_or_generate_kvcache",
             "trim_and_pad_kv_cache",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from paged_kv.cache import Gathered
+from paged_kv.gather import Gathered
 
 Counts = int | Sequence[int]
 MOST = sys.maxsize

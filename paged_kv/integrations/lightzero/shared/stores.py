@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from paged_kv.step import Step, StepLayer
+from paged_kv.attention.dense import DenseLayer
+from paged_kv.step import Step
 
 if TYPE_CHECKING:
     from paged_kv.integrations.lightzero.shared.state import PagedState
@@ -131,7 +132,7 @@ class StepBatch:
     def __reduce__(self) -> Any:
         return str, ("a batch that was in work where the model was copied",)
 
-    def __getitem__(self, layer: int) -> StepLayer:
+    def __getitem__(self, layer: int) -> DenseLayer:
         return self._batch.layers[layer]
 
     def __len__(self) -> int:

@@ -1,0 +1,1 @@
+"""How a model attends to the contexts of a step."""

@@ -1,0 +1,125 @@
+"""A step as attention reads an ordinary cache: K and V of each layer as dense tensors.
+
+This is the reference: whatever attends to pages in another way has to agree with it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from paged_kv.errors import BadArgument, BadCount, ClosedStep
+from paged_kv.pages.buffers import Ints, Layout
+from paged_kv.pages.lease import Lease
+from paged_kv.tensors import check_dense, check_tensor
+
+
+class Windows(NamedTuple):
+    """Where the tokens of a batch lie in its columns: they end in column `past`, or begin in column
+    0 where padding is on the right.
+
+    >>> windows = Windows(sizes=[(0, 2), (0, 3)], past=3, left=True)
+    >>> windows.pads, windows.places().tolist()
+    ([1, 0], [[0, 0, 1], [0, 1, 2]])
+    """
+
+    sizes: list[tuple[int, int]]  # of each row: offset of the first token in its page, tokens
+    past: int
+    left: bool
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each window [B]."""
+        return [length for _, length in self.sizes]
+
+    @property
+    def pads(self) -> list[int]:
+        """Columns of padding in front of each window [B]."""
+        return [self.past - length if self.left else 0 for _, length in self.sizes]
+
+    def places(self) -> Ints:
+        """The index of each token in its window [B, past], 0 in padding."""
+        index = np.arange(self.past) - np.array(self.pads)[:, None]
+        return np.where((index >= 0) & (index < np.array(self.lengths)[:, None]), index, 0)
+
+    def mask(self, size: int) -> torch.Tensor:
+        """Bool [B, size], true at tokens, those behind the windows included. On the host."""
+        columns = np.arange(size)
+        pads = np.array(self.pads)[:, None]
+        lengths = np.array(self.lengths)[:, None]
+        kept = (columns >= pads) & ((columns < pads + lengths) | (columns >= self.past))
+        return torch.from_numpy(kept)
+
+
+class DenseLayer:
+    """One layer of a step, as attention reads it and appends to it.
+
+    `size` counts its columns filled so far.
+    """
+
+    __slots__ = ("_index", "_layout", "_lease", "size")
+
+    def __init__(self, lease: Lease, layout: Layout, index: int) -> None:
+        self._lease = lease
+        self._layout = layout
+        self._index = index
+        self.size = layout.past
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Rows, heads, columns filled so far, head size of the keys."""
+        plane = self._layout.planes[0].shape
+        return plane[1], plane[2], self.size, plane[4]
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Append K and V [B, heads, n, head_size], in place. Two kernels.
+
+        Raises BadArgument, BadShape, BadDtype, BadDevice, ClosedStep; BadCount where the room is
+        used up.
+        """
+        lease = self._lease
+        if lease.number not in lease.light and lease.number not in lease.pending:
+            raise ClosedStep("update")
+        if not isinstance(keys, torch.Tensor):
+            raise BadArgument("keys", keys, "a tensor")
+        if not isinstance(values, torch.Tensor):
+            raise BadArgument("values", values, "a tensor")
+        layout = self._layout
+        first = self.size
+        try:
+            end = first + (keys.shape[2] if keys.dim() == 4 else 0)
+            if end > layout.past + layout.room:
+                allowed = f"0 to the room of {layout.room} that open() was given"
+                raise BadCount("new tokens", end - layout.past, allowed)
+            key_slots, value_slots = layout.layers(first, end)[self._index]
+            shape = key_slots.shape
+            dtype = key_slots.dtype
+            device = key_slots.device
+            if keys.shape != shape or keys.dtype != dtype or keys.device != device:
+                check_tensor("keys", keys, shape, key_slots)
+            if (
+                values.shape != value_slots.shape
+                or values.dtype != dtype
+                or values.device != device
+            ):
+                check_tensor("values", values, value_slots.shape, value_slots)
+            # the buffers outlive the step, and must not hold its graph
+            if keys.requires_grad or values.requires_grad:
+                keys = keys.detach()
+                values = values.detach()
+            key_slots.copy_(keys)
+            value_slots.copy_(values)
+        except RuntimeError:
+            # Of torch, where a tensor is not dense: that is not asked before, to save the time.
+            check_dense("keys", keys)
+            check_dense("values", values)
+            raise
+        self.size = end
+
+    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V, as far as they are filled: views."""
+        if self._lease.closed:
+            raise ClosedStep("get")
+        return self._layout.layers(0, self.size)[self._index]
