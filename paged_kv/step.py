@@ -49,12 +49,13 @@ class Step:
         turns: Turns,
         lease: Lease,
         layout: Layout,
-        windows: Windows,
+        sizes: list[tuple[int, int]],
+        left: bool,
         uniform: bool,
     ) -> None:
         self.turns = turns
         self.parents = lease.parents
-        self.left = windows.left
+        self.left = left
         self.uniform = uniform
         self.past = layout.past
         self.room = layout.room
@@ -62,7 +63,7 @@ class Step:
         self._pool = pool
         self._lease = lease
         self._layout = layout
-        self._windows = windows
+        self._sizes = sizes
 
     def __enter__(self) -> Step:
         return self
@@ -108,9 +109,13 @@ class Step:
         return self.layers[0].size
 
     @property
+    def _windows(self) -> Windows:
+        return Windows(self._sizes, self.past, self.left)
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each window [B]."""
-        return self._windows.lengths
+        return [length for _, length in self._sizes]
 
     @property
     def pads(self) -> list[int]:
@@ -122,9 +127,9 @@ class Step:
         records = self._lease.windows("then")
         windows = [
             (record[0], start, length, *record[3:])
-            for record, (start, length) in zip(records, self._windows.sizes)
+            for record, (start, length) in zip(records, self._sizes)
         ]
-        return self._pool.positions(windows, left=self._windows.left)[0]
+        return self._pool.positions(windows, left=self.left)[0]
 
     @property
     def then(self) -> Ints:
@@ -203,7 +208,7 @@ class Step:
             placed = own_positions(positions, (rows, new))
             places = (placed[:, -1] + 1).tolist() if new else None
         if new:
-            ends = [start + length for start, length in self._windows.sizes]
+            ends = [start + length for start, length in self._sizes]
             plan = Plan(self.parents, [new] * rows, books.page_size, records, ends, 0)
             self._pool.write(plan, self._layout.columns(self.past, self.past + new), placed)
         return self._pool.steps.publish(lease.number, new, slides, places)
@@ -289,5 +294,4 @@ class _Opening:
             if plan.copies:
                 pool.storage.copy_pages(plan.copies)
             pool.steps.open(number, plan, self.room, self.turns.watch(lease, number))
-        windows = Windows(sizes, layout.past, self.left)
-        return Step(pool, self.turns, lease, layout, windows, alike)
+        return Step(pool, self.turns, lease, layout, sizes, self.left, alike)
