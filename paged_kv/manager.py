@@ -12,10 +12,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from paged_kv.checks import amount, flag, handle_set, limit, listed, whole
+from paged_kv.draft import Chosen, candidates, reclaim
+from paged_kv.entries import clear, look_up, pinned_pages
 from paged_kv.errors import BadCount, NotCopyable, PagedKVError, UnknownEnv
 from paged_kv.eviction import Policy
-from paged_kv.index import CacheIndex, candidates, clear, look_up, pinned_pages, reclaim
-from paged_kv.pages.change import Entry
+from paged_kv.index import CacheIndex
 from paged_kv.stats import IndexStats
 from paged_kv.turns import reader, verb
 
@@ -142,9 +143,10 @@ class KVCacheManager:
         `check_recur=False` asks the init pool alone. The handle stays the manager's own: fork it.
         Raises UnknownEnv.
         """
-        init = self._init_pool(env_id)
-        recur = flag("check_recur", check_recur)
-        return look_up((init, self.recur_pool) if recur else (init,), cache_key)
+        init = self._init_pool(env_id).entries
+        if flag("check_recur", check_recur):
+            return look_up((init, self.recur_pool.entries), cache_key)
+        return look_up((init,), cache_key)
 
     def get_init_cache(self, env_id: SupportsIndex, key: Hashable) -> int | None:
         """The sequence of `key` in one environment's init pool, or None. Raises UnknownEnv."""
@@ -195,22 +197,25 @@ class KVCacheManager:
         if env_ids is not None:
             ids = listed("env_ids", env_ids, "None or a list of environment ids", ordered=False)
             pools = dict.fromkeys(map(self._init_pool, ids))  # cleared once, if named twice
-        clear(pools)
+        self._clear(pools)
 
     @verb
     def clear_recur_cache(self) -> None:
         """Release all search nodes in one call."""
-        clear((self.recur_pool,))
+        self._clear((self.recur_pool,))
 
     @verb
     def clear_wm_cache(self) -> None:
         """Release all world-model contexts in one call."""
-        clear((self.wm_pool,))
+        self._clear((self.wm_pool,))
 
     @verb
     def clear_all(self) -> None:
         """Release everything in one call, pinned entries too."""
-        clear(self.pools)
+        self._clear(self.pools)
+
+    def _clear(self, pools: Iterable[CacheIndex]) -> None:
+        clear(self.turns.tables, [pool.entries for pool in pools])
 
     # -- page pressure
 
@@ -229,7 +234,7 @@ class KVCacheManager:
     @reader
     def pinned_pages(self) -> int:
         """Pages that pinned entries hold, each counted once. Cost: O(their pages)."""
-        return pinned_pages(self.pools)
+        return pinned_pages([pool.entries for pool in self.pools])
 
     def check(self) -> None:
         """Raise CorruptCache unless every pool is whole and no sequence lies in two of them."""
@@ -242,14 +247,12 @@ class KVCacheManager:
         except BadCount:
             raise UnknownEnv(env_id, len(self.init_pools)) from None
 
-    def _candidates(self, busy: Collection[int]) -> Iterator[tuple[CacheIndex, Entry]]:
-        roots = _in_turn([candidates(pool, busy) for pool in self.init_pools])
-        return chain(candidates(self.recur_pool, busy), candidates(self.wm_pool, busy), roots)
+    def _candidates(self, busy: Collection[int]) -> Iterator[Chosen]:
+        recur, wm, *roots = [candidates(pool.entries, busy) for pool in self.pools]
+        return chain(recur, wm, _in_turn(roots))
 
 
-def _in_turn(
-    streams: list[Iterator[tuple[CacheIndex, Entry]]],
-) -> Iterator[tuple[CacheIndex, Entry]]:
+def _in_turn(streams: list[Iterator[Chosen]]) -> Iterator[Chosen]:
     """The first of each stream, then the second of each, and so on."""
     while streams:
         going = []

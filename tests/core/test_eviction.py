@@ -130,6 +130,8 @@ def test_finding_the_first_victim_does_not_walk_over_removed_keys(name: str) -> 
         "turns",
         "scope",
         "eviction",
+        "entries",
+        "draft",
         "index",
         "manager",
     ],

@@ -407,17 +407,20 @@ def test_stale_and_foreign_sequences() -> None:
 DAMAGES: dict[str, tuple[Callable[[CacheIndex], Any], str]] = {
     "a key less": (lambda index: index.policy.on_remove("a"), "the policy holds"),
     "a key more": (lambda index: index.policy.on_add("x", None), "the policy holds"),
-    "pins": (lambda index: setattr(index._entries["a"], "pins", -1), "with -1 pins"),
+    "pins": (lambda index: setattr(index.entries.by_key["a"], "pins", -1), "with -1 pins"),
     "key": (
-        lambda index: setattr(index._entries["a"], "key", "x"),
+        lambda index: setattr(index.entries.by_key["a"], "key", "x"),
         "the policy holds",
     ),
     "another's entry": (
-        lambda index: setattr(index._entries["a"], "ended", {}),
+        lambda index: setattr(index.entries.by_key["a"], "ended", {}),
         "key 'a' holds an entry of 'a'",
     ),
     "owner": (lambda index: index.turns.books.owned.clear(), "the policy holds"),
-    "capacity": (lambda index: setattr(index, "max_entries", 1), "2 entries, allowed are 1"),
+    "capacity": (
+        lambda index: setattr(index.entries, "max_entries", 1),
+        "2 entries, allowed are 1",
+    ),
 }
 
 

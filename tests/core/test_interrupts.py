@@ -20,6 +20,8 @@ from interrupts import NEVER, Place, Timeout, Trial, faulted, interrupted
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, Scope, Step
 from paged_kv.attention.dense import DenseLayer
+from paged_kv.draft import Draft
+from paged_kv.entries import Entries
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.books import Books
 from paged_kv.pages.buffers import Buffer, Buffers, Layout
@@ -148,6 +150,8 @@ KINDS = [
     Layout,
     Turns,
     CacheIndex,
+    Entries,
+    Draft,
     KVCacheManager,
     Scope,
     Step,

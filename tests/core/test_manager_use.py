@@ -232,7 +232,7 @@ def test_one_sequence_lies_in_one_pool() -> None:
 
 def test_check_sees_an_entry_of_two_pools() -> None:
     cache, manager, _ = loaded()
-    manager.wm_pool._entries["r"] = manager.recur_pool._entries["r"]
+    manager.wm_pool.entries.by_key["r"] = manager.recur_pool.entries.by_key["r"]
     manager.wm_pool.policy.on_add("r", None)
     manager.recur_pool.check()
     with pytest.raises(CorruptCache, match="key 'r' holds an entry of 'r'"):

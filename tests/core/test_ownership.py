@@ -162,7 +162,7 @@ def test_the_keys_of_a_subtree_that_ended_are_free_again(how: str) -> None:
 def test_an_index_makes_no_room_in_what_ended() -> None:
     """Full as it was, with two entries less it takes two more."""
     family = Family()
-    family.index.max_entries = 4
+    family.index.entries.max_entries = 4
     ENDS["promote"](family)
     family.index.put_batch(["x", "y"], family.cache.new(2))
     assert list(family.index) == ["left", "l", "x", "y"]

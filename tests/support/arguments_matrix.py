@@ -145,7 +145,8 @@ class Scene:
 
 def indexed(index: CacheIndex) -> list[Any]:
     entries = [
-        (e.key, e.handle, e.pins, e.priority, e.added, e.used) for e in index._entries.values()
+        (e.key, e.handle, e.pins, e.priority, e.added, e.used)
+        for e in index.entries.by_key.values()
     ]
     return [entries, index.victims(), index.stats]
 

@@ -950,7 +950,15 @@ def mixed(policy: str) -> World:
     world.indexes[0].pin("z")
     world.indexes[0].get("a")
     world.cache.release_subtree(world.seqs["b"])
-    world.indexes[0]._in_order = False
+    world.indexes[0].entries.in_order = False
+    return world
+
+
+def stuck(policy: str) -> World:
+    """An index that is full of pinned entries."""
+    world = holding("a", "z", policy=policy, max_entries=2)()
+    world.indexes[0].pin("a")
+    world.indexes[0].pin("z")
     return world
 
 
@@ -979,6 +987,7 @@ def index_scenarios(policy: str) -> tuple[Scenario, ...]:
         Scenario("put anew", roomy, put("a", "a", 3), TREE, TREE),
         Scenario("put and evict", three, put("k", "c"), TREE, one_gone),
         Scenario("put, evict for bytes", tight, put("k", "d"), BUSHY, bytes_gone),
+        Scenario("put beside pinned ones", partial(stuck, policy), put("k", "c"), TREE, TREE),
         Scenario("put what is owned", roomy, put("k", "a"), TREE, TREE),
         Scenario("put all", three, put_all(k="c", b="b"), TREE, one_gone),
         Scenario("get", roomy, on_index(lambda index: index.get("a")), TREE, TREE),
@@ -1015,6 +1024,7 @@ def figures(index: CacheIndex) -> object:
         index.stats,
         index.bytes_in_use,
         index.pinned_pages(),
+        (type(index.policy), index.max_entries, index.max_bytes),
         repr(index),
     )
 

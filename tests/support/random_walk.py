@@ -388,7 +388,7 @@ class Walk:
         return Sight(
             dict(zip([seq for seq, _ in records], self._windows(records))),
             dict(zip(index, index.handles())),
-            {entry.key: entry.pins for entry in index._alive()},
+            {entry.key: entry.pins for entry in index.entries.alive()},
             index.victims(),
             (
                 counts.queries,
