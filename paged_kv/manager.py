@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from paged_kv.checks import amount, flag, handle_set, limit, listed, whole
-from paged_kv.draft import Chosen, candidates, reclaim
+from paged_kv.checks import amount, flag, handle_set, handles, limit, listed, whole
+from paged_kv.draft import Chosen, candidates, put, reclaim
 from paged_kv.entries import clear, look_up, pinned_pages
 from paged_kv.errors import BadCount, NotCopyable, PagedKVError, UnknownEnv
 from paged_kv.eviction import Policy
@@ -157,6 +157,37 @@ class KVCacheManager:
     ) -> None:
         """Hand `seq` over to one environment's init pool. Raises UnknownEnv, and as `put` does."""
         self._init_pool(env_id).put(key, seq, priority)
+
+    @verb
+    def set_init_caches(
+        self,
+        env_ids: Iterable[SupportsIndex],
+        keys: Iterable[Hashable],
+        seqs: Iterable[int],
+        *,
+        pin: bool = False,
+    ) -> None:
+        """Hand one sequence per environment over to its init pool, in order: all or none, in one
+        change of the books.
+
+        With `pin`, a key that is not pinned yet gets one pin: no lack of pages takes the root of a
+        search. Raises UnknownEnv, BadCount for unequal numbers, and as `put_batch` does.
+
+        >>> from paged_kv import PagedKVCache
+        >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+        >>> manager = KVCacheManager(cache, env_count=2)
+        >>> for _ in range(3): manager.set_init_caches([0, 1], ["root"] * 2, cache.new(2), pin=True)
+        >>> cache.live_sequences, manager.init_pools[1].pinned("root")
+        (2, True)
+        """
+        envs = listed("env_ids", env_ids, "a list of environment ids")
+        names = listed("keys", keys, "a list of keys")
+        rows = handles(seqs)
+        for name, values in (("env_ids", envs), ("keys", names)):
+            if len(values) != len(rows):
+                raise BadCount(f"{name} (one a sequence)", len(values), f"{len(rows)} {name}")
+        pools = [self._init_pool(env).entries for env in envs]
+        put(self.turns.tables, pools, names, rows, pin=flag("pin", pin))
 
     def get_recur_cache(self, key: Hashable) -> int | None:
         """The sequence of `key` in the recurrent pool, or None."""

@@ -224,6 +224,36 @@ class ManagerMachine(RuleBasedStateMachine):
             call()
             self.world = after
 
+    @rule(items=st.lists(st.tuples(ENVS, KEYS), max_size=4), pin=st.booleans(), stray=st.booleans())
+    def put_roots(self, items: list[tuple[int, int]], pin: bool, stray: bool) -> None:
+        """One after the other, but all or none; environments and keys may come again."""
+        outside = self.world.outside()
+        items = items[: len(outside)]
+        envs = [env for env, _ in items]
+        keys = [key for _, key in items]
+        seqs = outside[: len(items)]
+        others = [seq for model in self.models[:2] for seq in model.handles()]
+        call = lambda: self.manager.set_init_caches(envs, keys, seqs, pin=pin)  # noqa: E731
+        if stray and others:
+            envs.append(0)
+            keys.append(0)
+            seqs.append(others[0])
+            self.refuse(HandleInUse, call)
+            return
+        after = copy.deepcopy(self.world)
+        try:
+            ended = [
+                seq
+                for env, key, root in zip(envs, keys, seqs)
+                for seq in after.indexes[2 + env].put(key, root, None, pin=pin)
+            ]
+        except FullError:
+            self.refuse(CapacityExceeded, call)
+            return
+        after.end(ended)
+        call()
+        self.world = after
+
     @rule(env=ENVS, key=KEYS, check_recur=st.booleans())
     def retrieve(self, env: int, key: int, check_recur: bool) -> None:
         expected = self.models[2 + env].get(key)

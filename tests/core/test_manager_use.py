@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from naive_index import Entry, FullError, NaiveIndex
-from small_caches import filled, grow, listened, step, tiny_cache
+from small_caches import books, filled, grow, listened, step, tiny_cache
 
 from paged_kv import PagedKVCache
 from paged_kv.errors import (
     BadArgument,
     BadCount,
+    BadKey,
     CapacityExceeded,
     CorruptCache,
     HandleInUse,
@@ -117,6 +120,50 @@ def test_each_clear_is_one_change_of_the_books() -> None:
     manager.clear_all()
     assert [drops for _, drops in heard[-4:]] == [[seqs[2:]], [seqs[:1]], [seqs[1:2]], []]
     assert cache.live_sequences == 0
+
+
+def test_roots_of_a_batch_replace_all_others_in_one_change_and_are_pinned_once() -> None:
+    cache = tiny_cache()
+    manager = KVCacheManager(cache, 3, init_entries=1)
+    first = cache.new(3)
+    manager.set_init_caches(range(3), range(3), first)
+    manager.init_pools[1].pin(1)
+    manager.init_pools[1].pin(1)
+    heard = listened(cache)
+    roots = cache.fork(first)
+    manager.set_init_caches([2, 0, 1], [2, 0, 1], [roots[2], roots[0], roots[1]], pin=True)
+    assert heard[-1] == ("set_init_caches", [[first[2], first[0], first[1]]])
+    assert [pool.handles() for pool in manager.init_pools] == [[root] for root in roots]
+    for env, pins in enumerate([1, 2, 1]):
+        for _ in range(pins):
+            manager.init_pools[env].unpin(env)
+        assert not manager.init_pools[env].pinned(env)
+    assert manager.stats.init == IndexStats(insertions=6)
+
+
+def test_a_batch_of_roots_that_is_refused_changes_nothing() -> None:
+    cache, manager, seqs = loaded()
+    a, b = cache.new(2)
+    manager.init_pools[1].pin("i1")
+    manager.init_pools[1].entries.max_entries = 1
+    before = (books(cache.books), keys(manager), manager.stats)
+    refused: list[tuple[type[Exception], str, tuple[Any, Any, Any]]] = [
+        (UnknownEnv, "environment id is 2", ([0, 2], ["x", "y"], [a, b])),
+        (BadCount, "env_ids (one a sequence) is 1, allowed is 2 env_ids", ([0], ["x"], [a, b])),
+        (BadCount, "keys (one a sequence) is 1, allowed is 2 keys", ([0, 1], ["x"], [a, b])),
+        (BadArgument, "allowed is a list of environment ids", (0, ["x"], [a])),
+        (HandleInUse, "under key 'x'", ([0, 1], ["x", "x"], [a, a])),
+        (HandleInUse, "under key 'r'", ([0, 1], ["x", "r"], [a, seqs[0]])),
+        (HandleInUse, "under key 'i0'", ([0, 1], ["x", "i0"], [a, seqs[2]])),
+        (CapacityExceeded, "need 2 entries, allowed is 1", ([0, 1], ["i0", "y"], [a, b])),
+        (BadKey, "cannot be hashed", ([0, 1], ["x", []], [a, b])),
+    ]
+    for error, words, args in refused:
+        with pytest.raises(error) as caught:
+            manager.set_init_caches(*args, pin=True)
+        assert words in str(caught.value)
+        assert (books(cache.tables), keys(manager), manager.stats) == before
+        manager.check()
 
 
 def test_init_pools_keep_two_roots_each_by_default() -> None:

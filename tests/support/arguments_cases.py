@@ -283,6 +283,11 @@ KINDS: dict[str, Kind] = {
         ),
         refused=(errors.BadArgument, errors.UnknownEnv),
     ),
+    "two envs": kind(
+        TWO_ONES,
+        {"range(1, 3)"},
+        refused=(errors.BadArgument, errors.BadCount, errors.UnknownEnv),
+    ),
     "two keys": kind(TWO_KEYS, refused=(errors.BadArgument, errors.BadKey)),
 }
 
@@ -558,6 +563,26 @@ MANAGER = [
     managed("set_init_cache", "seq", "to put", lambda m, s, v: m.set_init_cache(0, "x", v)),
     managed(
         "set_init_cache", "priority", "priority", lambda m, s, v: m.set_init_cache(0, "x", s.one, v)
+    ),
+    managed(
+        "set_init_caches",
+        "env_ids",
+        "two envs",
+        lambda m, s, v: m.set_init_caches(v, ["x", "y"], [s.one, s.two]),
+    ),
+    managed(
+        "set_init_caches",
+        "keys",
+        "two keys",
+        lambda m, s, v: m.set_init_caches([0, 1], v, [s.one, s.two]),
+    ),
+    managed(
+        *("set_init_caches", "seqs", "two to put"),
+        lambda m, s, v: m.set_init_caches([0, 1], ["x", "y"], v),
+    ),
+    managed(
+        *("set_init_caches", "pin", "flag"),
+        lambda m, s, v: m.set_init_caches([0], ["x"], [s.one], pin=v),
     ),
     managed("get_recur_cache", "key", "key", lambda m, s, v: m.get_recur_cache(v)),
     managed("set_recur_cache", "key", "key", lambda m, s, v: m.set_recur_cache(v, s.one)),

@@ -970,6 +970,19 @@ def sharing(policy: str) -> World:
     return world
 
 
+def rooted() -> World:
+    """The manager, and another sequence."""
+    world = managed()
+    world.root("y")
+    return world
+
+
+def set_roots(world: World) -> None:
+    """Each environment gets a root, one in place of another, one beside it. Both are pinned."""
+    names = ["k", "j"]
+    world.managed.set_init_caches([0, 1], names, world.of("z", "y"), pin=True)
+
+
 def index_scenarios(policy: str) -> tuple[Scenario, ...]:
     """The verbs of an index with one policy. "priority" evicts what came last: `World.index`."""
     three = holding("a", "b", "z", policy=policy, max_entries=3)
@@ -1044,6 +1057,7 @@ MANAGER = (
         MANAGED,
         MANAGED,
     ),
+    Scenario("set roots", rooted, set_roots, f"{MANAGED} -", "a c d w z -"),
     Scenario(
         "set a node",
         managed,

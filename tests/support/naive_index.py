@@ -84,7 +84,9 @@ class NaiveIndex:
             return False
         return self.max_bytes is None or self.weigh(handles) <= self.max_bytes
 
-    def put(self, key: Hashable, handle: int, priority: float | None) -> list[int]:
+    def put(
+        self, key: Hashable, handle: int, priority: float | None, pin: bool = False
+    ) -> list[int]:
         """The handles that end with it, in any order."""
         old = self.find(key)
         kept = [entry for entry in self.entries if entry is not old]
@@ -97,7 +99,8 @@ class NaiveIndex:
             kept.remove(gone[-1])
         now = self.now()
         rank = 0.0 if priority is None else priority
-        self.entries = [*kept, Entry(key, handle, rank, now, now, old.pins if old else 0)]
+        pins = max(old.pins if old else 0, pin)
+        self.entries = [*kept, Entry(key, handle, rank, now, now, pins)]
         self.stats["insertions"] += 1
         self.stats["evictions"] += len(gone)
         ended = {entry.handle for entry in gone}

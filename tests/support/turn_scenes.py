@@ -110,6 +110,7 @@ class Scene:
             "reclaim": lambda: self.index.reclaim(1),
             "victims": self.index.victims,
             "retrieve_cache_hierarchical": lambda: self.manager.retrieve_cache_hierarchical(0, "w"),
+            "set_init_caches": lambda: self.manager.set_init_caches([0], ["i"], [self.two]),
             "clear_init_caches": self.manager.clear_init_caches,
             "clear_recur_cache": self.manager.clear_recur_cache,
             "clear_wm_cache": self.manager.clear_wm_cache,

@@ -182,15 +182,11 @@ class PagedState:
         """Keep the root of each environment in place of the one before: under its key, or else as
         the only one.
         """
-        for place, (env, row, child) in enumerate(zip(roots.envs, roots.rows, children)):
-            if keys is not None:
-                self.manager.set_init_cache(env, keys[place], child)
-                continue
-            pool = self.manager.init_pools[env]
-            pool.put(env, child)
-            if not pool.pinned(env):  # a search goes on from its root: no lack of pages may take it
-                pool.pin(env)
-            self._seen[env] = roots.seen, row
+        if keys is None:  # a search goes on from its root: no lack of pages may take it
+            self.manager.set_init_caches(roots.envs, roots.envs, children, pin=True)
+            self._seen.update((env, (roots.seen, row)) for env, row in zip(roots.envs, roots.rows))
+        else:
+            self.manager.set_init_caches(roots.envs, keys, children)
 
     def begin_search(self, envs: list[int]) -> None:
         """A search below the roots of these environments, one a row."""
