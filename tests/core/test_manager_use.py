@@ -162,7 +162,7 @@ def test_a_batch_of_roots_that_is_refused_changes_nothing() -> None:
         with pytest.raises(error) as caught:
             manager.set_init_caches(*args, pin=True)
         assert words in str(caught.value)
-        assert (books(cache.tables), keys(manager), manager.stats) == before
+        assert (books(cache.books), keys(manager), manager.stats) == before
         manager.check()
 
 
