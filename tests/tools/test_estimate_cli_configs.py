@@ -155,11 +155,6 @@ def test_a_window_slides_where_all_layers_do(
         ({"torch_dtype": None}, 4, 4 * 2 * 128 * 4),
         ({"torch_dtype": None, "dtype": "float16"}, 4, 4 * 2 * 128 * 2),
         ({"layer_types": ["linear_attention", "full_attention"] * 2}, 2, 2 * 2 * 128 * 2),
-        (
-            {"qk_nope_head_dim": 96, "qk_rope_head_dim": 32, "v_head_dim": 96},
-            4,
-            4 * 2 * (128 + 96) * 2,
-        ),
     ],
 )
 def test_what_a_token_takes(

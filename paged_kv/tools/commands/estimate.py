@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paged_kv.tools.commands.common import fail, file, shortened, unusable_file
 from paged_kv.tools.commands.profile import PRESET_NAMES
 
+if TYPE_CHECKING:
+    from paged_kv.tools.estimate import Estimate
+
 NEEDED = ("layers", "heads", "head_size", "context", "envs", "simulations")
+NO_DTYPE = "the configuration names no dtype: float32 is taken"
 DESCRIPTION = """\
 Say how many bytes the KV caches of a tree search will take: in LightZero's
 own caches, as one dense tensor a node, and in pages. Sizes come from options,
@@ -37,6 +41,22 @@ SIZES = {
     "rings are full)",
     "page_size": "token slots per page (default: the advised one)",
 }
+
+
+class Source(NamedTuple):
+    """A workload as far as a preset or a file gives it, and what to know of it."""
+
+    name: str
+    fields: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What is printed of one workload."""
+
+    name: str
+    estimate: Estimate
+    notes: tuple[str, ...]
 
 
 def add(commands: Any) -> None:
@@ -112,20 +132,30 @@ def run(options: argparse.Namespace) -> int:
     found = []
     name = ""
     try:
-        for name, fields in _sources(options):
-            missing = [field for field in NEEDED if field not in fields | given]
+        for source in _sources(options):
+            name = source.name
+            fields = source.fields | given
+            missing = [field for field in NEEDED if field not in fields]
             if missing:
                 return fail(_incomplete(missing, options), status=2)
-            found.append((name or "search", estimate(**(fields | given))))
+            unnamed = options.transformers_config is not None and "dtype" not in fields
+            notes = (*source.notes, NO_DTYPE) if unnamed else source.notes
+            found.append(Answer(name or "search", estimate(**fields), notes))
     except PagedKVError as error:
         return fail(f"{name}: {error}" if name else str(error), status=2)
-    figures = [{"name": name, **each.as_dict()} for name, each in found]
+    figures = [
+        {"name": each.name, **each.estimate.as_dict(), "notes": each.notes} for each in found
+    ]
     written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
     if to_screen:
         print(written, end="")
         return 0
     lightzero = options.transformers_config is None
-    print("\n\n".join(text(each, name, lightzero=lightzero) for name, each in found))
+    print(
+        "\n\n".join(
+            text(each.estimate, each.name, lightzero=lightzero, notes=each.notes) for each in found
+        )
+    )
     try:
         if options.json:
             options.json.write_text(written)
@@ -134,27 +164,30 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sources(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """The name and the fields of each workload, as far as a preset or a file gives them."""
-    from paged_kv.tools.estimate import configs
+def _sources(options: argparse.Namespace) -> list[Source]:
+    """Each workload, as far as a preset or a file gives it."""
+    from paged_kv.tools.estimate import configs, huggingface
 
     if options.preset:
         from paged_kv.tools.profile.presets import PRESETS
 
         names = PRESET_NAMES if options.preset == "all" else (options.preset,)
-        return [(name, configs.preset(PRESETS[name])) for name in names]
+        return [Source(name, configs.preset(PRESETS[name])) for name in names]
     if options.lightzero_config is not None:
-        return [(options.lightzero_config.name, configs.lightzero(options.lightzero_config))]
+        path = options.lightzero_config
+        return [Source(path.name, configs.lightzero(path))]
     if options.transformers_config is not None:
         path = options.transformers_config
         name = path.parent.name if path.name == "config.json" else path.name
-        return [(name or "transformer", {"envs": 1, **configs.transformers(path)})]
-    return [("", {})]
+        found = huggingface.transformers(path)
+        return [Source(name or "transformer", {"envs": 1, **found.fields}, found.notes)]
+    return [Source("", {})]
 
 
 def _incomplete(missing: list[str], options: argparse.Namespace) -> str:
     """What to add where sizes are missing."""
-    from paged_kv.tools.estimate.configs import LIGHTZERO_NAMES, TRANSFORMERS_NAMES
+    from paged_kv.tools.estimate.configs import LIGHTZERO_NAMES
+    from paged_kv.tools.estimate.huggingface import TRANSFORMERS_NAMES
 
     flags = ", ".join("--" + field.replace("_", "-") for field in missing)
     path = options.lightzero_config or options.transformers_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from paged_kv.tools.estimate.call import Estimate, Held
@@ -17,9 +18,9 @@ class Row(NamedTuple):
     working: str
 
 
-def text(found: Estimate, name: str, *, lightzero: bool = True) -> str:
-    """A title, the table, and what to choose; without the rows of LightZero's caches where there is
-    no LightZero.
+def text(found: Estimate, name: str, *, lightzero: bool = True, notes: Sequence[str] = ()) -> str:
+    """A title, the table, what to choose, and notes; without the rows of LightZero's caches where
+    there is no LightZero.
 
     >>> from paged_kv.tools.estimate import estimate
     >>> tiny = estimate(layers=1, heads=1, head_size=8, context=8, envs=1, simulations=40)
@@ -37,7 +38,8 @@ def text(found: Estimate, name: str, *, lightzero: bool = True) -> str:
         f"{row.label:<{width}}  {row.held:>10}  {row.over_unique:>9}  {row.working:>9}".rstrip()
         for row in rows
     ]
-    return "\n".join([_title(found, name), *lines, _advice(found, lightzero)])
+    told = [f"Note: {note}." for note in notes]
+    return "\n".join([_title(found, name), *lines, _advice(found, lightzero), *told])
 
 
 def _title(found: Estimate, name: str) -> str:
