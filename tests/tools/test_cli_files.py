@@ -16,7 +16,7 @@ from command_line import mistake
 
 import paged_kv.tools.profile as package
 from paged_kv.tools import cli
-from paged_kv.tools.commands import common
+from paged_kv.tools.commands import outputs
 
 SHORT = ["profile", "--reference", "--envs", "2", "--simulations", "2", "--roots", "2"]
 FULL = Path("/dev/full")
@@ -79,7 +79,7 @@ def test_the_check_leaves_files_alone(tmp_path: Path) -> None:
     there = tmp_path / "there"
     new = tmp_path / "new"
     there.write_text("kept")
-    assert common.unusable_file(there) is common.unusable_file(new) is None
+    assert outputs.unusable_file(there) is outputs.unusable_file(new) is None
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert there.read_text() == "kept"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,24 +68,6 @@ def unusable_device(device: str, torch: Any) -> str | None:
     except (RuntimeError, AssertionError) as error:
         return f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
     return None
-
-
-def unusable_file(path: Path | None) -> str | None:
-    """Why a file cannot be written, or None. Nothing is created."""
-    if path is None:
-        return None
-    try:
-        there = path.exists()
-        if path.is_dir():
-            reason: str | None = "it is a directory"
-        elif not path.parent.is_dir():
-            reason = "no such directory"
-        else:
-            written = path if there else path.parent
-            reason = None if os.access(written, os.W_OK) else "permission denied"
-    except OSError as error:  # the name is too long, or a folder on the way may not be looked into
-        reason = error.strerror
-    return reason and f"cannot write to {str(path)!r}: {reason}"
 
 
 def save(path: Path, text: str) -> str | None:

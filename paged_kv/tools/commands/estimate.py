@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paged_kv.tools.commands.common import fail, file, shortened, unusable_file
+from paged_kv.tools.commands.common import fail, file, shortened
+from paged_kv.tools.commands.outputs import Named, unusable_outputs
 from paged_kv.tools.commands.profile import PRESET_NAMES
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     from paged_kv.tools.estimate.table import text
 
     to_screen = str(options.json) == "-"
-    wrong = None if to_screen else unusable_file(options.json)
+    wrong = None if to_screen or options.json is None else _wrong(options)
     if wrong:
         return fail(wrong, status=2)
     given = {
@@ -162,6 +163,17 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"cannot write to {str(options.json)!r}: {error.strerror}")
     return 0
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """Why the figures cannot be written, or None."""
+    inputs = []
+    if options.lightzero_config is not None:
+        inputs.append(Named("--lightzero-config", options.lightzero_config))
+    if options.transformers_config is not None:
+        path = options.transformers_config
+        inputs += [Named("the configuration", each) for each in (path, path / "config.json")]
+    return unusable_outputs([Named("--json", options.json)], inputs)
 
 
 def _sources(options: argparse.Namespace) -> list[Source]:

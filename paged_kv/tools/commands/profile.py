@@ -16,8 +16,8 @@ from paged_kv.tools.commands.common import (
     save,
     two_or_more,
     unusable_device,
-    unusable_file,
 )
+from paged_kv.tools.commands.outputs import Named, unusable_outputs
 from paged_kv.tools.commands.searching import Wording, add_machine, add_page_size, add_what
 from paged_kv.tools.profile.presets import PRESETS
 
@@ -164,7 +164,7 @@ def _tell(options: argparse.Namespace, runs: list[Run]) -> list[str | None]:
         from paged_kv.tools.html import page
 
         for each in runs:
-            path = page_file(options, each.result)
+            path = page_file(options, each.result["workload"]["preset"])
             complaints.append(save(path, page(each.recordings, each.result)))
             pages += [path] if complaints[-1] is None else []
     if on_screen:
@@ -176,14 +176,22 @@ def _tell(options: argparse.Namespace, runs: list[Run]) -> list[str | None]:
     return complaints
 
 
-def page_file(options: argparse.Namespace, result: dict[str, Any]) -> Path:
-    """Where the page of a result goes: each of several presets gets one of its own,
+def page_file(options: argparse.Namespace, preset: str) -> Path:
+    """Where the page of a preset goes: each of several presets gets one of its own,
     report-cartpole.html and so on.
     """
     path: Path = options.html
-    if options.preset != "all":
-        return path
-    return path.with_stem(f"{path.stem}-{result['workload']['preset']}")
+    return path if options.preset != "all" else path.with_stem(f"{path.stem}-{preset}")
+
+
+def _outputs(options: argparse.Namespace) -> list[Named]:
+    """All files that will be written."""
+    found = []
+    if options.json is not None and str(options.json) != "-":
+        found.append(Named("--json", options.json))
+    if options.html is not None:
+        found += [Named("--html", page_file(options, preset)) for preset in _names(options)]
+    return found
 
 
 def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
@@ -197,9 +205,7 @@ def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
             f"the reference world model has no {' and no '.join(given)}: only the LightZero "
             "integration has"
         )
-    wrong = unusable_device(options.device, torch)
-    wrong = wrong or (unusable_file(options.json) if str(options.json) != "-" else None)
-    wrong = wrong or unusable_file(options.html)
+    wrong = unusable_device(options.device, torch) or unusable_outputs(_outputs(options))
     if wrong:
         return wrong
     sizes = {"envs": options.envs, "simulations": options.simulations}

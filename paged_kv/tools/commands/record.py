@@ -11,8 +11,8 @@ from paged_kv.tools.commands.common import (
     file,
     positive,
     unusable_device,
-    unusable_file,
 )
+from paged_kv.tools.commands.outputs import Named, unusable_outputs
 from paged_kv.tools.commands.profile import PRESET_NAMES
 from paged_kv.tools.commands.searching import Wording, add_machine, add_page_size, add_what
 
@@ -95,7 +95,9 @@ def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
     from paged_kv.errors import PagedKVError
     from paged_kv.tools.commands.memory import memory, too_large
 
-    wrong = unusable_device(options.device, torch) or unusable_file(options.file)
+    wrong = unusable_device(options.device, torch) or unusable_outputs(
+        [Named("the recording", options.file)]
+    )
     if wrong:
         return wrong
     sizes = {"envs": options.envs, "simulations": options.simulations}

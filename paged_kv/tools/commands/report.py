@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from paged_kv.tools.commands.common import fail, file, missing_report, unusable_file
+from paged_kv.tools.commands.common import fail, file, missing_report
+from paged_kv.tools.commands.outputs import Named, unusable_folder, unusable_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     from paged_kv.errors import BadRecording, PagedKVError
     from paged_kv.recording import read_recording
 
-    wrong = unusable_file(options.html) or unusable_file(options.trace)
+    wrong = _wrong(options)
     if wrong:
         return fail(wrong, status=2)
     missing = missing_report() if options.html else None
@@ -80,6 +81,17 @@ def run(options: argparse.Namespace) -> int:
     except (PagedKVError, OSError) as error:
         return fail(str(error))
     return 0
+
+
+def _wrong(options: argparse.Namespace) -> str | None:
+    """What cannot be written, or None."""
+    given = (("--html", options.html), ("--trace", options.trace))
+    outputs = [Named(name, path) for name, path in given if path is not None]
+    wrong = unusable_outputs(outputs, [Named("the recording", options.file)])
+    if wrong or options.tensorboard is None:
+        return wrong
+    folder = Named("--tensorboard", options.tensorboard)
+    return unusable_folder(folder.path) or unusable_outputs(outputs, [folder])
 
 
 def _export(options: argparse.Namespace, recording: Recording) -> list[str]:
