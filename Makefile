@@ -89,7 +89,7 @@ test-core: .venv-core/.dev
 .venv-core/.dev: constraints.txt
 	$(PYTHON) -m venv --clear .venv-core
 	@echo "installing the core alone, with the newest numpy"
-	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis pytest
+	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis msgspec pytest
 	@touch $@
 
 .venv-bench/.peers: constraints.txt requirements-bench.txt requirements-lightzero.txt

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from paged_kv import __version__
-from paged_kv.errors import BadRecording
 
 FORMAT = "paged_kv recording"
 VERSION = 1
@@ -32,21 +31,13 @@ LISTS = {
     "cache": "caches",
     "end": "ends",
 }
-# What the header must have beside its format and version.
-FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
-    ("title", (str,), "text"),
-    ("labels", (dict,), "an object"),
-    ("started", (int, float), "a number"),
-    ("cache", (dict, type(None)), "an object or null"),
-)
 
 
 @dataclass(frozen=True)
 class Recording:
     """What a file holds: its header and its lines by kind, each list in the order of time.
 
-    `torn` counts lines that could not be read: the last one, where the run was killed while it was
-    written.
+    `torn`: the last line was cut off, as the run was killed while it was written.
     """
 
     header: Line
@@ -57,7 +48,7 @@ class Recording:
     lives: list[Line] = field(default_factory=list)
     caches: list[Line] = field(default_factory=list)
     ends: list[Line] = field(default_factory=list)
-    torn: int = 0
+    torn: bool = False
 
     @property
     def title(self) -> str:
@@ -113,6 +104,7 @@ class RecordingWriter:
     as a RuntimeWarning, and nothing more is written.
 
     >>> import tempfile, pathlib
+    >>> from paged_kv.recording import read_recording
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.jsonl"
     >>> with RecordingWriter(path, header("a run", None)) as writer:
     ...     writer.write("event", 0.5, name="search", s=0.25)
@@ -176,118 +168,3 @@ class RecordingWriter:
             warnings.warn(
                 f"recording to {str(self.path)!r} stopped: {error}", RuntimeWarning, stacklevel=2
             )
-
-
-def read_recording(path: str | os.PathLike[str]) -> Recording:
-    """Read a file. Raises BadRecording unless it is a recording of this version."""
-    try:
-        first, _, rest = Path(path).read_bytes().partition(b"\n")
-    except OSError as error:
-        raise BadRecording(path, error.strerror or str(error)) from None
-    if not first:
-        raise BadRecording(path, "the file is empty")
-    lists: dict[str, list[Line]] = {name: [] for name in LISTS.values()}
-    torn = 0
-    for text in rest.split(b"\n"):
-        line = _parsed(text)
-        if line is None:
-            torn += bool(text)
-        elif line["kind"] in LISTS:
-            lists[LISTS[line["kind"]]].append(line)
-    return Recording(_header(path, first), torn=torn, **lists)
-
-
-def _parsed(text: bytes) -> Line | None:
-    """A line with its kind and time, or None where it has none."""
-    try:
-        line = json.loads(text, parse_constant=_refuse)
-    except ValueError:  # a UnicodeDecodeError is one, too
-        return None
-    if (
-        not isinstance(line, dict)
-        or not isinstance(line.get("kind"), str)
-        or not _is_number(line.get("t"))
-    ):
-        return None
-    return line if SOUND.get(line["kind"], lambda _: True)(line) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
-
-
-def _numbers(value: Any, null: bool = False) -> bool:
-    """Whether this is a list of numbers, with null among them or not."""
-    return isinstance(value, list) and all(
-        _is_number(one) or (null and one is None) for one in value
-    )
-
-
-def _is_event(line: Line) -> bool:
-    rest = (value for name, value in line.items() if name not in ("kind", "name"))
-    return isinstance(line.get("name"), str) and all(map(_is_number, rest))
-
-
-def _is_sample(line: Line) -> bool:
-    bins = line.get("pages_by_refs", {})
-    plain = (value for name, value in line.items() if name not in ("kind", "pages_by_refs"))
-    return isinstance(bins, dict) and all(map(_is_number, (*plain, *bins.values())))
-
-
-def _is_tree(line: Line) -> bool:
-    nodes = line.get("nodes")
-    return isinstance(nodes, list) and all(
-        isinstance(node, dict)
-        and _is_number(node.get("id"))
-        and _is_number(node.get("tokens"))
-        and (node.get("parent") is None or _is_number(node["parent"]))
-        and _numbers(node.get("pages"))
-        for node in nodes
-    )
-
-
-def _is_map(line: Line) -> bool:
-    lists = [line.get(name) for name in ("refs", "filled", "owner")]
-    return (
-        all(_numbers(one, null=True) for one in lists)
-        and len({len(one) for one in lists if one is not None}) == 1
-    )
-
-
-def _is_histogram(line: Line) -> bool:
-    edges = line.get("edges")
-    counts = line.get("counts")
-    return _numbers(edges, null=True) and _numbers(counts)  # null: without end
-
-
-# What a line must hold so that whoever reads it can rely on it, by kind.
-SOUND = {
-    "event": _is_event,
-    "sample": _is_sample,
-    "tree": _is_tree,
-    "pages": _is_map,
-    "lives": _is_histogram,
-}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _header(path: str | os.PathLike[str], text: bytes) -> Line:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        line = None
-    if not isinstance(line, dict) or line.get("format") != FORMAT:
-        raise BadRecording(path, f"its first line is not the header of a {FORMAT}")
-    if line.get("version") != VERSION:
-        raise BadRecording(
-            path, f"it has version {line.get('version')!r} of the format, allowed is {VERSION}"
-        )
-    for name, kinds, allowed in FIELDS:
-        if name not in line or not isinstance(line[name], kinds):
-            raise BadRecording(
-                path, f"the header's {name!r} is {line.get(name)!r}, allowed is {allowed}"
-            )
-    return line

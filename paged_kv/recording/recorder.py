@@ -137,7 +137,7 @@ class Recorder:
     def mark(self, name: str) -> None:
         """Note this moment under a name; marks of one name in an interval become one event."""
         now = perf_counter()
-        self._marks[name].add(now, now)
+        self._marks[str(name)].add(now, now)
 
     def snapshot(self, title: str) -> None:
         """Write the tree and the pages as they are now. Waits for a verb that another thread is in.
@@ -151,7 +151,7 @@ class Recorder:
         def write(books: Books) -> None:
             verbs.settle()
             verbs.mirror.agree(perf_counter())
-            self._writer.write_all(self._snapshot(verbs, title, self._now()))
+            self._writer.write_all(self._snapshot(verbs, str(title), self._now()))
 
         patiently(partial(verbs.cache.look, write))
 

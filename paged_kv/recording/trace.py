@@ -123,7 +123,7 @@ def rates(before: Line, sample: Line) -> dict[str, float]:
     """
     found = {}
     queries = sample.get("queries", 0) - before.get("queries", 0)
-    if queries > 0:
+    if queries > 0 and "hits" in sample:
         found["hit_rate"] = (sample["hits"] - before.get("hits", 0)) / queries
     passed = sample["t"] - before.get("t", 0.0)
     if passed > 0 and "cache_s" in before and "cache_s" in sample:

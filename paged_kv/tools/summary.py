@@ -163,7 +163,7 @@ def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
                 yield Figure("rate", name, last[field] / passed, count)
         if "cache_s" in last:
             yield Figure("rate", "time in the cache", last["cache_s"] / passed, percent)
-    if last.get("queries"):
+    if last.get("queries") and "hits" in last:
         yield Figure("rate", "hit rate", last["hits"] / last["queries"], percent)
 
 

@@ -215,6 +215,7 @@ def test_import_stays_light() -> None:
         "tensorboardX",
         "altair",
         "vl_convert",
+        "msgspec",
     ]
     code = (
         "import sys, paged_kv, paged_kv.recording; "

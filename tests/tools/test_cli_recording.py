@@ -208,7 +208,7 @@ def test_report_of_a_run_that_was_cut_off(
     torn.write_bytes(b"".join(lines[:10]) + lines[10][:20])
     assert cli.main(["report", str(torn)]) == 0
     said = capsys.readouterr().out
-    assert "1 line(s) could not be read" in said
+    assert "The last line was cut off, and left out." in said
     assert "It was cut off." in said
 
 

@@ -37,14 +37,14 @@ def run(options: argparse.Namespace) -> int:
         from rich.table import Table
     except ImportError:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
-    from paged_kv.errors import BadRecording
+    from paged_kv.errors import BadRecording, MissingPackage
     from paged_kv.recording import read_recording
     from paged_kv.tools.summary import pairs, times
 
     try:
         first = read_recording(options.a)
         second = read_recording(options.b)
-    except BadRecording as error:
+    except (BadRecording, MissingPackage) as error:
         return fail(str(error))
     table = Table(
         caption=f"A: {escape(str(options.a))}, B: {escape(str(options.b))}", caption_justify="left"

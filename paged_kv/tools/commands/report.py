@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         from rich.console import Console
     except ImportError:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
-    from paged_kv.errors import BadRecording, PagedKVError
+    from paged_kv.errors import BadRecording, MissingPackage, PagedKVError
     from paged_kv.recording import read_recording
 
     wrong = _wrong(options)
@@ -65,13 +65,13 @@ def run(options: argparse.Namespace) -> int:
         return fail(missing)
     try:
         recording = read_recording(options.file)
-    except BadRecording as error:
+    except (BadRecording, MissingPackage) as error:
         return fail(str(error))
     console = Console()
     for table in (figures_table(recording), verbs_table(recording)):
         console.print(table)
     if recording.torn:
-        console.print(f"{recording.torn} line(s) could not be read and were left out.")
+        console.print("The last line was cut off, and left out.")
     if recording.reason != "done":
         cut = recording.reason is None
         console.print("It was cut off." if cut else f"It ended with {recording.reason}.")

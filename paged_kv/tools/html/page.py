@@ -183,10 +183,7 @@ def _notices(found: list[Source], result: dict[str, Any] | None) -> Iterator[str
         yield NOTHING
     for source in found:
         if source.recording.torn:
-            yield (
-                f"{source.name}: {source.recording.torn} lines of the file could not be read; "
-                "the rest is shown."
-            )
+            yield f"{source.name}: the last line of the file was cut off; the rest is shown."
         if source.recording.reason is None and source.samples:
             yield f"{source.name}: the recording was cut off; what was written until then is shown."
         if len(source.samples) < len(source.recording.samples):

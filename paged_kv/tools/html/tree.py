@@ -33,6 +33,8 @@ def tree(source: Source) -> Figure | None:
     if snapshot is None or not nodes:
         return None
     forest = grown(nodes)
+    if not forest:  # each of them hangs below another one
+        return None
     shown, rows = _rows(forest, nodes, source.recording.cache)
     most = max(row["h"] for row in rows)
     title = (
