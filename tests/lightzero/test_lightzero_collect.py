@@ -76,6 +76,7 @@ def train(
     from lzero.policy.unizero import UniZeroPolicy
 
     from paged_kv.integrations.lightzero import installed
+    from paged_kv.integrations.lightzero.release import world_model
 
     digest = hashlib.sha256()
     searches = []
@@ -83,9 +84,11 @@ def train(
     monkeypatch.chdir(folder)
     with monkeypatch.context() as patch:
         for name in ("_forward_collect", "_forward_eval"):
-            patch.setattr(
-                UniZeroPolicy, name, noted(getattr(UniZeroPolicy, name), digest, searches)
-            )
+            # Without the names of the environments: on pages a policy would keep contexts that
+            # LightZero's loses.
+            bare = inspect.unwrap(getattr(UniZeroPolicy, name))
+            patch.setattr(UniZeroPolicy, name, noted(bare, digest, searches))
+        patch.setattr(world_model, "follow_environments", lambda: None)
         seeds["next"] = 0
         options = (
             {"cache": "lightzero"}
@@ -94,21 +97,16 @@ def train(
         )
         with installed(**options), quiet():
             policy = train_unizero(list(cartpole_config(updates=6)), seed=0, max_env_step=400)
-    world_model = policy._collect_model.world_model
-    assert hasattr(world_model, "paged") == (kind != "own")
-    assert world_model.root_hit_cnt > 20
+    played = policy._collect_model.world_model
+    assert hasattr(played, "paged") == (kind != "own")
+    assert played.root_hit_cnt > 20
     return digest.hexdigest(), len(searches)
 
 
 def noted(forward: Any, digest: Any, searches: list[int]) -> Any:
-    """LightZero's forward, with the actions, visit counts and values of every search hashed.
+    """LightZero's forward, with the actions, visit counts and values of every search hashed."""
 
-    Without the names of the environments: on pages a policy would keep contexts that LightZero's
-    loses.
-    """
-    forward = inspect.unwrap(forward)
-
-    @wraps(forward)  # and so nothing is wrapped around it again
+    @wraps(forward)
     def forward_and_note(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
         for env in sorted(output):

@@ -12,15 +12,30 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.shared.state import Choices
 from paged_kv.integrations.lightzero.shared.versions import FOUND, MAIN
+from paged_kv.integrations.lightzero.shared.wrappers import unwrapped, world_model_of
 
 if FOUND == MAIN:
-    from paged_kv.integrations.lightzero.main.world_model import BUILDERS, swap_in, swap_out
+    from paged_kv.integrations.lightzero.main.world_model import (
+        BUILDERS,
+        put_hooks,
+        swap_in,
+        swap_out,
+    )
 else:
-    from paged_kv.integrations.lightzero.release.world_model import BUILDERS, swap_in, swap_out
+    from paged_kv.integrations.lightzero.release.world_model import (
+        BUILDERS,
+        put_hooks,
+        swap_in,
+        swap_out,
+    )
 
 Target = TypeVar("Target")
 CACHES = ("paged", "lightzero")
 _MODELS = ("_model", "_learn_model", "_target_model", "_collect_model", "_eval_model")
+
+# Already here: so that they lie inside whatever is put around the same methods later, and are there
+# for models that were attached in another process and arrive pickled.
+put_hooks()
 
 
 def attach(
@@ -102,11 +117,9 @@ def installed(cache: str = "paged", **options: Any) -> Iterator[None]:
 def _world_models(target: Any) -> Iterator[Any]:
     """Each distinct world model of a target, once."""
     seen: set[int] = set()
-    models = [getattr(target, name, None) for name in _MODELS]
-    for holder in (target, *models):
-        world_model = (
-            holder if isinstance(holder, WorldModel) else getattr(holder, "world_model", None)
-        )
+    models = [getattr(unwrapped(target), name, None) for name in _MODELS]
+    for holder in map(unwrapped, (target, *models)):
+        world_model = holder if isinstance(holder, WorldModel) else world_model_of(holder)
         if isinstance(world_model, WorldModel) and id(world_model) not in seen:
             seen.add(id(world_model))
             yield world_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,12 +16,19 @@ from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
 ROUNDING = 1e-5
 
 
+class Root(NamedTuple):
+    """The root that a search begins at: where it lies in its pool, and the latent it ends with."""
+
+    name: str
+    latent: torch.Tensor
+
+
 class MainState(PagedState):
     """The contexts of one world model, and the batch that is in work.
 
     Beyond 0.2.0: window modes that the model may change at any time, contexts stored without the
-    padding in front of them, several roots an environment (collection and evaluation share one
-    model), and windows that LightZero rebuilt.
+    padding in front of them, a root for each phase of an environment (collection and evaluation
+    share one model), and windows that LightZero rebuilt.
     """
 
     stored = Context
@@ -32,10 +39,10 @@ class MainState(PagedState):
         super().__init__(options, envs=envs, context_length=0, choices=choices, rotary=True)
         self.init_entries = init_entries
         self._mode: tuple[bool, int] | None = None
-        # the key of each environment's root, which the search begins at
-        self._latest: dict[int, str] = {}
-        # of the roots of each environment, by key
-        self._latents: dict[int, dict[str, torch.Tensor]] = {}
+        # what a policy is doing, where it tells
+        self.phase: str | None = None
+        # of each environment in each phase, with node keys
+        self._roots: dict[tuple[int, str | None], Root] = {}
 
     def __reduce__(self) -> Any:
         return _empty_state, (self.options, self.envs, self.init_entries, self.choices)
@@ -93,56 +100,73 @@ class MainState(PagedState):
             values = values + positions[1::2]
         return list(zip(keys, values))
 
-    def put_roots(
-        self, envs: Sequence[int], keys: Sequence[str], children: Iterable[int], *, pinned: bool
-    ) -> None:
-        """Store roots; pinned, no lack of pages takes one before the next root of its environment
-        is there.
-        """
-        for env, key, child in zip(envs, keys, children):
-            pool = self.manager.init_pools[env]
-            before = self._latest.get(env)
-            if before is not None and before != key and pool.pinned(before):
-                pool.unpin(before)
-            pool.put(key, child)
-            if pinned and not pool.pinned(key):
-                pool.pin(key)
-            self._latest[env] = key
+    def start(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Begin with an empty cache on a device, and drop what another one held."""
+        super().start(device, dtype)
+        self._roots = {}
 
-    def note_latents(self, envs: Sequence[int], keys: Sequence[str], latents: torch.Tensor) -> None:
-        """Keep the latent states of roots, for `as_stored`."""
-        for env, key, latent in zip(envs, keys, latents):
-            known = self._latents.setdefault(env, {})
+    def named(self, key: str) -> str:
+        """Where the root with this key lies: two phases of an environment may come by one state in
+        different ways.
+        """
+        return key if self.phase is None else f"{self.phase} {key}"
+
+    def put_roots(self, envs: Sequence[int], keys: Sequence[str], children: Iterable[int]) -> None:
+        """Store roots under LightZero's keys, beside others."""
+        for env, key, child in zip(envs, keys, children):
+            self.manager.set_init_cache(env, key, child)
+
+    def replace_roots(
+        self,
+        envs: Sequence[int],
+        keys: Sequence[str],
+        children: Iterable[int],
+        latents: torch.Tensor,
+    ) -> None:
+        """Store the root of each environment in place of the one before, of the same phase.
+
+        No lack of pages takes one before the next is there: a search goes on from it.
+        """
+        for env, key, child, latent in zip(envs, keys, children, latents):
             pool = self.manager.init_pools[env]
-            known.pop(key, None)  # so that the latest comes last
-            known[key] = latent
-            # those of evicted roots, now and then: it takes a walk over all
-            if len(known) > 2 * len(pool):
-                for stale in [key for key in known if key not in pool]:
-                    del known[stale]
+            name = self.named(key)
+            pool.put(name, child)
+            if not pool.pinned(name):
+                pool.pin(name)
+            before = self._roots.get((env, self.phase))
+            self._roots[env, self.phase] = Root(name, latent.clone())
+            if before is not None and before.name != name and before.name in pool:
+                pool.unpin(before.name)
+                pool.remove(before.name)
+
+    def forget_roots(self, env: int) -> None:
+        """Release the roots of one environment, of both phases."""
+        super().forget_roots(env)
+        for known in [known for known in self._roots if known[0] == env]:
+            del self._roots[known]
 
     def as_stored(self, envs: Sequence[int], latents: torch.Tensor) -> torch.Tensor:
-        """Latent states with those that a root of their environment has, but for rounding, replaced
-        by the root's.
+        """Latent states with that of their environment's root in their place where they differ by
+        rounding only.
 
         An encoder's last bits depend on how many environments are in its batch, and with them every
-        hash. Cost: a root a row where it is the latest one, as in play without evaluations in
-        between.
+        hash.
         """
         found = latents.clone()
         for row, env in enumerate(envs):
-            for stored in reversed(self._latents.get(env, {}).values()):
-                if (stored - latents[row]).norm() <= ROUNDING * latents[row].norm():
-                    found[row] = stored
-                    break
+            root = self._roots.get((env, self.phase))
+            if root is not None and _alike(root.latent, latents[row]):
+                found[row] = root.latent
         return found
 
     def begin(self, envs: Sequence[int]) -> None:
-        """A search below the latest roots of these environments, one a row."""
+        """A search below the roots of these environments, one a row."""
         self.end_search()
         pools = self.manager.init_pools
-        roots = [pools[env].get(self._latest[env]) for env in envs if env in self._latest]
-        self.nodes.begin([root for root in roots if root is not None])
+        roots = [self._roots.get((env, self.phase)) for env in envs]
+        self.nodes.begin(
+            [None if root is None else pools[env].get(root.name) for env, root in zip(envs, roots)]
+        )
 
     # -- a model step
 
@@ -229,6 +253,10 @@ class MainState(PagedState):
         batch.close()
         self.cache.release(seqs)
         return [slid[row] for row in range(len(seqs))]
+
+
+def _alike(stored: torch.Tensor, seen: torch.Tensor) -> bool:
+    return bool((stored - seen).norm() <= ROUNDING * seen.norm())
 
 
 def _entry_of(context: Any) -> Any:

@@ -119,8 +119,8 @@ class Keys(MutableMapping[str, int]):
         self.index.remove(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The sequence stored under a key, or `default`."""
-        handle = self.index.get(key)
+        """The sequence stored under a key, or `default`; of roots that of the phase which runs."""
+        handle = self.index.get(key if self._env is None else self._state.named(key))
         return default if handle is None else handle
 
     def clear(self) -> None:

@@ -15,8 +15,8 @@ from lzero.model.unizero_world_models.ppo_world_model import PPOWorldModel
 from lzero.model.unizero_world_models.utils import hash_state
 from lzero.model.unizero_world_models.world_model import WorldModel
 
-from paged_kv.errors import BadCount, UnannouncedNode
-from paged_kv.integrations.lightzero.main.policy import remember_exactly
+from paged_kv.errors import BadCount
+from paged_kv.integrations.lightzero.main.policy import name_phases, remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
 from paged_kv.integrations.lightzero.main.stores import Keys, ManagerView
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
@@ -81,12 +81,27 @@ class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
             )
         attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
         attributes["total_query_count"] += ready_env_num
-        found = [node for node in paged.nodes.take(ready_env_num) if node is not None]
-        if len(found) < ready_env_num:  # a root that was cleared before its search
-            raise UnannouncedNode(ready_env_num, len(found))
-        attributes["hit_count"] += ready_env_num
+        found: list[Any] = paged.nodes.take(ready_env_num)
+        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
+        attributes["hit_count"] += ready_env_num - len(missing)
+        if missing:
+            found = [None if node is None else paged.entry(node) for node in found]
+            for row in missing:
+                latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
+                found[row] = self._fresh(latent, int(start_pos[row]))
         attributes["keys_values_wm_list"] = found
         return found  # trim_and_pad_kv_cache knows the sizes
+
+    def _fresh(self, latent: torch.Tensor, start_pos: int) -> Any:
+        """A context of one observation."""
+        empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
+        self.forward(
+            {"obs_embeddings": latent},
+            past_keys_values=empty,
+            is_init_infer=True,
+            start_pos=start_pos,
+        )
+        return empty
 
     def trim_and_pad_kv_cache(self, is_init_infer: bool = True) -> list[int]:
         """Gather the contexts of the batch, all layers at once, left-padded to the longest."""
@@ -145,9 +160,10 @@ class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
         paged = self.paged
         keys = _hashes(latent_state)
         children, tokens = self._stored(latent_state, sizes)
-        paged.put_roots(envs, keys, children, pinned=paged.by_node(self))
         if paged.by_node(self):
-            paged.note_latents(envs, keys, latent_state)
+            paged.replace_roots(envs, keys, children, latent_state)
+            return
+        paged.put_roots(envs, keys, children)
         for env, key, kept in zip(envs, keys, tokens):
             by_key = self.past_token_context_init_infer_envs[env]
             roots = self.past_kv_cache_init_infer_envs[env]
@@ -195,6 +211,13 @@ PAGED = {WorldModel: PagedMainWorldModel, PPOWorldModel: PagedMainPPOWorldModel}
 _ORIGINAL = {paged: original for original, paged in PAGED.items()}
 
 
+def put_hooks() -> None:
+    """Have LightZero's searches and policies tell models with node keys what they know."""
+    announce_searches()
+    name_phases()
+    remember_exactly()
+
+
 def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
     """Turn a world model into its paged kind, in place."""
     if choices.padding != "masked":
@@ -231,8 +254,7 @@ def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
         init_entries=entries,
         choices=choices,
     )
-    announce_searches()
-    remember_exactly()
+    put_hooks()
     model.__class__ = PAGED[kind]
     model.paged = state
     _forget(model)

@@ -307,6 +307,12 @@ def _in_order(outputs: list[Any], rows: list[int]) -> Any:
     )
 
 
+def put_hooks() -> None:
+    """Have LightZero's searches and policies tell models with node keys what they know."""
+    announce_searches()
+    follow_environments()
+
+
 def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
     """Turn a world model into its paged kind, in place."""
     if type(model) not in (WorldModel, PagedWorldModel):
@@ -327,8 +333,7 @@ def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
         choices=choices,
         rotary=bool(model.config.rotary_emb),
     )
-    announce_searches()
-    follow_environments()
+    put_hooks()
     mask_padding(model, choices.padding == "masked")
     model.__class__ = PagedWorldModel
     model.paged = state

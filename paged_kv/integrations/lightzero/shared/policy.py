@@ -9,12 +9,15 @@ pages with node keys hands over what each environment saw and did last, wherever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from lzero.policy.sampled_unizero import SampledUniZeroPolicy
 from lzero.policy.unizero import UniZeroPolicy
+
+from paged_kv.integrations.lightzero.shared.hooks import put_around
+from paged_kv.integrations.lightzero.shared.wrappers import state_by_node
 
 POLICIES = (UniZeroPolicy, SampledUniZeroPolicy)
 # The model that a step runs, and the place of `ready_env_id` among the arguments after the
@@ -29,9 +32,7 @@ def follow_environments() -> None:
     """
     for policy in POLICIES:
         for name, (model, place) in STEPS.items():
-            step = vars(policy).get(name)
-            if step is not None and not hasattr(step, "__wrapped__"):
-                setattr(policy, name, _following(step, model, place))
+            put_around(policy, name, partial(_following, model=model, place=place))
 
 
 class LastSteps:
@@ -80,8 +81,8 @@ def _following(step: Callable[..., Any], model: str, place: int) -> Callable[...
 
     @wraps(step)
     def followed(policy: Any, data: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        paged = getattr(getattr(getattr(policy, model), "world_model", None), "paged", None)
-        if paged is None or paged.keys != "node":
+        paged = state_by_node(getattr(policy, model))
+        if paged is None:
             return step(policy, data, *arguments, **options)
         ready = arguments[place] if len(arguments) > place else options.get("ready_env_id")
         envs = list(range(len(data))) if ready is None else [int(env) for env in ready]

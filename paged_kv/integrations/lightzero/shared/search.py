@@ -2,21 +2,24 @@
 
 The search finds its leaves with `batch_traverse`, which names every leaf by (simulation that made
 it, row of the batch). LightZero drops these names and looks the context up again by a hash of the
-latent state. Here the search runs with a tree module that passes the names on, so that no context
-is hashed, lost or taken for another one's.
+latent state. Here the tree module of the search passes the names on, so that no context is hashed,
+lost or taken for another one's.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
+from contextvars import ContextVar
 from functools import wraps
-from types import FunctionType
 from typing import Any
 
 from lzero.mcts.tree_search.mcts_ctree import UniZeroMCTSCtree
 from lzero.mcts.tree_search.mcts_ctree_sampled import SampledUniZeroMCTSCtree
 
 from paged_kv.errors import UnannouncedNode
+from paged_kv.integrations.lightzero.shared.hooks import put_around
+from paged_kv.integrations.lightzero.shared.wrappers import state_by_node
 
 TREES = {UniZeroMCTSCtree: "tree_muzero", SampledUniZeroMCTSCtree: "tree_sampled_muzero"}
 
@@ -36,8 +39,8 @@ class SearchNodes:
     def __len__(self) -> int:
         return sum(map(len, self._nodes[1:]))
 
-    def begin(self, roots: Sequence[int]) -> None:
-        """A new search below these contexts."""
+    def begin(self, roots: Sequence[int | None]) -> None:
+        """A new search below these contexts; None where one is missing."""
         self._nodes = [roots]
         self._chosen = None
 
@@ -74,48 +77,52 @@ class SearchNodes:
         self._nodes[1:] = [()] * (len(self._nodes) - 1)
 
 
+# The nodes of the search that runs: they are told what its tree finds.
+_RUNNING: ContextVar[SearchNodes | None] = ContextVar("running", default=None)
+
+
 def announce_searches() -> None:
     """Have LightZero's UniZero searches tell models with node keys which leaves they chose, and
     when they end.
     """
-    for search, tree in TREES.items():
-        if not hasattr(search.search, "__wrapped__"):
-            search.search = _announcing(search.search, tree)
+    for search, name in TREES.items():
+        names = vars(sys.modules[search.__module__])
+        if not isinstance(names[name], _Announcer):
+            names[name] = _Announcer(names[name])
+        put_around(search, "search", _announcing)
 
 
 class _Announcer:
-    """LightZero's tree module, noting what `batch_traverse` finds."""
+    """LightZero's tree module, telling the nodes of the search that runs what `batch_traverse`
+    finds.
+    """
 
-    def __init__(self, tree: Any, nodes: SearchNodes) -> None:
+    def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._nodes = nodes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tree, name)
 
-    def batch_traverse(self, *arguments: Any) -> Any:
-        found = self._tree.batch_traverse(*arguments)
-        self._nodes.choose(found[0], found[1])
+    def batch_traverse(self, *arguments: Any, **options: Any) -> Any:
+        found = self._tree.batch_traverse(*arguments, **options)
+        nodes = _RUNNING.get()
+        if nodes is not None:
+            nodes.choose(found[0], found[1])
         return found
 
 
-def _announcing(search: Any, tree: str) -> Callable[..., Any]:
-    """`search`, run for models with node keys by a copy of itself whose global `tree` is an
-    announcer.
-    """
+def _announcing(search: Callable[..., Any]) -> Callable[..., Any]:
+    """`search`, which announces its leaves to models with node keys, and to no others."""
 
     @wraps(search)
     def announced(mcts: Any, roots: Any, model: Any, *arguments: Any, **options: Any) -> Any:
-        paged = getattr(getattr(model, "world_model", None), "paged", None)
-        if paged is None or paged.keys != "node":
-            return search(mcts, roots, model, *arguments, **options)
-        names = {**search.__globals__, tree: _Announcer(search.__globals__[tree], paged.nodes)}
-        own = FunctionType(
-            search.__code__, names, search.__name__, search.__defaults__, search.__closure__
-        )
+        paged = state_by_node(model)
+        before = _RUNNING.set(None if paged is None else paged.nodes)
         try:
-            return own(mcts, roots, model, *arguments, **options)
+            return search(mcts, roots, model, *arguments, **options)
         finally:
-            paged.end_search()
+            _RUNNING.reset(before)
+            if paged is not None:
+                paged.end_search()
 
     return announced
