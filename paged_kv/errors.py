@@ -330,6 +330,20 @@ class UnannouncedNode(PagedKVError, RuntimeError):
         self.announced = announced
 
 
+class WeightsChanged(PagedKVError, RuntimeError):
+    """A search that would go on from contexts of other weights than the model has now, where that
+    is refused. `contexts` counts them.
+    """
+
+    def __init__(self, contexts: int) -> None:
+        super().__init__(
+            f"the weights of the model changed, and {contexts} contexts of the old ones are held: "
+            'clear_caches() forgets them; attach(..., weights="drop") does so by itself, '
+            'weights="keep" goes on with them'
+        )
+        self.contexts = contexts
+
+
 class BadRecording(PagedKVError, ValueError):
     """A file that is no recording, or cannot be read."""
 

@@ -43,6 +43,7 @@ EXAMPLES: list[PagedKVError] = [
     errors.UnsupportedVersion("LightZero", "0.1", ("0.2.0",)),
     errors.BadConfig("a.py", "not\n  python"),
     errors.UnannouncedNode(3, None),
+    errors.WeightsChanged(3),
     errors.BadRecording("a.json", "no JSON"),
     errors.AlreadyRecording("a.json"),
     errors.NothingToRecord(3),

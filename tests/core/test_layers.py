@@ -22,7 +22,7 @@ CORE = [
     {"events", "pages.tree", "pages.plan", "pages.storage"},
     {"pages.books"},
     {"pages.audit", "pages.block_tables", "pages.lease"},
-    {"pages.open_steps", "tensors", "scope"},
+    {"pages.open_steps", "tensors", "scope", "weights"},
     {"turns", "pages.pool", "attention"},
     {"pages.making"},
     {"append", "gather", "step"},
@@ -149,7 +149,7 @@ def test_imports_point_down(path: Path) -> None:
 # What may be read of others although it begins with an underscore.
 OTHERS = {
     *("_asdict", "_make", "_replace"),  # of named tuples
-    *("_C", "_schema"),  # of torch
+    *("_C", "_schema", "_version"),  # of torch
     *("_current_frames", "_getframe"),  # of sys
     # of LightZero: contexts, models, policies, environments
     *("_cache", "_k_cache", "_v_cache", "_reanalysis_seeded_root_keys"),

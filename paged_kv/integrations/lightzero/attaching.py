@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
-from paged_kv.integrations.lightzero.shared.state import Choices
+from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.versions import FOUND, MAIN
 from paged_kv.integrations.lightzero.shared.wrappers import unwrapped, world_model_of
 
@@ -47,6 +47,7 @@ def attach(
     keys: str = "node",
     padding: str = "masked",
     window: str = "cached",
+    weights: str = "keep",
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
@@ -62,14 +63,18 @@ def attach(
     0.2.0's numbers, which depend on the longest window. `window` says what a context is: "cached"
     keys and values, corrected or not when the window slides, as LightZero does; or "exact" the
     tokens alone, from which every step computes its windows anew (release 0.2.0; main has modes of
-    its own for it). `pool` goes to `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`).
+    its own for it). `weights` says what becomes of contexts whose weights changed since: "keep"
+    goes on with them, as LightZero does, and counts it in `world_model.paged.old.used`; "drop"
+    forgets them before the next search; "refuse" raises WeightsChanged there. Of changes that leave
+    no trace `world_model.paged.weights_changed()` tells. `pool` goes to `PagedKVCache`
+    (`num_pages`, `max_pages`, `max_bytes`, `grow`).
     All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
     Returns `target`. Raises BadCount for unknown choices and where `target` holds no UniZero world
     model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window)
+    choices = Choices(at, keys, padding, window, weights)
     choices.check()
     models = list(_world_models(target))
     if not models:

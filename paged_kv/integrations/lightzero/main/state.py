@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from paged_kv.integrations.lightzero.main.stores import Context, MainBatch, Window
+from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
-from paged_kv.integrations.lightzero.shared.state import ROOM, SLIDE, Choices, PagedState
+from paged_kv.integrations.lightzero.shared.state import ROOM, SLIDE, PagedState
 from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
 
 # latent states that differ by less, relative to their norm, are one that was encoded twice

@@ -190,8 +190,14 @@ class ManagerView:
         self.clear_recur_cache()
 
     def get_stats_summary(self) -> dict[str, Any]:
-        """Counts of lookups and insertions, by pool."""
-        return {"stats_enabled": True, "stats": self._state.manager.stats}
+        """Counts of lookups and insertions, by pool; and of roots that went on from contexts of
+        weights that changed since.
+        """
+        return {
+            "stats_enabled": True,
+            "stats": self._state.manager.stats,
+            "old_contexts_used": self._state.old.used,
+        }
 
     def _init_pool(self, env_id: int) -> PoolView:
         if not 0 <= env_id < self.env_num:

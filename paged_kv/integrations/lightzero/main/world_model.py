@@ -18,10 +18,11 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.main.policy import name_phases, remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
-from paged_kv.integrations.lightzero.main.stores import Keys, ManagerView
+from paged_kv.integrations.lightzero.main.stores import Keys, MainBatch, ManagerView
+from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.search import announce_searches
-from paged_kv.integrations.lightzero.shared.state import SLIDE, Choices
+from paged_kv.integrations.lightzero.shared.state import SLIDE
 from paged_kv.integrations.lightzero.shared.stores import Pool
 
 # Where models are made: attributes that name the class to build.
@@ -53,6 +54,8 @@ class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
         """The step of the roots; the search that follows begins at the contexts that it stored."""
         paged = self.paged
         paged.follow(self)
+        if current_obs_embeddings is not None:
+            paged.heed_weights(self)
         if current_obs_embeddings is not None and paged.by_node(self):
             envs = (
                 range(len(current_obs_embeddings))
@@ -159,7 +162,10 @@ class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
     def _store_roots(self, latent_state: torch.Tensor, envs: list[int], sizes: list[int]) -> None:
         paged = self.paged
         keys = _hashes(latent_state)
+        batch = self.keys_values_wm
+        parents = batch.parents if type(batch) is MainBatch else []
         children, tokens = self._stored(latent_state, sizes)
+        paged.went_on(parents, children)
         if paged.by_node(self):
             paged.replace_roots(envs, keys, children, latent_state)
             return

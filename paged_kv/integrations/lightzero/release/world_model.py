@@ -13,10 +13,11 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
+from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.policy import BEGINS, follow_environments
 from paged_kv.integrations.lightzero.shared.search import announce_searches
-from paged_kv.integrations.lightzero.shared.state import Choices, PagedState, Roots
+from paged_kv.integrations.lightzero.shared.state import PagedState, Roots
 from paged_kv.integrations.lightzero.shared.stores import (
     EnvKeys,
     Pool,
@@ -52,6 +53,7 @@ class PagedWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
         now = obs_act_dict["current_obs"]
         if now is None:  # targets for training, which keep no contexts
             return super().reset_for_initial_inference(obs_act_dict, start_pos)  # type: ignore[no-any-return]
+        self.paged.heed_weights(self)
         self.latent_state = self.tokenizer.encode_to_obs_embeddings(now)
         return self._root_step(obs_act_dict, self.latent_state, start_pos), self.latent_state
 

@@ -10,40 +10,17 @@ from typing import Any, NamedTuple
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import BadCount, UnknownEnv
+from paged_kv.errors import BadCount, UnknownEnv, WeightsChanged
+from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
 from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
+from paged_kv.integrations.lightzero.shared.weights import OldContexts
 from paged_kv.manager import KVCacheManager
 from paged_kv.step import Step
 
 SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
-CHOICES = {
-    "at": ("read", "write"),
-    "keys": ("node", "latent"),
-    "padding": ("masked", "attended"),
-    "window": ("cached", "exact"),
-}
-
-
-class Choices(NamedTuple):
-    """What a user chose when a model was attached; `attach` explains each."""
-
-    at: str = "read"
-    keys: str = "node"
-    padding: str = "masked"
-    window: str = "cached"
-
-    def check(self) -> None:
-        """Raise BadCount for an unknown choice, and where two do not go together."""
-        for name, value in self._asdict().items():
-            if value not in CHOICES[name]:
-                raise BadCount(name, value, " or ".join(map(repr, CHOICES[name])))
-        if self.window == "exact":
-            for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
-                if value != only:
-                    raise BadCount(name, value, f"{only!r} where window is 'exact'")
 
 
 class Roots(NamedTuple):
@@ -81,7 +58,11 @@ class PagedState:
         self.context_length = context_length
         self.rotary = rotary
         self.choices = choices
-        self.at, self.keys, self.padding, self.window = choices
+        self.at = choices.at
+        self.keys = choices.keys
+        self.padding = choices.padding
+        self.window = choices.window
+        self.old = OldContexts()
         self.nodes = SearchNodes()
         self.environments: list[int] | None = (
             None  # of the rows of the step that is running, where a policy tells
@@ -136,6 +117,44 @@ class PagedState:
         self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
         self._manager = KVCacheManager(self._cache, self.envs, init_entries=self.init_entries)
+
+    # -- the weights
+
+    def heed_weights(self, model: Any) -> None:
+        """Between two searches: where weights changed, do what was chosen with the contexts held.
+
+        Raises WeightsChanged, every time until they are gone.
+        """
+        if not self.old.changed(model):
+            return
+        held = self._roots_held()
+        if held and self.choices.weights == "refuse":
+            raise WeightsChanged(len(held))
+        if held and self.choices.weights == "drop":
+            self.forget_nodes()
+            for env in range(self.envs):
+                self.forget_roots(env)
+            held = []
+        self.old.follow(model, held)
+
+    def weights_changed(self) -> None:
+        """Say that weights changed where nothing shows it: they were written through `.data`, or by
+        a kernel of somebody's own. Takes effect at the next search.
+        """
+        self.old.distrust()
+
+    def went_on(self, parents: Sequence[int], children: Sequence[int]) -> None:
+        """Roots that go on from others, which may hold contexts of old weights."""
+        if not self.old.any:
+            return
+        self.old.inherit(parents, children)
+        if self.old.crowded:
+            self.old.forget_all_but({*self._roots_held(), *children})
+
+    def _roots_held(self) -> list[int]:
+        if self._manager is None:
+            return []
+        return [root for pool in self._manager.init_pools for root in pool.handles()]
 
     # -- the roots
 
@@ -305,6 +324,11 @@ class PagedState:
         root keeps its own length.
         """
         batch = self._in_work()
+        children = self._commit_roots(model, batch)
+        self.went_on(batch.parents, children)
+        return children
+
+    def _commit_roots(self, model: Any, batch: Step) -> list[int]:
         size = batch.size
         if batch.uniform or self.padding == "masked":
             return self.commit(model, [length + size - batch.past for length in batch.lengths])

@@ -139,6 +139,11 @@ class StepBatch:
         return len(self._batch.layers)
 
     @property
+    def parents(self) -> list[int]:
+        """The context that each row goes on from."""
+        return self._batch.parents
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each context when it was gathered."""
         return self._batch.lengths

@@ -1,0 +1,103 @@
+"""Whether a model still has the weights that it computed with: told without reading them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+# What switches the adapters of a layer, under the names of peft.
+_SWITCHES = ("active_adapters", "disable_adapters", "merged_adapters")
+_NO_VERSION = -1  # of tensors that were made in inference mode
+# parameter -> steps of optimizers that changed it
+_steps: Any = WeakIdKeyDictionary()
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                _steps[parameter] = _steps.get(parameter, 0) + 1
+
+
+# Fused optimizers, and those that write through `.data`, leave the version of a parameter alone.
+register_optimizer_step_post_hook(_count_step)
+
+
+class _Written(NamedTuple):
+    """One tensor: how often it was written, and where it lies."""
+
+    version: int
+    steps: int
+    address: int
+
+
+class WeightStamp:
+    """What a module computes with: its weights, in which mode, with which adapters.
+
+    Of every parameter and buffer it notes the version, the steps of optimizers and the storage; of
+    every module whether it trains, and its adapters (`active_adapters`, `disable_adapters`,
+    `merged_adapters`, where it has them). Weights are neither read nor kept alive. What writes
+    through `.data`, through a detached alias or by a kernel of its own leaves no trace, unless an
+    optimizer does it; nor does what is written to tensors that were made in inference mode.
+
+    Cost: about 4 us a tensor.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> stamp = WeightStamp(layer)
+    >>> stamp.matches(layer)
+    True
+    >>> layer.load_state_dict(layer.state_dict())
+    <All keys matched successfully>
+    >>> stamp.matches(layer)
+    False
+    """
+
+    __slots__ = ("_modes", "_storages", "_tensors")
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._tensors = _tensors(module)
+        self._modes = _modes(module)
+        # An address tells nothing once its storage is gone: another one may lie there by now.
+        self._storages = [
+            StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            for tensor in chain(module.parameters(), module.buffers())
+        ]
+
+    def matches(self, module: torch.nn.Module) -> bool:
+        """Whether the module computes as it did when the stamp was made, as far as can be seen."""
+        return (
+            self._tensors == _tensors(module)
+            and self._modes == _modes(module)
+            and not any(storage.expired() for storage in self._storages)  # type: ignore[no-untyped-call]
+        )
+
+
+def _tensors(module: torch.nn.Module) -> list[_Written]:
+    return [
+        _Written(
+            _NO_VERSION if tensor.is_inference() else tensor._version,
+            _steps.get(tensor, 0) if _steps else 0,
+            tensor.data_ptr(),
+        )
+        for tensor in chain(module.parameters(), module.buffers())
+    ]
+
+
+def _modes(module: torch.nn.Module) -> list[Any]:
+    """Of each module whether it trains; and what its adapters are switched to."""
+    found: list[Any] = []
+    for part in module.modules():
+        found.append(part.training)
+        found += [repr(getattr(part, name)) for name in _SWITCHES if _has(part, name)]
+    return found
+
+
+def _has(module: torch.nn.Module, name: str) -> bool:
+    """Whether a module has a value of this name, and no method."""
+    return name in vars(module) or isinstance(getattr(type(module), name, None), property)
