@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -94,10 +96,15 @@ def _modes(module: torch.nn.Module) -> list[Any]:
     found: list[Any] = []
     for part in module.modules():
         found.append(part.training)
-        found += [repr(getattr(part, name)) for name in _SWITCHES if _has(part, name)]
+        names = _properties(type(part))  # type: ignore[arg-type]  # hashable it is
+        if not vars(part).keys().isdisjoint(_SWITCHES):
+            names = [*names, *(name for name in _SWITCHES if name in vars(part))]
+        if names:
+            found += [repr(getattr(part, name)) for name in names]
     return found
 
 
-def _has(module: torch.nn.Module, name: str) -> bool:
-    """Whether a module has a value of this name, and no method."""
-    return name in vars(module) or isinstance(getattr(type(module), name, None), property)
+@cache
+def _properties(kind: type) -> Sequence[str]:
+    """The switches that a class has as properties; a method of such a name tells nothing."""
+    return [name for name in _SWITCHES if isinstance(getattr(kind, name, None), property)]
