@@ -38,6 +38,7 @@ MEASURES = (
     Measure("cache time per simulation", "cache_us_per_simulation", "us", "cache_time"),
     Measure("whole search per simulation", "search_us_per_simulation", "us", "search_time"),
 )
+OPTIONS = ("at", "keys", "padding", "window")
 RATIOS = ("kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time")
 
 
@@ -92,7 +93,7 @@ def notes(result: dict[str, Any]) -> list[str]:
         f"Bytes held / unique tokens: {times(result['ratios']['kv_bytes_over_unique'])}; "
         f"sharing {times(paged.get('sharing_ratio_peak'))}; actions equal {equal} of {compared}; "
         f"visit counts {'equal' if fidelity['visit_counts_equal'] else 'differ'}; values within "
-        f"{fidelity['max_abs_value_difference']:.2g}."
+        f"{fidelity['max_abs_value_difference']:.2g}{attached_with([result])}."
     ]
 
 
@@ -109,6 +110,26 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def attached_with(results: list[dict[str, Any]]) -> str:
+    """Under which options of `attach` the caches were compared, where all results say the same."""
+    found = {
+        ", ".join(f'{name}="{work[name]}"' for name in OPTIONS if name in work)
+        for work in (result["workload"] for result in results)
+    }
+    (first, *others) = found
+    return f" with `{first}`" if first and not others else ""
+
+
+def masked(results: list[dict[str, Any]]) -> str:
+    """What the default of `padding` does, where it was not measured."""
+    if any(result["workload"].get("padding") != "attended" for result in results):
+        return ""
+    return (
+        " So both see the zeros in front of shorter windows; with `masked`, the default of "
+        "`attach`, pages do not, and rows that have such zeros get other numbers."
+    )
+
+
 def agreement(results: list[dict[str, Any]]) -> str:
     """Whether both caches led to the same decisions, over all presets."""
     found = [result["fidelity"] for result in results]
@@ -116,7 +137,10 @@ def agreement(results: list[dict[str, Any]]) -> str:
     compared = sum(each["actions_compared"] for each in found)
     same = all(each["visit_counts_equal"] for each in found)
     visits = "all visit counts were equal" if same else "visit counts differed"
-    return f"Both sides took the same action in {equal:,} of {compared:,} cases, and {visits}."
+    return (
+        f"Both sides took the same action in {equal:,} of {compared:,} cases, and {visits}"
+        f"{attached_with(results)}.{masked(results)}"
+    )
 
 
 def machine(result: dict[str, Any]) -> str:

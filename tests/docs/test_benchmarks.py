@@ -41,6 +41,10 @@ RESULT: dict[str, Any] = {
         "context_length": 8,
         "seed": 0,
         "threads": 1,
+        "at": "read",
+        "keys": "node",
+        "padding": "attended",
+        "window": "cached",
     },
     "caches": {
         "dense": SIDE,
@@ -119,12 +123,13 @@ def test_results_table(tmp_path: Path, many: bool) -> None:
     text = run("results_table.py", str(source)).stdout
     assert "| cartpole | 40x | 1.03x | 33x | 9x | 1.2x |" in text
     assert "| KV bytes held, peak | 2.0 MiB | 500 B | 40x |" in text
-    assert "actions equal 320 of 320; visit counts equal; values within 1e-06" in text
+    options = 'with `at="read", keys="node", padding="attended", window="cached"`.'
+    assert f"actions equal 320 of 320; visit counts equal; values within 1e-06 {options}" in text
     assert ("| long |" in text) == many
     cases = 640 if many else 320
     assert (
         f"Both sides took the same action in {cases} of {cases} cases, and all visit counts were "
-        "equal." in text
+        f"equal {options} So both see the zeros in front of shorter windows; with `masked`" in text
     )
 
 
@@ -134,7 +139,15 @@ def test_results_that_differ_say_so(tmp_path: Path) -> None:
     other["fidelity"].update(actions_equal=319, visit_counts_equal=False)
     source.write_text(json.dumps([RESULT, other]))
     text = run("results_table.py", str(source)).stdout
-    assert "Both sides took the same action in 639 of 640 cases, and visit counts differed." in text
+    found = "Both sides took the same action in 639 of 640 cases, and visit counts differed"
+    assert f"{found} with `at=" in text
+    other["workload"].update(padding="masked", window="exact")
+    source.write_text(json.dumps([RESULT, other]))
+    text = run("results_table.py", str(source)).stdout
+    assert f"{found}.\n" in text, "no one set of options holds for both"
+    source.write_text(json.dumps(other))
+    text = run("results_table.py", str(source)).stdout
+    assert 'with `at="read", keys="node", padding="masked", window="exact"`.\n' in text
 
 
 def pages(root: Path) -> tuple[Path, Path]:

@@ -33,6 +33,8 @@ KEYS = {
         "threads",
         "at",
         "keys",
+        "padding",
+        "window",
     },
     "ratios": {
         "kv_bytes_peak",

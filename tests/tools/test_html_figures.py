@@ -175,6 +175,7 @@ def test_cards_say_when_something_got_worse(
     old["search_us_per_simulation"] = 100.0
     new["search_us_per_simulation"] = 150.0
     worse["fidelity"]["actions_equal"] -= 1
+    worse["workload"]["client"] = "lightzero"
     found = {card.label: card for card in cards(worse)}
     assert (found["Search time per simulation"].big, found["Search time per simulation"].mood) == (
         "1.5x slower",
@@ -184,6 +185,7 @@ def test_cards_say_when_something_got_worse(
         "they differ",
         "bad",
     )
+    assert 'padding="attended"' in found["Decisions of the agent"].note
 
 
 def test_times_of_few_root_steps_are_not_compared(

@@ -205,9 +205,11 @@ def test_every_preset_times_enough() -> None:
 
 
 def test_the_note_says_what_applies(small: dict[str, Any]) -> None:
-    choices = 'at="read", keys="node", window="cached"'
+    choices = 'Measured with at="read", keys="node", padding="attended", window="cached": both'
     assert choices not in shown(small)
     assert "at=" not in shown(small)
     changed = json.loads(json.dumps(small))
     changed["workload"]["client"] = "lightzero"
-    assert choices in shown(changed)
+    assert choices in " ".join(shown(changed).split())
+    changed["workload"].update(padding="masked", window="exact")
+    assert 'keys="node", padding="masked", window="exact". ' in " ".join(shown(changed).split())

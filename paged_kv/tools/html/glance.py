@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from paged_kv.tools.html.series import Source, values
-from paged_kv.tools.profile.words import caches, rows, sides
+from paged_kv.tools.profile.words import caches, measured_with, rows, sides
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 from paged_kv.tools.units import count, micros, size
 
@@ -178,6 +178,7 @@ def agreement(found: dict[str, Any], workload: dict[str, Any]) -> Card:
         f"counts: {visits}. "
         f"Values: {f'at most {apart:.2g} apart' if apart else 'equal'}."
     )
+    note = " ".join([note, *measured_with(workload)])
     if workload["tie_breaking"] != "fixed":
         note += " Tie-breaking could not be fixed here, so actions may differ."
     return Card(

@@ -166,16 +166,13 @@ class LightZeroSide:
             if kind == "paged":
                 from paged_kv.integrations.lightzero import attach
 
-                # "attended": both sides are compared action by action, so they must see the same
-                # zeros.
-                padding = "attended" if setting.window == "cached" else "masked"
                 attach(
                     self._policy,
                     cache="paged",
                     at=setting.at,
                     page_size=setting.page_size,
                     keys=setting.keys,
-                    padding=padding,
+                    padding=setting.padding,
                     window=setting.window,
                 )
             self._world = make_world(preset, setting.envs, setting.seed)

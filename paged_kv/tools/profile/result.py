@@ -100,6 +100,7 @@ def _workload(run: Run, preset: Preset, setting: Setting, about: About) -> dict[
         "page_size": setting.page_size,
         "at": setting.at,
         "keys": setting.keys,
+        "padding": setting.padding,
         "window": setting.window,
         "warmup_roots": preset.warmup,
         "metered_roots": run.metered,

@@ -114,3 +114,10 @@ class Setting:
     at: str
     keys: str = "node"
     window: str = "cached"
+
+    @property
+    def padding(self) -> str:
+        """What LightZero's rows see in front of shorter windows: what its own cache shows them,
+        since both sides are compared action by action; exact windows are always masked.
+        """
+        return "attended" if self.window == "cached" else "masked"

@@ -109,33 +109,51 @@ def _share(side: dict[str, Any]) -> str:
 
 
 def agreement(result: dict[str, Any]) -> str:
-    """One line on whether both sides decided alike.
+    """Whether both sides decided alike, and under which options of `attach`.
 
     >>> found = {"actions_compared": 8, "actions_equal": 8, "visit_counts_equal": True}
-    >>> agreement({"fidelity": found | {"max_abs_value_difference": 2.5e-07}})
+    >>> found["max_abs_value_difference"] = 2.5e-07
+    >>> agreement({"fidelity": found, "workload": {"client": "reference"}})
     'Actions equal: 8 of 8; visit counts equal; values differ by at most 2.5e-07.'
     """
     found = result["fidelity"]
     visits = "equal" if found["visit_counts_equal"] else "DIFFER"
-    return (
+    told = (
         f"Actions equal: {found['actions_equal']:,} of {found['actions_compared']:,}; visit "
         f"counts {visits}; "
         f"values differ by at most {found['max_abs_value_difference']:.2g}."
     )
+    return " ".join([told, *measured_with(result["workload"])])
+
+
+def measured_with(workload: dict[str, Any]) -> list[str]:
+    """Under which options of `attach` LightZero was compared; nothing of other clients.
+
+    >>> measured_with({"client": "lightzero", "keys": "node", "padding": "masked"})
+    ['Measured with keys="node", padding="masked".']
+    """
+    if workload["client"] != "lightzero":
+        return []
+    names = ("at", "keys", "padding", "window")
+    options = ", ".join(f'{name}="{workload[name]}"' for name in names if name in workload)
+    if workload.get("padding") != "attended":
+        return [f"Measured with {options}."]
+    return [
+        f"Measured with {options}: both sides see the zeros in front of shorter windows. With "
+        'padding="masked", the default of attach(), pages do not, and rows that have such zeros '
+        "get other numbers."
+    ]
 
 
 def notes(result: dict[str, Any]) -> str:
     """What was run, and on what."""
     workload = result["workload"]
     machine = result["machine"]
-    lightzero = workload["client"] == "lightzero"
-    choices = [f'{name}="{workload[name]}"' for name in ("at", "keys", "window") if lightzero]
     said = [
         f"{workload['client']} {workload['client_version']}",
         f"{workload['weights']} weights",
         workload["observations"],
         f"{workload['roots']} root steps",
-        *choices,
         f"{workload['threads']} thread(s)",
         machine["processor"],
     ]
