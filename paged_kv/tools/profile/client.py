@@ -237,7 +237,7 @@ class LightZeroSide:
 
             layers.add(ExactLayer)
             found.append(Probe(type(wm.past_kv_cache_recurrent_infer), "clear", CACHE))
-            names = ["roots_after", "roots_at", "open_empty", "open", "end_search"]
+            names = ["heed_weights", "roots_after", "roots_at", "open_empty", "open", "end_search"]
             found += [Probe(type(wm.paged), name, CACHE) for name in names]
         return found + [Probe(layer, name, LAYER) for layer in layers for name in ("update", "get")]
 
