@@ -335,7 +335,10 @@ class PagedKVCache:
 
     @reader
     def pages_needed(self, seqs: Iterable[int], count: Counts, *, fork: bool = False) -> int:
-        """Dry run: pages that appending `count` tokens (to forked children) would take."""
+        """Dry run: pages that appending `count` tokens (to forked children) would take.
+
+        Fewer may do where entries of an index have to go for it.
+        """
         return self._pool.tables.plan(handles(seqs), count, fork=flag("fork", fork)).fresh
 
     @reader

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from itertools import islice
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterable, Sequence
 
 from paged_kv.checks import key as check_key
-from paged_kv.entries import Entries, drop
+from paged_kv.entries import Entries
 from paged_kv.errors import CapacityExceeded, HandleInUse, StaleHandle
 from paged_kv.eviction import page_counts, subtract
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.change import Edit, Entry, Store
 
-Chosen = tuple[Entries, Entry]
-
 
 class Draft:
-    """The entries of an index, as they will be. Nothing takes effect but what the policy is told:
-    see `Entries.in_order`.
+    """The entries of an index, as they will be. Nothing takes effect but what policies are told:
+    see `Entries.in_order`. Drafts of one verb share what they end.
     """
 
-    def __init__(self, entries: Entries) -> None:
+    def __init__(self, entries: Entries, ended: set[int]) -> None:
         self.entries = entries
         self.added: dict[Hashable, Entry] = {}
         self.gone: dict[int, Entry] = {}  # by handle
         self.inserted = 0
         self.evicted = 0
-        self._size = len(entries.by_key)
+        self.size = len(entries.by_key)
+        self._ended = ended
 
     def get(self, key: Hashable) -> Entry | None:
         """The entry of a key."""
@@ -55,103 +54,109 @@ class Draft:
             raise StaleHandle(seq)
         entries = self.entries
         old = self.get(key)
-        evicted = self._overflow(old, seq)
-        entries.in_order = False  # until the draft has taken effect
-        for entry in evicted:
-            self._drop(entry)
-            self.evicted += 1
         pins = 1 if pin else 0
         if old is not None:
             pins = old.pins or pins
-            self._drop(old)
-            self.gone.pop(seq, None)
-        self._size += 1
+            self.drop(old)
+        if seq in self.gone:
+            del self.gone[seq]  # it stays, and needs no room
+            self._ended.remove(seq)
+        else:
+            self._make_room(seq)
+        self.size += 1
         self.inserted += 1
-        self.added[key] = Entry(
-            key, seq, priority, next(entries.clock), pins, entries.ended, entries.owner
-        )
-        entries.policy.on_add(key, priority)
+        entry = Entry(key, seq, priority, next(entries.clock), pins, entries.home)
+        self.added[key] = entry
+        entries.in_order = False
+        entries.policy.on_add(entry)
 
-    def _drop(self, entry: Entry) -> None:
+    def drop(self, entry: Entry) -> None:
+        """End an entry."""
+        entries = self.entries
         self.added.pop(entry.key, None)
         self.gone[entry.handle] = entry
-        self._size -= 1
-        self.entries.policy.on_remove(entry.key)
+        self._ended.add(entry.handle)
+        self.size -= 1
+        entries.in_order = False  # until the draft has taken effect
+        entries.forget(entry)
+        tree = entries.books.tree
+        if tree.watches:
+            tree.wake((entry.handle,))
 
     # -- who goes
 
-    def victims(self) -> Iterator[Entry]:
-        """Entries that are not pinned, the first to evict first.
+    def evict(self, busy: Collection[int] = (), *, inner: bool = False) -> Entry | None:
+        """End the first leaf, or with `inner` the first of all others, that is neither pinned nor
+        busy. Returns it, or None where there is none.
 
-        A policy that fails while it is walked is made anew, once: the hash of a key may have
-        changed.
-        """
-        seen: set[int] = set()
-        walk = self._unpinned()
-        anew = False
-        while True:
-            try:
-                entry = next(walk, None)
-            except Exception:
-                if anew:
-                    raise
-                anew = True
-                self.entries.policy = self.entries.told(self.all())  # as it knew them
-                walk = self._unpinned()
-                continue
-            if entry is None:
-                return
-            if entry.handle not in seen:
-                seen.add(entry.handle)
-                yield entry
-
-    def _unpinned(self) -> Iterator[Entry]:
-        for key in self.entries.policy.victims():
-            entry = self.get(key)
-            if entry is not None and not entry.pins:
-                yield entry
-
-    def _overflow(self, old: Entry | None, seq: int) -> list[Entry]:
-        """The entries to evict so that `seq` fits in place of `old`. Raises CapacityExceeded."""
-        evicted: list[Entry] = []
-        most = self.entries.max_entries
-        if most is not None and old is None and self._size >= most:
-            victim = next(self.victims(), None)
-            if victim is None:
-                pinned = self._pinned()
-                raise CapacityExceeded("entries", pinned + 1, most, pinned)
-            evicted = [victim]
-        most = self.entries.max_bytes
-        if most is not None:
-            return self._overweight(old, seq, evicted, most)
-        return evicted
-
-    def _overweight(
-        self, old: Entry | None, seq: int, evicted: list[Entry], max_bytes: int
-    ) -> list[Entry]:
-        """The first victims, at least those of `evicted`, without which the entries and `seq` fit
-        into `max_bytes`.
+        A policy that fails while it is walked is made anew, once.
         """
         entries = self.entries
+        if entries.woken:
+            entries.wake(self._ended)
+        try:
+            entry = self._first(busy, inner)
+        except Exception:
+            in_order = entries.in_order
+            entries.reorder(self.all())  # as they knew them
+            entries.in_order = in_order
+            entry = self._first(busy, False)
+            if entry is None and inner:
+                entry = self._first(busy, True)
+        if entry is not None:
+            self.drop(entry)
+            self.evicted += 1
+        return entry
+
+    def _first(self, busy: Collection[int], inner: bool) -> Entry | None:
+        entries = self.entries
+        owned = entries.books.owned
+        parents = () if inner else entries.books.tree.parents()
+        policy = entries.inner if inner else entries.policy
+        passed = []
+        victim = None
+        for seen in policy.victims():
+            entry = self.added.get(seen.key) if self.added else None
+            if entry is None:
+                entry = owned.get(seen.handle)
+            if entry is None or entry is not seen or entry.pins or entry.handle in busy:
+                continue
+            child = entries.child_of(entry, self._ended) if entry.handle in parents else None
+            if child is None:
+                victim = entry
+                break
+            passed.append((entry, child))
+        for each, child in passed:
+            entries.park(each, child)
+        return victim
+
+    def _make_room(self, seq: int) -> None:
+        """Evict for a sequence. Raises CapacityExceeded."""
+        most = self.entries.max_entries
+        if most is not None and self.size >= most and self._evict_any() is None:
+            pinned = self._pinned()
+            raise CapacityExceeded("entries", pinned + 1, most, pinned)
+        most = self.entries.max_bytes
+        if most is not None:
+            self._lighten(seq, most)
+
+    def _lighten(self, seq: int, max_bytes: int) -> None:
+        """Evict until the entries and `seq` fit into `max_bytes`."""
+        entries = self.entries
         most = max_bytes // entries.page_bytes
-        if entries.tables.books.pages.used_count <= most:
-            return evicted  # those of the entries are among them, and need not be counted
-        others = [entry.handle for entry in self.all() if entry is not old]
-        tables = entries.tables.books.windows([*others, seq])[0]
-        held = page_counts(tables)
-        table_of = dict(zip(others, tables))
-        least = len(evicted)
-        evicted = []
-        for victim in self.victims():
-            if len(evicted) >= least and len(held) <= most:
-                return evicted
-            if victim is not old:
-                evicted.append(victim)
-                subtract(held, table_of[victim.handle])
-        if len(held) > most:
-            size = len(held) * entries.page_bytes
-            raise CapacityExceeded("bytes", size, max_bytes, self._pinned())
-        return evicted
+        if entries.books.pages.used_count <= most:
+            return  # those of the entries are among them, and need not be counted
+        seqs = [*(entry.handle for entry in self.all()), seq]
+        held = page_counts(entries.books.windows(seqs)[0])
+        while len(held) > most:
+            victim = self._evict_any()
+            if victim is None:
+                size = len(held) * entries.page_bytes
+                raise CapacityExceeded("bytes", size, max_bytes, self._pinned())
+            subtract(held, victim.pages)
+
+    def _evict_any(self) -> Entry | None:
+        return self.evict() or self.evict(inner=True)
 
     def _pinned(self) -> int:
         return sum(entry.pins > 0 for entry in self.all())
@@ -170,16 +175,17 @@ def put(
     for key in keys:
         check_key(key)
     drafts: dict[Entries, Draft] = {}
+    ended: set[int] = set()
     for entries in targets:
         if entries not in drafts:
             if entries.ended or not entries.in_order:
                 entries.tidy()
-            drafts[entries] = Draft(entries)
+            drafts[entries] = Draft(entries, ended)
     tables.books.records(seqs)
     _refuse_owned(tables, targets, keys, seqs)
     for entries, key, seq in zip(targets, keys, seqs):
         drafts[entries].insert(key, seq, priority, pin)
-    _take_effect(tables, drafts.values())
+    take_effect(tables, drafts.values())
 
 
 def _refuse_owned(
@@ -192,13 +198,13 @@ def _refuse_owned(
     seen: dict[int, tuple[Entries, Hashable]] = {}
     for entries, key, seq in zip(targets, keys, seqs):
         owner = owned.get(seq)
-        if owner is not None and not (owner.ended is entries.ended and owner.key == key):
+        if owner is not None and not (owner.home is entries.home and owner.key == key):
             raise HandleInUse(seq, owner.key)
         if seen.setdefault(seq, (entries, key)) != (entries, key):
             raise HandleInUse(seq, seen[seq][1])
 
 
-def _take_effect(tables: BlockTables, drafts: Collection[Draft]) -> None:
+def take_effect(tables: BlockTables, drafts: Collection[Draft]) -> None:
     """Let drafts of several indexes happen, at once."""
     gone: list[int] = []
     owned: dict[int, Entry] = {}
@@ -217,35 +223,66 @@ def _take_effect(tables: BlockTables, drafts: Collection[Draft]) -> None:
             stores.append(Store(counts, "evictions", counts.evictions + draft.evicted))
     tables.end(gone, tables.books.records(gone), edits, stores)
     for draft in drafts:
-        draft.entries.in_order = True
+        entries = draft.entries
+        if len(entries.by_key) != draft.size:
+            entries.forget_lost()
+        entries.in_order = True
 
 
-def candidates(entries: Entries, busy: Collection[int]) -> Iterator[Chosen]:
-    """The entries of an index that may go, the first to evict first."""
-    entries.tidy()
-    return ((entries, entry) for entry in Draft(entries).victims() if entry.handle not in busy)
-
-
-def reclaim(tables: BlockTables, need: int, stream: Iterator[Chosen]) -> bool:
-    """Evict the shortest run of candidates that frees `need` pages, or nothing at all and return
+def reclaim(
+    tables: BlockTables, ranks: Iterable[Iterable[Entries]], need: int, busy: Collection[int]
+) -> bool:
+    """Evict the shortest run of entries that frees `need` pages, or nothing at all and return
     False.
+
+    Leaves of the first rank go first, then those of the next; those of one rank in turn.
     """
-    run: list[Chosen] = []
-    seqs: list[int] = []
-    short = 0  # a run of `short` is too short, a run of `enough` is not
-    enough = 0
-    while tables.books.freed_by(seqs) < need:
-        short = len(run)
-        run.extend(islice(stream, max(1, short)))  # twice as long each time: hence the log
-        seqs = [entry.handle for _, entry in run]
-        enough = len(run)
-        if enough == short:
+    ended: set[int] = set()
+    drafts = []
+    for rank in ranks:
+        drafts.append(deque([_tidy(entries, ended) for entries in rank]))
+    tails = _tails(tables, busy)
+    refs = tables.books.pages.refs
+    held: Counter[int] = Counter()
+    freed = 0
+    while freed < need:
+        victim = _next(drafts, busy)
+        if victim is None:
             return False
-    while enough - short > 1:
-        middle = (short + enough) // 2
-        if tables.books.freed_by(seqs[:middle]) < need:
-            short = middle
-        else:
-            enough = middle
-    drop(tables, run[:enough], evicted=True)
+        for page in victim.pages:
+            held[page] += 1
+            left = refs[page] - held[page]
+            freed += not left or (left == 1 and page in tails)
+    if ended:
+        take_effect(tables, [draft for rank in drafts for draft in rank if draft.gone])
     return True
+
+
+def _tidy(entries: Entries, ended: set[int]) -> Draft:
+    entries.tidy()
+    return Draft(entries, ended)
+
+
+def _next(drafts: Iterable[deque[Draft]], busy: Collection[int]) -> Entry | None:
+    """Evict one entry of them."""
+    for inner in (False, True):
+        for rank in drafts:
+            for draft in list(rank):
+                rank.rotate(-1)
+                victim = draft.evict(busy, inner=inner)
+                if victim is not None:
+                    return victim
+    return None
+
+
+def _tails(tables: BlockTables, busy: Collection[int]) -> set[int]:
+    """Last pages that `busy` sequences would copy before they write on, since others hold them."""
+    pages = tables.books.pages
+    tails = set()
+    for table, start, length, *_ in tables.books.records(
+        [seq for seq in busy if seq in tables.books]
+    ):
+        offset = (start + length) % tables.books.page_size
+        if table and offset and pages.fill[table[-1]] != offset and pages.refs[table[-1]] > 1:
+            tails.add(table[-1])
+    return tails

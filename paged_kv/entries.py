@@ -6,15 +6,16 @@ that failed half-way is made anew from them. No tensors in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Sequence
 from itertools import count
 from operator import itemgetter
 
 from paged_kv.checks import key as check_key
-from paged_kv.errors import CorruptCache, UnknownKey
-from paged_kv.eviction import Policy, make_policy, policy_maker
+from paged_kv.errors import CorruptCache, UnknownKey, UnknownPolicy
+from paged_kv.eviction import ALLOWED, Policy, make_policy, policy_maker
 from paged_kv.pages.block_tables import BlockTables
-from paged_kv.pages.change import Change, Edit, Entry, Store
+from paged_kv.pages.books import Books
+from paged_kv.pages.change import Change, Edit, Entry, Home, Store
 
 
 class Counts:
@@ -39,24 +40,29 @@ class Entries:
 
     def __init__(
         self,
-        tables: BlockTables,
+        books: Books,
         policy: str | Callable[[], Policy],
         max_entries: int | None,
         max_bytes: int | None,
         page_bytes: int,
     ) -> None:
-        self.tables = tables
+        self.books = books
         self.max_entries = max_entries
         self.max_bytes = max_bytes
         self.page_bytes = page_bytes
         self.make_policy = policy_maker(policy)
+        self.in_order = True  # whether the policies were told of everything
         self.policy = make_policy(self.make_policy)
-        self.in_order = True  # whether the policy was told of everything
+        self.inner = make_policy(self.make_policy)  # of entries with living sequences below them
+        if self.inner is self.policy:
+            raise UnknownPolicy(policy, ALLOWED)
+        self.parked: dict[int, Entry] = {}  # those told to it, by handle
+        self.woken: list[int] = []  # maybe not inner any more
         self.by_key: dict[Hashable, Entry] = {}
-        self.ended: dict[int, Entry] = {}  # those whose sequences ended with a subtree
+        self.home = Home(books.tree)
+        self.ended = self.home.ended  # entries whose sequences ended with a subtree
         self.counts = Counts()
         self.clock = count()
-        self.owner = 0  # the number of the index
 
     def find(self, key: Hashable) -> Entry | None:
         """The entry of a key, unless its sequence has ended."""
@@ -77,7 +83,7 @@ class Entries:
         return [entry for entry in list(self.by_key.values()) if self._lives(entry)]
 
     def _lives(self, entry: Entry) -> bool:
-        return self.tables.books.owned.get(entry.handle) is entry
+        return self.books.owned.get(entry.handle) is entry
 
     # -- in order
 
@@ -94,7 +100,7 @@ class Entries:
         entries = list(self.ended.values())
         try:
             for entry in entries if in_order else ():
-                self.policy.on_remove(entry.key)
+                self.forget(entry)
         except Exception:
             in_order = False  # it is made anew when all is forgotten
         change = Change({})
@@ -102,7 +108,7 @@ class Entries:
             Edit(self.by_key, {}, [entry.key for entry in entries]),
             Edit(self.ended, {}, [entry.handle for entry in entries]),
         )
-        self.tables.books.apply(change)
+        self.books.apply(change)
         self.in_order = in_order
         self.forget_lost()
 
@@ -112,10 +118,61 @@ class Entries:
         if len(self.by_key) != len(alive):
             self.by_key = {entry.key: entry for entry in alive}
 
-    def reorder(self) -> None:
-        """Let the policy be one that was told of all entries, and of nothing else."""
-        self.policy = self.told(self.by_key.values())
+    def reorder(self, entries: Collection[Entry] | None = None) -> None:
+        """Let the policies be such as were told of these entries, by default of all, and of nothing
+        else.
+        """
+        self.in_order = False
+        self.policy = self.told(self.by_key.values() if entries is None else entries)
+        self.inner = make_policy(self.make_policy)
+        self.parked.clear()
         self.in_order = True
+
+    def forget(self, entry: Entry) -> None:
+        """Tell the policies that an entry goes."""
+        if entry.handle in self.parked:
+            self.inner.on_remove(entry)
+            del self.parked[entry.handle]
+        else:
+            self.policy.on_remove(entry)
+
+    # -- inner entries
+
+    def child_of(self, entry: Entry, gone: Container[int]) -> int | None:
+        """A sequence that lives below an entry and is not in `gone`."""
+        tree = self.books.tree
+        if entry.handle not in tree.parents():
+            return None
+        return next(tree.living_below(entry.handle, gone), None)
+
+    def park(self, entry: Entry, child: int) -> None:
+        """Pass over an entry until `child` has ended, which lives below it."""
+        self.books.tree.watch(child, entry.handle, self.woken)
+        if entry.handle not in self.parked:
+            in_order = self.in_order
+            self.in_order = False
+            self.policy.on_remove(entry)
+            self.inner.on_add(entry)
+            self.parked[entry.handle] = entry
+            self.in_order = in_order
+
+    def wake(self, gone: Container[int]) -> None:
+        """Pass over those no more below which nothing lives any more, but what is in `gone`."""
+        seqs = list(self.woken)
+        for seq in dict.fromkeys(seqs):
+            entry = self.parked.get(seq)
+            if entry is None:
+                continue
+            child = self.child_of(entry, gone)
+            if child is not None:
+                self.park(entry, child)
+                continue
+            in_order = self.in_order
+            self.in_order = False
+            self.forget(entry)
+            self.policy.on_add(entry)
+            self.in_order = in_order
+        del self.woken[: len(seqs)]
 
     def told(self, entries: Collection[Entry]) -> Policy:
         """A policy that is told of entries again, in the order in which they came and were last
@@ -126,9 +183,9 @@ class Entries:
         moments += [(entry.used, entry, False) for entry in entries if entry.used != entry.added]
         for _, entry, came in sorted(moments, key=itemgetter(0)):
             if came:
-                policy.on_add(entry.key, entry.priority)
+                policy.on_add(entry)
             else:
-                policy.on_hit(entry.key)
+                policy.on_hit(entry)
         return policy
 
     def check(self) -> None:
@@ -136,21 +193,20 @@ class Entries:
         live.
         """
         entries = self.alive()
-        held = {entry.key for entry in entries}
         if self.in_order and not self.ended:
-            order = list(self.policy.victims())
-            if len(order) != len(held) or set(order) != held:
-                raise CorruptCache(
-                    f"the policy holds {order!r}, the index {sorted(map(repr, held))}"
-                )
+            order = [*self.policy.victims(), *self.inner.victims()]
+            if len(order) != len(entries) or set(order) != set(entries):
+                told = [entry.key for entry in order]
+                held = [entry.key for entry in entries]
+                raise CorruptCache(f"the policy holds {told!r}, the index {held!r}")
         for key, entry in list(self.by_key.items()):
-            if entry.key != key or entry.pins < 0 or entry.ended is not self.ended:
+            if entry.key != key or entry.pins < 0 or entry.home is not self.home:
                 raise CorruptCache(
                     f"key {key!r} holds an entry of {entry.key!r} with {entry.pins} pins"
                 )
-        if self.max_entries is not None and len(held) > self.max_entries:
-            raise CorruptCache(f"{len(held)} entries, allowed are {self.max_entries}")
-        self.tables.books.lengths([entry.handle for entry in entries])
+        if self.max_entries is not None and len(entries) > self.max_entries:
+            raise CorruptCache(f"{len(entries)} entries, allowed are {self.max_entries}")
+        self.books.lengths([entry.handle for entry in entries])
 
 
 # What follows works on one or more indexes of one cache, within a verb.
@@ -173,43 +229,16 @@ def look_up(asked: Sequence[Entries], key: Hashable) -> int | None:
     change = Change({})
     change.stores = stores
     if entry is None:
-        entries.tables.books.apply(change)
+        entries.books.apply(change)
         return None
     stores.append(Store(counts, "hits", counts.hits + 1))
     stores.append(Store(entry, "used", next(entries.clock)))
     entries.in_order = False
-    entries.policy.on_hit(key)
-    entries.tables.books.apply(change)
+    policy = entries.inner if entry.handle in entries.parked else entries.policy
+    policy.on_hit(entry)
+    entries.books.apply(change)
     entries.in_order = True
     return entry.handle
-
-
-def drop(
-    tables: BlockTables, chosen: Sequence[tuple[Entries, Entry]], *, evicted: bool = False
-) -> None:
-    """Release some entries, at once."""
-    doomed: dict[Entries, list[Entry]] = {}
-    for entries, entry in chosen:
-        doomed.setdefault(entries, []).append(entry)
-    seqs = [entry.handle for _, entry in chosen]
-    edits = [Edit(tables.books.owned, {}, seqs)]
-    stores = []
-    left = {}
-    for entries, gone in doomed.items():
-        entries.in_order = False
-        for entry in gone:
-            entries.policy.on_remove(entry.key)
-        left[entries] = len(entries.by_key) - len(gone)
-        edits.append(Edit(entries.by_key, {}, [entry.key for entry in gone]))
-        if evicted:
-            counts = entries.counts
-            stores.append(Store(counts, "evictions", counts.evictions + len(gone)))
-    if seqs:
-        tables.end(seqs, tables.books.records(seqs), edits, stores)
-    for entries, size in left.items():
-        if len(entries.by_key) != size:
-            entries.forget_lost()
-        entries.in_order = True
 
 
 def clear(tables: BlockTables, several: Iterable[Entries]) -> None:
@@ -233,5 +262,5 @@ def pinned_pages(several: Iterable[Entries]) -> int:
     pages: set[int] = set()
     for entries in several:
         pinned = [entry.handle for entry in entries.alive() if entry.pins]
-        pages.update(*entries.tables.books.windows(pinned)[0])
+        pages.update(*entries.books.windows(pinned)[0])
     return len(pages)

@@ -12,10 +12,10 @@ from typing import Any, NoReturn, Protocol
 from paged_kv.checks import handle, handle_set, handles, limit, listed, whole
 from paged_kv.checks import key as check_key
 from paged_kv.checks import priority as checked_priority
-from paged_kv.draft import candidates, put, reclaim
-from paged_kv.entries import Entries, clear, drop, look_up, pinned_pages
+from paged_kv.draft import Draft, put, reclaim, take_effect
+from paged_kv.entries import Entries, clear, look_up, pinned_pages
 from paged_kv.errors import BadArgument, BadCount, NotCopyable, NotPinned, PinnedEntry
-from paged_kv.eviction import Policy, page_counts
+from paged_kv.eviction import Policy, leaves_first, page_counts
 from paged_kv.stats import IndexStats
 from paged_kv.turns import Turns, reader, verb
 
@@ -39,6 +39,9 @@ class CacheIndex:
     many entries share it; None bounds nothing. Keys are hashable, and equal ones are one: no
     tensors. Lookups and insertions are O(1) (O(log n) with priorities); where `max_bytes` binds, an
     insertion walks the page tables of all entries.
+
+    What living sequences hang on frees few pages, and goes behind them: leaves are evicted first,
+    in the policy's order, others only where nothing else is left.
 
     Entries belong to the index: it releases them when they are replaced, evicted, removed or
     cleared. Nobody else may change or end them, but for `release_subtree` and `promote` of the
@@ -70,8 +73,8 @@ class CacheIndex:
         )
         self.cache = cache
         self.turns = cache.turns
-        self.entries = Entries(self.turns.tables, policy, most, size, page_bytes)
-        self.entries.owner = self.turns.own(self)
+        self.entries = Entries(self.turns.books, policy, most, size, page_bytes)
+        self.entries.home.owner = self.turns.own(self)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -140,9 +143,17 @@ class CacheIndex:
     @verb
     def victims(self, keep: Collection[int] = ()) -> list[Hashable]:
         """Keys, the first to evict first, but pinned ones and those whose handle is in `keep`.
-        Cost: O(entries).
+        Those with living sequences below them come behind these, or last. Cost: O(entries).
         """
-        return [entry.key for _, entry in candidates(self.entries, handle_set(keep, "keep"))]
+        kept = handle_set(keep, "keep")
+        entries = self.entries
+        entries.tidy()
+        order = [
+            seen
+            for seen in entries.told(entries.by_key.values()).victims()
+            if seen.handle not in kept and not entries.by_key[seen.key].pins
+        ]
+        return [seen.key for seen in leaves_first(order, self.turns.books.tree)]
 
     # -- lookups and insertions
 
@@ -183,7 +194,9 @@ class CacheIndex:
         entry = self.entries.known(key)
         if entry.pins:
             raise PinnedEntry(key, entry.pins)
-        drop(self.turns.tables, [(self.entries, entry)])
+        draft = Draft(self.entries, set())
+        draft.drop(entry)
+        take_effect(self.turns.tables, (draft,))
 
     @verb
     def clear(self) -> None:
@@ -219,14 +232,14 @@ class CacheIndex:
         """Free at least `need` pages by evicting the fewest entries in order, or none and return
         False.
 
-        Entries that are pinned or in `busy` stay. Cost: O(pages of the evicted entries), times the
-        log of their number.
+        Entries that are pinned or in `busy` stay. `busy` are about to be continued: a last page
+        that one of them would have to copy counts as freed where only what is evicted holds it,
+        too.
+        Cost: O(pages of the evicted entries).
         """
-        return reclaim(
-            self.turns.tables,
-            whole("need", need, 0),
-            candidates(self.entries, handle_set(busy, "busy")),
-        )
+        pages = whole("need", need, 0)
+        kept = handle_set(busy, "busy")
+        return reclaim(self.turns.tables, [(self.entries,)], pages, kept)
 
     @reader
     def check(self) -> None:

@@ -6,13 +6,12 @@ The manager knows keys and sequences, and nothing of padding, positions, models 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from paged_kv.checks import amount, flag, handle_set, handles, limit, listed, whole
-from paged_kv.draft import Chosen, candidates, put, reclaim
+from paged_kv.draft import put, reclaim
 from paged_kv.entries import clear, look_up, pinned_pages
 from paged_kv.errors import BadCount, NotCopyable, PagedKVError, UnknownEnv
 from paged_kv.eviction import Policy
@@ -49,8 +48,8 @@ class KVCacheManager:
     `init_entries` bounds each init pool, `recur_entries` and `wm_entries` the shared ones; None
     bounds nothing. A policy is a name or something that makes a `Policy` when called without
     arguments. The manager becomes the cache's reclaimer: when pages run out, search nodes go first,
-    then world-model contexts, then roots, of the environments in turn. Lookups and insertions are
-    O(1).
+    then world-model contexts, then roots, of the environments in turn; but nothing goes before what
+    hangs on it, unless nothing else is left. Lookups and insertions are O(1).
 
     >>> from paged_kv import PagedKVCache
     >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2, num_pages=4)
@@ -255,12 +254,13 @@ class KVCacheManager:
         """Free at least `need` pages by evicting the fewest entries in order, or none and return
         False.
 
-        Entries that are pinned or in `busy` stay. The cache calls this before it gives up with
-        OutOfPages.
+        Entries that are pinned or in `busy` stay, and leaves go first: see `CacheIndex.reclaim`.
+        The cache calls this before it gives up with OutOfPages.
         """
-        return reclaim(
-            self.turns.tables, whole("need", need, 0), self._candidates(handle_set(busy, "busy"))
-        )
+        pages = whole("need", need, 0)
+        kept = handle_set(busy, "busy")
+        recur, wm, *roots = [pool.entries for pool in self.pools]
+        return reclaim(self.turns.tables, ((recur,), (wm,), roots), pages, kept)
 
     @reader
     def pinned_pages(self) -> int:
@@ -277,19 +277,3 @@ class KVCacheManager:
             return self.init_pools[whole("env_id", env_id, 0, len(self.init_pools) - 1)]
         except BadCount:
             raise UnknownEnv(env_id, len(self.init_pools)) from None
-
-    def _candidates(self, busy: Collection[int]) -> Iterator[Chosen]:
-        recur, wm, *roots = [candidates(pool.entries, busy) for pool in self.pools]
-        return chain(recur, wm, _in_turn(roots))
-
-
-def _in_turn(streams: list[Iterator[Chosen]]) -> Iterator[Chosen]:
-    """The first of each stream, then the second of each, and so on."""
-    while streams:
-        going = []
-        for stream in streams:
-            for item in stream:
-                yield item
-                going.append(stream)
-                break
-        streams = going

@@ -145,30 +145,68 @@ class Told(NamedTuple):
     freed: Sequence[int]
 
 
+class Kin(Protocol):
+    """The sequences that live, and who hangs below whom."""
+
+    def record(self, seq: int) -> Record | None: ...
+
+    def parent(self, seq: int) -> int | None: ...
+
+
+class Home:
+    """What the entries of one index share. It does not hold the index, nor do entries."""
+
+    __slots__ = ("ended", "kin", "owner")
+
+    def __init__(self, kin: Kin) -> None:
+        self.kin = kin
+        self.owner = 0  # the number of the index
+        self.ended: dict[int, Entry] = {}  # those whose sequences ended with a subtree
+
+
 class Entry:
     """A sequence under a key of an index, which owns it.
 
-    `added` and `used` are numbers of the index's clock; `ended` is where the index looks for
-    entries whose sequences ended with a subtree.
+    `added` and `used` are numbers of the index's clock.
     """
 
-    __slots__ = ("added", "ended", "handle", "key", "owner", "pins", "priority", "used")
+    __slots__ = ("added", "handle", "home", "key", "pins", "priority", "used")
 
     def __init__(
-        self,
-        key: Any,
-        handle: int,
-        priority: float | None,
-        added: int,
-        pins: int,
-        ended: dict[int, Entry],
-        owner: int,
+        self, key: Any, handle: int, priority: float | None, added: int, pins: int, home: Home
     ) -> None:
-        self.owner = owner
         self.key = key
         self.handle = handle
         self.priority = priority
         self.added = added
         self.used = added
         self.pins = pins
-        self.ended = ended
+        self.home = home
+
+    @property
+    def ended(self) -> dict[int, Entry]:
+        """Where its index looks for entries that ended."""
+        return self.home.ended
+
+    @property
+    def owner(self) -> int:
+        """The number of its index."""
+        return self.home.owner
+
+    @property
+    def parent(self) -> int | None:
+        """The nearest sequence above that lives; None for the top of a tree."""
+        kin = self.home.kin
+        return None if kin.record(self.handle) is None else kin.parent(self.handle)
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """The pages of the sequence; none once it has ended."""
+        record = self.home.kin.record(self.handle)
+        return () if record is None else record[0]
+
+    @property
+    def tokens(self) -> int:
+        """Its length; 0 once it has ended."""
+        record = self.home.kin.record(self.handle)
+        return 0 if record is None else record[2]

@@ -31,6 +31,8 @@ class Reclaimer(Protocol):
         """Free at least `need` pages, never of sequences in `busy`, or change nothing and return
         False.
 
+        `busy` are about to be continued. A last page of theirs that would have to be copied, but
+        that nobody else holds once the others have gone, may count as freed.
         It is called between two verbs, and may call any. What it freed stays free where the verb
         that asked fails after all.
         """

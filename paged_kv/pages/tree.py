@@ -11,7 +11,7 @@ are the truth; the links follow from them, and are made when they are first aske
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 from paged_kv.pages.change import Splice
@@ -43,6 +43,8 @@ class Tree:
         self._noted = 0  # of them, whose parents are in the set
         self._parents: set[int] = set()  # all that have something below them, or had it
         self._stale = 0
+        # Sequence -> who waits for its end, and the lists to tell it in.
+        self.watches: dict[int, dict[int, list[int]]] = {}
 
     # -- links
 
@@ -54,6 +56,8 @@ class Tree:
 
     def end(self, seqs: Sequence[int]) -> None:
         """Sequences have ended; the joints among them are known already."""
+        if self.watches and not self.watches.keys().isdisjoint(seqs):
+            self.wake(seqs)
         if not self._all_parents().isdisjoint(seqs):
             gone = [seq for seq in seqs if seq not in self.joints]
             self._parents.difference_update(gone)
@@ -79,6 +83,7 @@ class Tree:
 
     def rebuild(self) -> None:
         """Link everything anew. Cost: O(sequences)."""
+        self.wake(list(self.watches))
         self._noted = 0
         self._unlinked = []
         self._links.clear()
@@ -135,6 +140,45 @@ class Tree:
         return found
 
     # -- questions
+
+    def record(self, seq: int) -> Record | None:
+        """The record of a sequence; None where it does not live."""
+        return self._live.get(seq)
+
+    def parents(self) -> Collection[int]:
+        """All that something hangs on, and some that something hung on."""
+        return self._all_parents()
+
+    def living_below(self, seq: int, gone: Container[int]) -> Iterator[int]:
+        """The nearest sequences below that live, the newest first, one at a time; those in `gone`,
+        which may grow meanwhile, are looked through.
+        """
+        self._link_all()
+        live = self._live
+        waiting = [seq]
+        while waiting:
+            above = waiting.pop()
+            known = self._links.get(above, ())
+            # mostly the first will do, so that the others need not be listed
+            listed = isinstance(known, dict) and next(reversed(known), 0) in live
+            for child in reversed(known if listed else self._branches(above)):  # type: ignore[arg-type]
+                if child in live and child not in gone:
+                    yield child
+                else:
+                    waiting.append(child)
+
+    # -- who waits for whom
+
+    def watch(self, seq: int, above: int, woken: list[int]) -> None:
+        """Put `above` into a list as soon as `seq` has ended."""
+        self.watches.setdefault(seq, {})[above] = woken
+
+    def wake(self, seqs: Iterable[int]) -> None:
+        """These have ended, or are about to: tell who waits for them."""
+        for seq in seqs:
+            for above, woken in self.watches.get(seq, {}).items():
+                woken.append(above)
+            self.watches.pop(seq, None)
 
     def parent(self, seq: int) -> int | None:
         """The nearest sequence above that lives, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,9 +13,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from naive_index import ORDERS, Entry
 
 from paged_kv.eviction import FIFO, LRU, POLICIES, Policy, Priority
+from paged_kv.pages import change as paged
+from paged_kv.pages.tree import Tree
 
 KEYS = st.integers(0, 5)
 PRIORITIES = st.none() | st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("inf"), float("-inf")])
+
+
+def made(key: Any, priority: float | None, number: int) -> paged.Entry:
+    """An entry of no index."""
+    return paged.Entry(key, number, priority, number, 0, paged.Home(Tree({})))
+
+
+def keys(policy: Policy) -> list[Any]:
+    """Keys, the first to evict first."""
+    return [entry.key for entry in policy.victims()]
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -24,40 +37,42 @@ class PolicyMachine(RuleBasedStateMachine):
         super().__init__()
         self.policy: Policy = POLICIES[self.name]()
         self.entries: dict[int, Entry] = {}
+        self.told: dict[int, paged.Entry] = {}
         self.clock = 0
 
     @rule(key=KEYS, priority=PRIORITIES)
     def add(self, key: int, priority: float | None) -> None:
         if key in self.entries:
-            self.policy.on_remove(key)
-        self.policy.on_add(key, priority)
+            self.policy.on_remove(self.told[key])
         self.clock += 1
+        self.told[key] = made(key, priority, self.clock)
+        self.policy.on_add(self.told[key])
         self.entries[key] = Entry(key, 0, priority or 0.0, self.clock, self.clock)
 
     @rule(key=KEYS)
     def hit(self, key: int) -> None:
         if key in self.entries:
-            self.policy.on_hit(key)
+            self.policy.on_hit(self.told[key])
             self.clock += 1
             self.entries[key].used = self.clock
 
     @rule(key=KEYS)
     def remove(self, key: int) -> None:
         if self.entries.pop(key, None) is not None:
-            self.policy.on_remove(key)
+            self.policy.on_remove(self.told[key])
 
     @rule()
     def evict(self) -> None:
         victim = next(self.policy.victims(), None)
         if victim is not None:
             self.policy.on_remove(victim)
-            assert isinstance(victim, int)
-            del self.entries[victim]
+            assert isinstance(victim.key, int)
+            del self.entries[victim.key]
 
     @invariant()
     def same_order(self) -> None:
         expected = sorted(self.entries.values(), key=ORDERS[self.name])
-        assert list(self.policy.victims()) == [entry.key for entry in expected]
+        assert keys(self.policy) == [entry.key for entry in expected]
 
 
 class FIFOMachine(PolicyMachine):
@@ -80,43 +95,44 @@ TestFIFO.settings = TestLRU.settings = TestPriority.settings = settings(
 )
 
 
-def filled(policy: Policy, priorities: dict[str, float | None]) -> Policy:
-    for key, priority in priorities.items():
-        policy.on_add(key, priority)
-    return policy
-
-
 def test_fifo_ignores_hits() -> None:
-    policy = filled(FIFO(), {"a": None, "b": None})
-    policy.on_hit("a")
-    assert list(policy.victims()) == ["a", "b"]
+    policy = FIFO()
+    entries = [made(key, None, number) for number, key in enumerate("ab")]
+    for entry in entries:
+        policy.on_add(entry)
+    policy.on_hit(entries[0])
+    assert keys(policy) == ["a", "b"]
 
 
 def test_lru_moves_hits_to_the_end() -> None:
-    policy = filled(LRU(), {"a": None, "b": None, "c": None})
-    policy.on_hit("a")
-    assert list(policy.victims()) == ["b", "c", "a"]
+    policy = LRU()
+    entries = [made(key, None, number) for number, key in enumerate("abc")]
+    for entry in entries:
+        policy.on_add(entry)
+    policy.on_hit(entries[0])
+    assert keys(policy) == ["b", "c", "a"]
 
 
 def test_priority_ties_go_by_age_and_keys_are_never_compared() -> None:
     policy = Priority()
-    keys = [("x", 1), 3, None, frozenset()]  # no two of them can be compared
-    for key in keys:
-        policy.on_add(key, 1.0)
-    policy.on_add("low", 0.5)
-    policy.on_add("none", None)
-    assert list(policy.victims()) == ["none", "low", *keys]
+    odd = [("x", 1), 3, None, frozenset()]  # no two of them can be compared
+    for number, key in enumerate(odd):
+        policy.on_add(made(key, 1.0, number))
+    policy.on_add(made("low", 0.5, 4))
+    policy.on_add(made("none", None, 5))
+    assert keys(policy) == ["none", "low", *odd]
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_finding_the_first_victim_does_not_walk_over_removed_keys(name: str) -> None:
     policy = POLICIES[name]()
-    for key in range(20_000):
-        policy.on_add(key, None)
+    entries = [made(key, None, key) for key in range(20_000)]
+    for entry in entries:
+        policy.on_add(entry)
     # quadratic, and minutes long, where each victim is searched from the start
-    for key in range(20_000):
-        assert next(policy.victims()) == key
-        policy.on_remove(key)
+    for entry in entries:
+        assert next(policy.victims()) is entry
+        policy.on_remove(entry)
     assert list(policy.victims()) == []
 
 

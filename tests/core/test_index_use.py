@@ -4,6 +4,7 @@ without a trace.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from paged_kv.errors import (
 )
 from paged_kv.eviction import FIFO, LRU
 from paged_kv.index import CacheIndex
+from paged_kv.pages.change import Home
 from paged_kv.stats import IndexStats
 
 
@@ -83,6 +85,7 @@ def test_a_forked_entry_outlives_its_eviction() -> None:
     cache = tiny_cache()
     index, (a, _) = full_index(cache)
     (child,) = cache.fork([a])
+    index.pin("b")  # so that nothing else is left to evict
     index.put("c", filled(cache, 1)[0])
     assert "a" not in index
     assert cache.lengths([child]) == [2]
@@ -342,7 +345,6 @@ def test_unknown_policy(policy: object) -> None:
 def test_a_policy_serves_one_index() -> None:
     policy = LRU()
     cache = tiny_cache()
-    CacheIndex(cache, lambda: policy).put("a", cache.new()[0])
     with pytest.raises(UnknownPolicy, match="what makes a fresh object"):
         CacheIndex(cache, lambda: policy)
 
@@ -405,15 +407,21 @@ def test_stale_and_foreign_sequences() -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[CacheIndex], Any], str]] = {
-    "a key less": (lambda index: index.policy.on_remove("a"), "the policy holds"),
-    "a key more": (lambda index: index.policy.on_add("x", None), "the policy holds"),
+    "a key less": (
+        lambda index: index.policy.on_remove(index.entries.by_key["a"]),
+        "the policy holds",
+    ),
+    "a key more": (
+        lambda index: index.policy.on_add(copy.copy(index.entries.by_key["a"])),
+        "the policy holds",
+    ),
     "pins": (lambda index: setattr(index.entries.by_key["a"], "pins", -1), "with -1 pins"),
     "key": (
         lambda index: setattr(index.entries.by_key["a"], "key", "x"),
-        "the policy holds",
+        "key 'a' holds an entry of 'x'",
     ),
     "another's entry": (
-        lambda index: setattr(index.entries.by_key["a"], "ended", {}),
+        lambda index: setattr(index.entries.by_key["a"], "home", Home(index.entries.books.tree)),
         "key 'a' holds an entry of 'a'",
     ),
     "owner": (lambda index: index.turns.books.owned.clear(), "the policy holds"),

@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
-from itertools import chain, zip_longest
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from naive_index import FullError, GoneError, NaiveIndex, World
-from small_caches import books, filled, grow, held, pages, step, tiny_cache
+from small_caches import books, filled, grow, held, pages, saved, step, tiny_cache
 
 from paged_kv.errors import (
     CapacityExceeded,
@@ -80,20 +79,41 @@ class ManagerMachine(RuleBasedStateMachine):
         return self.pick(list(self.world.parents), number)
 
     def victims(self, busy: Collection[int]) -> list[int]:
-        recur, wm, *inits = ([e.handle for e in model.victims(busy)] for model in self.models)
-        in_turn = chain.from_iterable(zip_longest(*inits))
-        return [*recur, *wm, *(handle for handle in in_turn if handle is not None)]
+        recur, wm, *inits = self.models
+        ranks = [[recur], [wm], inits]
+        found: list[int] = []
+        while True:
+            victim = self.victim(ranks, busy, found)
+            if victim is None:
+                return found
+            found.append(victim)
+
+    def victim(
+        self, ranks: list[list[NaiveIndex]], busy: Collection[int], gone: list[int]
+    ) -> int | None:
+        """The next to go. Pools of one rank take turns."""
+        for inner in (False, True):
+            for rank in ranks:
+                for model in list(rank):
+                    rank.append(rank.pop(0))
+                    for entry in model.ordered(busy):
+                        below = {*self.world.subtree(entry.handle)} - {entry.handle, *gone}
+                        if entry.handle not in gone and (inner or not below):
+                            return entry.handle
+        return None
 
     def fewest(self, need: int, busy: Collection[int]) -> list[int] | None:
-        """Handles of the shortest run of victims that frees `need` pages, counted without the
-        cache's dry run.
+        """Handles of the shortest run of victims that frees `need` pages or spares copies.
+
+        Counted without the cache's dry run.
         """
         victims = self.victims(busy)
         holders = Counter(page for table in pages(self.cache, self.world.parents) for page in table)
         for size in range(len(victims) + 1):
             left = holders.copy()
             left.subtract(page for table in pages(self.cache, victims[:size]) for page in table)
-            if sum(count == 0 for count in left.values()) >= need:
+            freed = sum(count == 0 for count in left.values())
+            if freed + saved(self.cache, busy, victims[:size]) >= need:
                 return victims[:size]
         return None
 

@@ -185,7 +185,7 @@ def test_any_maker_of_policies() -> None:
     manager = KVCacheManager(
         tiny_cache(), 3, init_policy=make, recur_policy="priority", wm_policy=FIFO
     )
-    assert [pool.policy for pool in manager.init_pools] == made
+    assert [pool.policy for pool in manager.init_pools] == made[::2]
     assert isinstance(manager.recur_pool.policy, POLICIES["priority"])  # type: ignore[arg-type]
 
 
@@ -280,7 +280,7 @@ def test_one_sequence_lies_in_one_pool() -> None:
 def test_check_sees_an_entry_of_two_pools() -> None:
     cache, manager, _ = loaded()
     manager.wm_pool.entries.by_key["r"] = manager.recur_pool.entries.by_key["r"]
-    manager.wm_pool.policy.on_add("r", None)
+    manager.wm_pool.policy.on_add(manager.recur_pool.entries.by_key["r"])
     manager.recur_pool.check()
     with pytest.raises(CorruptCache, match="key 'r' holds an entry of 'r'"):
         manager.check()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from paged_kv.eviction import POLICIES, Policy
+from paged_kv.eviction import POLICIES, EntryView, Policy
 
 
 class Boom(Exception):
@@ -57,16 +57,16 @@ class Flaky:
         self.policy: Policy = POLICIES[name]()
         self.trap = trap
 
-    def on_add(self, key: Hashable, priority: float | None) -> None:
-        self.trap.call(self.policy.on_add, key, priority)
+    def on_add(self, entry: EntryView) -> None:
+        self.trap.call(self.policy.on_add, entry)
 
-    def on_hit(self, key: Hashable) -> None:
-        self.trap.call(self.policy.on_hit, key)
+    def on_hit(self, entry: EntryView) -> None:
+        self.trap.call(self.policy.on_hit, entry)
 
-    def on_remove(self, key: Hashable) -> None:
-        self.trap.call(self.policy.on_remove, key)
+    def on_remove(self, entry: EntryView) -> None:
+        self.trap.call(self.policy.on_remove, entry)
 
-    def victims(self) -> Iterator[Hashable]:
-        for key in self.policy.victims():
+    def victims(self) -> Iterator[EntryView]:
+        for entry in self.policy.victims():
             self.trap.call(lambda: None)
-            yield key
+            yield entry

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ import torch
 
 from paged_kv import LRU, CacheIndex, PagedKVCache, Step
 from paged_kv.errors import ConcurrentCall, NestedCall, OutOfPages
+from paged_kv.eviction import EntryView
 
 PAGES = 48
 MOST = 24  # nodes that are held
@@ -59,17 +60,17 @@ class Nosy(LRU):
         super().__init__()
         self.garden = garden
 
-    def on_add(self, key: Hashable, priority: float | None) -> None:
+    def on_add(self, entry: EntryView) -> None:
         self.garden.look_around()
-        super().on_add(key, priority)
+        super().on_add(entry)
 
-    def on_hit(self, key: Hashable) -> None:
+    def on_hit(self, entry: EntryView) -> None:
         self.garden.look_around()
-        super().on_hit(key)
+        super().on_hit(entry)
 
-    def on_remove(self, key: Hashable) -> None:
+    def on_remove(self, entry: EntryView) -> None:
         self.garden.look_around()
-        super().on_remove(key)
+        super().on_remove(entry)
 
 
 class Garden:

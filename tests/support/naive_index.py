@@ -47,6 +47,7 @@ class NaiveIndex:
     weigh: Weigh = lambda handles: 0
     entries: list[Entry] = field(default_factory=list)
     clock: int = 0
+    world: World | None = None
     stats: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
             ("queries", "hits", "misses", "evictions", "insertions"), 0
@@ -66,9 +67,15 @@ class NaiveIndex:
     def pinned(self) -> list[int]:
         return [entry.handle for entry in self.entries if entry.pins]
 
-    def victims(self, busy: Collection[int] = ()) -> list[Entry]:
+    def ordered(self, busy: Collection[int] = ()) -> list[Entry]:
+        """What may go, as the policy alone would have it."""
         free = [entry for entry in self.entries if not entry.pins and entry.handle not in busy]
         return sorted(free, key=ORDERS[self.policy])
+
+    def victims(self, busy: Collection[int] = (), ended: Collection[int] = ()) -> list[Entry]:
+        """What may go, leaves first."""
+        found = self.ordered(busy)
+        return self.world.leaves_first(found, ended) if self.world else found
 
     def get(self, key: Hashable) -> int | None:
         entry = self.find(key)
@@ -90,7 +97,8 @@ class NaiveIndex:
         """The handles that end with it, in any order."""
         old = self.find(key)
         kept = [entry for entry in self.entries if entry is not old]
-        victims = [entry for entry in self.victims() if entry is not old]
+        ended = {old.handle} - {handle} if old else set()
+        victims = [entry for entry in self.victims(ended=ended) if entry is not old]
         gone: list[Entry] = []
         while not self.fits([entry.handle for entry in kept] + [handle]):
             if not victims:
@@ -103,9 +111,9 @@ class NaiveIndex:
         self.entries = [*kept, Entry(key, handle, rank, now, now, pins)]
         self.stats["insertions"] += 1
         self.stats["evictions"] += len(gone)
-        ended = {entry.handle for entry in gone}
-        if old is not None and old.handle != handle:
-            ended.add(old.handle)
+        ended |= {entry.handle for entry in gone}
+        if self.world:
+            self.world.gone |= ended
         return list(ended)
 
     def put_batch(self, keys: Sequence[Hashable], handles: Sequence[int]) -> list[int]:
@@ -141,6 +149,21 @@ class World:
     indexes: list[NaiveIndex]
     parents: dict[int, int | None] = field(default_factory=dict)
     born: dict[int, int | None] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)  # of `parents`, but about to end
+
+    def __post_init__(self) -> None:
+        for index in self.indexes:
+            index.world = self
+
+    def leaves_first(self, order: list[Entry], gone: Collection[int] = ()) -> list[Entry]:
+        """The first that nothing lives below, again and again; in the end those that are left."""
+        found: list[Entry] = []
+        while len(found) < len(order):
+            ended = {*self.gone, *gone, *(entry.handle for entry in found)}
+            left = [entry for entry in order if entry not in found]
+            leaves = [e for e in left if ended.issuperset({*self.subtree(e.handle)} - {e.handle})]
+            found += leaves[:1] or left
+        return found
 
     def indexed(self) -> list[int]:
         return [handle for index in self.indexes for handle in index.handles()]
@@ -184,6 +207,7 @@ class World:
         """They end, and with them the entries that hold them."""
         for index in self.indexes:
             index.end(seqs)
+        self.gone.clear()
         for seq in seqs:
             del self.parents[seq]
 

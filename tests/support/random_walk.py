@@ -179,13 +179,26 @@ class Model:
     # -- the index
 
     def order(self, busy: tuple[int, ...] = ()) -> list[Any]:
-        """Keys, the first to evict first."""
+        """Keys, the first to evict first: leaves in the order of the policy, and in the end those
+        that something else lives below.
+        """
         free = [
             (key, item)
             for key, item in self.items.items()
             if not item.pins and item.seq not in busy
         ]
-        return [key for key, _ in sorted(free, key=lambda pair: ORDERS[self.policy](pair[1]))]
+        left = [key for key, _ in sorted(free, key=lambda pair: ORDERS[self.policy](pair[1]))]
+        found: list[Any] = []
+        gone: set[int] = set()
+        while left:
+            seqs = {key: self.items[key].seq for key in left}
+            leaves = [key for key in left if self.subtree(seqs[key]) <= gone | {seqs[key]}]
+            if not leaves:
+                return found + left
+            found.append(leaves[0])
+            gone.add(seqs[leaves[0]])
+            left.remove(leaves[0])
+        return found
 
     def evicted(self, keys: list[Any]) -> Model:
         """Without some entries."""

@@ -4,7 +4,8 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +52,23 @@ def pages(cache: PagedKVCache, seqs: Iterable[int]) -> list[set[int]]:
 def held(cache: PagedKVCache, seqs: Iterable[int]) -> int:
     """Pages that these sequences hold, each counted once."""
     return len(set().union(*pages(cache, seqs)))
+
+
+def saved(cache: PagedKVCache, busy: Collection[int], doomed: Collection[int]) -> int:
+    """Pages that `busy` sequences would copy before they write on in them, but not once these are
+    gone: nobody else holds them then.
+    """
+    holders = Counter(page for table in cache.page_tables(cache.live()) for page in table)
+    for step in cache.books.pending.values():
+        holders.update(page for record in step.records for page in record[0])
+    left = holders - Counter(page for table in cache.page_tables(doomed) for page in table)
+    tails = set()
+    for seq in busy:
+        (table,), (start,), (length,) = cache.books.windows([seq])
+        end = (start + length) % cache.page_size
+        if table and end and cache.books.pages.fill[table[-1]] != end:
+            tails.add(table[-1])
+    return sum(left[page] == 1 < holders[page] for page in tails)
 
 
 def books(found: Books) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from small_caches import filled, grow, tiny_cache
 
 from paged_kv import KVCacheManager
-from paged_kv.eviction import LRU
+from paged_kv.eviction import LRU, EntryView
 from paged_kv.index import CacheIndex
 
 Call = Callable[[], Any]
@@ -24,12 +24,12 @@ class Hooked(LRU):
         super().__init__()
         self.scene = scene
 
-    def on_add(self, key: Any, priority: float | None) -> None:
-        super().on_add(key, priority)
+    def on_add(self, entry: EntryView) -> None:
+        super().on_add(entry)
         self.scene.call()
 
-    def on_hit(self, key: Any) -> None:
-        super().on_hit(key)
+    def on_hit(self, entry: EntryView) -> None:
+        super().on_hit(entry)
         self.scene.call()
 
 
