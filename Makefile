@@ -3,6 +3,7 @@
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
+# make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
 # make clean  removes the environments and all caches
 #
 # They set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
@@ -14,6 +15,7 @@ PROFILE_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 SOAK_ARGS ?= --json benchmarks/results/soak.json
+EXHAUSTIVE_ARGS ?= --json benchmarks/results/exhaustive.json
 VLLM ?=
 
 BIN := .venv/bin
@@ -25,7 +27,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench soak test-all test-core environments browser clean
+.PHONY: demo test lint docs bench soak exhaustive test-all test-core environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -41,6 +43,9 @@ bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
 
 soak: .venv/.dev
 	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
+
+exhaustive: .venv/.dev
+	$(BIN)/python benchmarks/exhaustive.py $(EXHAUSTIVE_ARGS)
 
 environments: .venv/.dev .venv-core/.dev browser
 

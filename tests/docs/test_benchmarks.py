@@ -114,6 +114,15 @@ def test_soak() -> None:
     assert lines[-1] == "0 True"
 
 
+def test_exhaustive(tmp_path: Path) -> None:
+    target = tmp_path / "exhaustive.json"
+    run("exhaustive.py", "--depth", "2", "--json", str(target))
+    result = json.loads(target.read_text())
+    assert [level["states"] for level in result["levels"]] == [3, 22]
+    assert result["states"] == 26  # the empty cache, too
+    assert result["transitions"] == sum(level["transitions"] for level in result["levels"])
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_results_table(tmp_path: Path, many: bool) -> None:
     source = tmp_path / "profile.json"
