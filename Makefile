@@ -4,6 +4,7 @@
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
+# make test-oldest  tests of the core with the oldest numpy that pyproject.toml promises (Python 3.10 or 3.11)
 # make clean  removes the environments and all caches
 #
 # They set up what they need on a machine with python3, pip and gcc. Extra arguments for pip go into PIP_ARGS, for example
@@ -17,6 +18,7 @@ BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 SOAK_ARGS ?= --json benchmarks/results/soak.json
 EXHAUSTIVE_ARGS ?= --json benchmarks/results/exhaustive.json
 VLLM ?=
+OLDEST := numpy==1.24.0 sortedcontainers==2.4.0
 
 BIN := .venv/bin
 CORE := .venv-core/bin
@@ -27,7 +29,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench soak exhaustive test-all test-core environments browser clean
+.PHONY: demo test lint docs bench soak exhaustive test-all test-core test-oldest environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -74,6 +76,12 @@ test-core: .venv-core/.dev
 	$(CORE)/python $(INSTALL) --force-reinstall --no-deps .
 	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider $(PYTEST_ARGS)
 
+# torch stays: 2.13 is the oldest release that can be had as a CPU build wherever this runs, and so the oldest that is
+# promised. Before the site packages on the path, the others need no environment of their own.
+test-oldest: .venv-core/.dev
+	$(CORE)/python $(INSTALL) --no-deps --upgrade --target build/oldest $(OLDEST)
+	PYTHONPATH=.:build/oldest PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/core
+
 # LightZero and DI-engine come without their dependencies, and last: see docs/lightzero.md.
 .venv/.lightzero: constraints.txt requirements-lightzero.txt
 	$(PYTHON) -m venv --clear .venv
@@ -110,5 +118,5 @@ test-core: .venv-core/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-core .venv-bench build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-core .venv-bench build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
