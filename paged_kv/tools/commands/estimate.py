@@ -44,6 +44,10 @@ SIZES = {
 }
 
 
+class Refused(Exception):
+    """Why a workload has no estimate."""
+
+
 class Source(NamedTuple):
     """A workload as far as a preset or a file gives it, and what to know of it."""
 
@@ -120,30 +124,15 @@ def whole(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     from paged_kv.errors import PagedKVError
-    from paged_kv.tools.estimate import estimate
-    from paged_kv.tools.estimate.table import text
 
     to_screen = str(options.json) == "-"
     wrong = None if to_screen or options.json is None else _wrong(options)
     if wrong:
         return fail(wrong, status=2)
-    given = {
-        name: value for name in (*SIZES, "dtype") if (value := getattr(options, name)) is not None
-    }
-    found = []
-    name = ""
     try:
-        for source in _sources(options):
-            name = source.name
-            fields = source.fields | given
-            missing = [field for field in NEEDED if field not in fields]
-            if missing:
-                return fail(_incomplete(missing, options), status=2)
-            unnamed = options.transformers_config is not None and "dtype" not in fields
-            notes = (*source.notes, NO_DTYPE) if unnamed else source.notes
-            found.append(Answer(name or "search", estimate(**fields), notes))
-    except PagedKVError as error:
-        return fail(f"{name}: {error}" if name else str(error), status=2)
+        found = _answers(options)
+    except (PagedKVError, Refused) as error:
+        return fail(str(error), status=2)
     figures = [
         {"name": each.name, **each.estimate.as_dict(), "notes": each.notes} for each in found
     ]
@@ -151,18 +140,47 @@ def run(options: argparse.Namespace) -> int:
     if to_screen:
         print(written, end="")
         return 0
-    lightzero = options.transformers_config is None
-    print(
-        "\n\n".join(
-            text(each.estimate, each.name, lightzero=lightzero, notes=each.notes) for each in found
-        )
-    )
+    _show(found, lightzero=options.transformers_config is None)
     try:
         if options.json:
             options.json.write_text(written)
     except OSError as error:
         return fail(f"cannot write to {str(options.json)!r}: {error.strerror}")
     return 0
+
+
+def _show(found: list[Answer], lightzero: bool) -> None:
+    from paged_kv.tools.estimate.table import text
+
+    tables = [
+        text(each.estimate, each.name, lightzero=lightzero, notes=each.notes) for each in found
+    ]
+    print("\n\n".join(tables))
+
+
+def _answers(options: argparse.Namespace) -> list[Answer]:
+    """The estimate of each workload. Raises Refused, and BadConfig where a file has none."""
+    given = {
+        name: value for name in (*SIZES, "dtype") if (value := getattr(options, name)) is not None
+    }
+    return [_answer(options, source, given) for source in _sources(options)]
+
+
+def _answer(options: argparse.Namespace, source: Source, given: dict[str, Any]) -> Answer:
+    from paged_kv.errors import PagedKVError
+    from paged_kv.tools.estimate import estimate
+
+    fields = source.fields | given
+    missing = [field for field in NEEDED if field not in fields]
+    if missing:
+        raise Refused(_incomplete(missing, options))
+    try:
+        found = estimate(**fields)
+    except PagedKVError as error:
+        raise Refused(f"{source.name}: {error}" if source.name else str(error)) from None
+    unnamed = options.transformers_config is not None and "dtype" not in fields
+    notes = (*source.notes, NO_DTYPE) if unnamed else source.notes
+    return Answer(source.name or "search", found, notes)
 
 
 def _wrong(options: argparse.Namespace) -> str | None:
