@@ -6,7 +6,7 @@ that failed half-way is made anew from them. No tensors in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Mapping, Sequence
 from itertools import count
 from operator import itemgetter
 
@@ -126,6 +126,17 @@ class Entries:
         self.policy = self.told(self.by_key.values() if entries is None else entries)
         self.inner = make_policy(self.make_policy)
         self.parked.clear()
+        self.in_order = True
+
+    def prioritize(self, priorities: Mapping[Entry, float | None]) -> None:
+        """Give some entries other priorities, at once."""
+        self.in_order = False
+        for entry, priority in priorities.items():
+            policy = self.inner if entry.handle in self.parked else self.policy
+            policy.on_priority(entry, priority)
+        change = Change({})
+        change.stores = [Store(entry, "priority", value) for entry, value in priorities.items()]
+        self.books.apply(change)
         self.in_order = True
 
     def forget(self, entry: Entry) -> None:

@@ -262,7 +262,7 @@ class CapacityExceeded(PagedKVError, RuntimeError):
 
 
 class UnknownPolicy(PagedKVError, ValueError):
-    """An eviction policy that is neither a known name nor a fresh object with the four hooks."""
+    """An eviction policy that is neither a known name nor a fresh object with the five hooks."""
 
     def __init__(self, policy: object, allowed: str) -> None:
         super().__init__(f"eviction policy {_quoted(policy)} is not usable, allowed is {allowed}")

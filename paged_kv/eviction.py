@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import merge
+from operator import attrgetter
 from typing import Protocol
 
 from sortedcontainers import SortedDict
@@ -18,7 +19,7 @@ from sortedcontainers import SortedDict
 from paged_kv.errors import UnknownPolicy
 from paged_kv.pages.tree import Tree
 
-HOOKS = ("on_add", "on_hit", "on_remove", "victims")
+HOOKS = ("on_add", "on_hit", "on_priority", "on_remove", "victims")
 
 
 class EntryView(Protocol):
@@ -39,7 +40,7 @@ class EntryView(Protocol):
 
     @property
     def priority(self) -> float | None:
-        """What the caller said when it was put."""
+        """What the caller said when it was put, or later."""
 
     @property
     def added(self) -> int:
@@ -63,11 +64,12 @@ class EntryView(Protocol):
 
 
 class Policy(Protocol):
-    """The four hooks of an eviction policy.
+    """The five hooks of an eviction policy.
 
     `on_add` is called for an entry that the policy does not hold, the others only for entries that
     it holds. A stored key that is put again is another entry: the old one is removed, the new one
-    added. `victims` runs over all entries, the first to evict first, and changes nothing.
+    added. `on_priority` is called just before an entry gets another priority, this one. `victims`
+    runs over all entries, the first to evict first, and changes nothing.
 
     An index makes two of them: inner entries are told to a second one, for as long as something
     lives below them, and then added to the first one again. So an entry's place must follow from
@@ -77,6 +79,8 @@ class Policy(Protocol):
     def on_add(self, entry: EntryView) -> None: ...
 
     def on_hit(self, entry: EntryView) -> None: ...
+
+    def on_priority(self, entry: EntryView, priority: float | None) -> None: ...
 
     def on_remove(self, entry: EntryView) -> None: ...
 
@@ -95,6 +99,8 @@ class FIFO:
     (False, ['a', 'b', 'c'])
     """
 
+    _rank = staticmethod(attrgetter("added"))
+
     def __init__(self) -> None:
         # Not a plain dict: that one walks over the holes of removed entries to find its first, O(n)
         # a victim.
@@ -111,6 +117,9 @@ class FIFO:
     def on_hit(self, entry: EntryView) -> None:
         pass
 
+    def on_priority(self, entry: EntryView, priority: float | None) -> None:
+        pass
+
     def on_remove(self, entry: EntryView) -> None:
         if self._late and entry not in self._order:
             del self._late[self._rank(entry)]
@@ -121,9 +130,6 @@ class FIFO:
         if not self._late:
             return iter(self._order)
         return merge(self._late.values(), self._order, key=self._rank)
-
-    def _rank(self, entry: EntryView) -> int:
-        return entry.added
 
 
 class LRU(FIFO):
@@ -137,15 +143,14 @@ class LRU(FIFO):
     (False, ['b', 'c', 'a'])
     """
 
+    _rank = staticmethod(attrgetter("used"))
+
     def on_hit(self, entry: EntryView) -> None:
         if entry in self._order:
             self._order.move_to_end(entry)
         else:
             del self._late[entry.used]
             self._order[entry] = None  # its number is about to be the highest
-
-    def _rank(self, entry: EntryView) -> int:
-        return entry.used
 
 
 class Priority:
@@ -165,7 +170,9 @@ class Priority:
         self._ranks: dict[EntryView, tuple[float, int]] = {}
 
     def on_add(self, entry: EntryView) -> None:
-        priority = entry.priority
+        self._place(entry, entry.priority)
+
+    def _place(self, entry: EntryView, priority: float | None) -> None:
         # no two were added at once, so that ranks never tie and entries are never compared
         rank = (0.0 if priority is None else priority, entry.added)
         self._ranks[entry] = rank
@@ -173,6 +180,10 @@ class Priority:
 
     def on_hit(self, entry: EntryView) -> None:
         pass
+
+    def on_priority(self, entry: EntryView, priority: float | None) -> None:
+        self.on_remove(entry)
+        self._place(entry, priority)
 
     def on_remove(self, entry: EntryView) -> None:
         del self._order[self._ranks.pop(entry)]

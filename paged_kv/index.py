@@ -189,6 +189,20 @@ class CacheIndex:
         put(self.turns.tables, [self.entries] * len(rows), names, rows)
 
     @verb
+    def set_priorities(self, keys: Iterable[Hashable], priorities: Iterable[float | None]) -> None:
+        """Give entries other priorities, one per key: all or none. Their ages stay.
+
+        Of a key that comes twice the last one counts. Raises BadKey, BadPriority, UnknownKey, and
+        BadCount for unequal numbers. Cost: O(log n) each with priorities, else O(1).
+        """
+        names = listed("keys", keys, "a list of keys")
+        values = listed("priorities", priorities, "a list of priorities")
+        if len(names) != len(values):
+            raise BadCount("priorities (one a key)", len(values), f"{len(names)} priorities")
+        found = [checked_priority(value) for value in values]
+        self.entries.prioritize(dict(zip(map(self.entries.known, names), found)))
+
+    @verb
     def remove(self, key: Hashable) -> None:
         """Release one entry. Raises UnknownKey or PinnedEntry."""
         entry = self.entries.known(key)

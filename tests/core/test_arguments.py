@@ -190,7 +190,7 @@ SAME = {
 }
 # Kinds of arguments for which "one" is a sequence; elsewhere it is a number, never the same.
 SEQ = {"seq", "any seq", "to put", "to put again"}
-KEYS = {"key", "two keys"}  # are kept as they are
+KEYS = {"key", "two keys", "two priorities"}  # are kept as they are
 
 
 def outcome(case: Case, name: str) -> Any:

@@ -55,6 +55,21 @@ class PolicyMachine(RuleBasedStateMachine):
             self.policy.on_hit(self.told[key])
             self.clock += 1
             self.entries[key].used = self.clock
+            self.told[key].used = self.clock
+
+    @rule(key=KEYS, priority=PRIORITIES)
+    def prioritize(self, key: int, priority: float | None) -> None:
+        if key in self.entries:
+            self.policy.on_priority(self.told[key], priority)
+            self.told[key].priority = priority
+            self.entries[key].priority = priority or 0.0
+
+    @rule(key=KEYS)
+    def again(self, key: int) -> None:
+        """As one that was taken out for a while."""
+        if key in self.entries:
+            self.policy.on_remove(self.told[key])
+            self.policy.on_add(self.told[key])
 
     @rule(key=KEYS)
     def remove(self, key: int) -> None:

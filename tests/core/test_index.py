@@ -389,6 +389,20 @@ class IndexMachine(RuleBasedStateMachine):
             its.pins += -1 if undo else 1
             self.act(call, after)
 
+    @rule(items=st.lists(st.tuples(KEYS, PRIORITIES), max_size=4))
+    def set_priorities(self, items: list[tuple[int, float | None]]) -> None:
+        """All or none."""
+        after = copy.deepcopy(self.world)
+        entries = [after.indexes[0].find(key) for key, _ in items]
+        call = lambda: self.index.set_priorities(*map(list, zip(*items) if items else ((), ())))  # noqa: E731
+        if None in entries:
+            self.refuse(UnknownKey, call)
+            return
+        for entry, (_, priority) in zip(entries, items):
+            assert entry is not None
+            entry.priority = 0.0 if priority is None else priority
+        self.act(call, after)
+
     @rule(key=KEYS)
     def remove(self, key: int) -> None:
         entry = self.model.find(key)

@@ -335,7 +335,7 @@ def test_capacity_in_bytes() -> None:
 def test_unknown_policy(policy: object) -> None:
     words = (
         r"is not usable, allowed is 'fifo', 'lru', 'priority', or what makes a fresh object with "
-        r"on_add, on_hit, on_remove, victims"
+        r"on_add, on_hit, on_priority, on_remove, victims"
     )
     with pytest.raises(UnknownPolicy, match=words) as caught:
         CacheIndex(tiny_cache(), policy)  # type: ignore[arg-type]

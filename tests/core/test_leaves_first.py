@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_caches import filled, grow, step, tiny_cache
+from small_caches import filled, grow, state, step, tiny_cache
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache
-from paged_kv.errors import OutOfPages
+from paged_kv.errors import BadCount, BadPriority, OutOfPages, UnknownKey
 from paged_kv.eviction import FIFO, LRU, POLICIES, EntryView, Priority
 from paged_kv.pages.tree import Tree
 
@@ -258,6 +258,41 @@ def test_a_policy_sees_the_tree_and_the_pages() -> None:
         ("remove", "root", root, None, None, 2, 3, 1),
     ]
     cache.release([other])
+
+
+def test_priorities_change_all_or_none_and_ages_stay() -> None:
+    cache = tiny_cache(16)
+    index = CacheIndex(cache, "priority")
+    for key, seq, priority in zip("abc", cache.new(3), (1, 2, 3)):
+        index.put(key, seq, priority)
+    index.set_priorities(["c", "a", "a"], [2, 9, 2])
+    assert index.victims() == ["a", "b", "c"]
+    before = state(index)
+    refused: list[tuple[type[Exception], Any, Any]] = [
+        (UnknownKey, ["a", "x"], [5, 5]),
+        (BadPriority, ["a", "b"], [5, float("nan")]),
+        (BadCount, ["a", "b"], [5]),
+    ]
+    for error, keys, priorities in refused:
+        with pytest.raises(error):
+            index.set_priorities(keys, priorities)
+        assert state(index) == before
+    index.set_priorities(["b"], [None])
+    assert index.victims() == ["b", "a", "c"]
+    index.check()
+
+
+def test_an_inner_entry_takes_its_priority_along() -> None:
+    cache, index, seqs = line("priority", max_entries=5)
+    (child,) = cache.fork(seqs[:1])
+    index.put("y", cache.new(1)[0])  # by now the inner ones were passed over
+    assert list(index) == list("abcxy")
+    index.set_priorities(["c", "a"], [1, -1])
+    cache.release([child])
+    assert index.victims() == ["x", "y", "c", "b", "a"]
+    for left in ("abcy1", "abc12", "abc23"):
+        index.put(int(left[-1]), cache.new(1)[0], 0)
+        assert "".join(map(str, index)) == left
 
 
 # -- pages that need no copy once an entry has gone

@@ -288,6 +288,28 @@ KINDS: dict[str, Kind] = {
         {"range(1, 3)"},
         refused=(errors.BadArgument, errors.BadCount, errors.UnknownEnv),
     ),
+    "two known keys": kind(
+        {"the index"},
+        refused=(errors.BadArgument, errors.BadCount, errors.BadKey, errors.UnknownKey),
+    ),
+    "two priorities": kind(
+        *(PAIRS, TWICE, OWNED, MARKS, TWO_ONES),
+        {
+            "range(1, 3)",
+            "[None, None]",
+            "[1.0, 1.0]",
+            "[-1, -1]",
+            "np.array([1.0, 1.0])",
+            "np.array([1, None])",
+            "torch.tensor([1.0, 1.0])",
+            "[one, stale]",
+            "[one, alien]",
+            "[one, None]",
+            "[float(one), float(two)]",
+            "np.array(floats of handles)",
+        },
+        refused=(errors.BadArgument, errors.BadCount, errors.BadPriority),
+    ),
     "two keys": kind(TWO_KEYS, refused=(errors.BadArgument, errors.BadKey)),
 }
 
@@ -526,6 +548,18 @@ INDEX = [
         "seqs",
         "two to put",
         lambda s, v: s.index.put_batch(["new", "newer"], v),
+    ),
+    Case(
+        "CacheIndex.set_priorities",
+        "keys",
+        "two known keys",
+        lambda s, v: s.index.set_priorities(v, [1, 2]),
+    ),
+    Case(
+        "CacheIndex.set_priorities",
+        "priorities",
+        "two priorities",
+        lambda s, v: s.index.set_priorities(["kept", "kept"], v),
     ),
     Case("CacheIndex.remove", "key", "known key", lambda s, v: s.index.remove(v)),
     Case("CacheIndex.pin", "key", "known key", lambda s, v: s.index.pin(v)),

@@ -1000,6 +1000,13 @@ def index_scenarios(policy: str) -> tuple[Scenario, ...]:
         Scenario("put beside pinned ones", partial(stuck, policy), put("k", "c"), TREE, TREE),
         Scenario("put what is owned", roomy, put("k", "a"), TREE, TREE),
         Scenario("put all", three, put_all(k="c", b="b"), TREE, "abc abc abcd"),
+        Scenario(
+            "set priorities",
+            roomy,
+            on_index(lambda index: index.set_priorities(["b", "a"], [7, None])),
+            TREE,
+            TREE,
+        ),
         Scenario("get", roomy, on_index(lambda index: index.get("a")), TREE, TREE),
         Scenario("get nothing", roomy, on_index(lambda index: index.get("k")), TREE, TREE),
         Scenario("remove", roomy, on_index(lambda index: index.remove("a")), TREE, "abc abcd xy"),

@@ -63,6 +63,9 @@ class Flaky:
     def on_hit(self, entry: EntryView) -> None:
         self.trap.call(self.policy.on_hit, entry)
 
+    def on_priority(self, entry: EntryView, priority: float | None) -> None:
+        self.trap.call(self.policy.on_priority, entry, priority)
+
     def on_remove(self, entry: EntryView) -> None:
         self.trap.call(self.policy.on_remove, entry)
 

@@ -103,6 +103,7 @@ class Scene:
             "put": lambda: self.index.put("x", self.two),
             "put_batch": lambda: self.index.put_batch(["x"], [self.two]),
             "get": lambda: self.index.get("a"),
+            "set_priorities": lambda: self.index.set_priorities(["a"], [1]),
             "remove": lambda: self.index.remove("a"),
             "clear": self.index.clear,
             "pin": lambda: self.index.pin("a"),
