@@ -221,7 +221,7 @@ def test_collect_learn_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         main.policy.update(num_simulations=3, n_episode=2, **few)
         main.env.update(n_evaluator_episode=1, **few)
         with installed(weights="refuse"), quiet():
-            return train_unizero([main, create], seed=0, max_env_step=60)
+            return train_unizero([main, create], seed=0, max_env_step=200)
 
     monkeypatch.chdir(tmp_path)
     assert train()._collect_model.world_model.root_hit_cnt > 20
