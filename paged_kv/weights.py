@@ -15,26 +15,40 @@ from torch.utils.weak import WeakIdKeyDictionary
 # What switches the adapters of a layer, under the names of peft.
 _SWITCHES = ("active_adapters", "disable_adapters", "merged_adapters")
 _NO_VERSION = -1  # of tensors that were made in inference mode
-# parameter -> steps of optimizers that changed it
-_steps: Any = WeakIdKeyDictionary()
 
 
-def _count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                _steps[parameter] = _steps.get(parameter, 0) + 1
+class _Steps:
+    """Steps of all optimizers: `total`, and those that changed each parameter.
+
+    Fused optimizers, and those that write through `.data`, leave the version of a parameter alone.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._by_parameter: Any = WeakIdKeyDictionary()
+
+    def count(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """One more step of an optimizer."""
+        steps = self._by_parameter
+        self.total += 1
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    steps[parameter] = steps.get(parameter, 0) + 1
+
+    def of(self, module: torch.nn.Module) -> list[int]:
+        """Those that changed each parameter of a module."""
+        return [self._by_parameter.get(parameter, 0) for parameter in module.parameters()]
 
 
-# Fused optimizers, and those that write through `.data`, leave the version of a parameter alone.
-register_optimizer_step_post_hook(_count_step)
+_steps = _Steps()
+register_optimizer_step_post_hook(_steps.count)
 
 
 class _Written(NamedTuple):
     """One tensor: how often it was written, and where it lies."""
 
     version: int
-    steps: int
     address: int
 
 
@@ -60,11 +74,13 @@ class WeightStamp:
     False
     """
 
-    __slots__ = ("_modes", "_storages", "_tensors")
+    __slots__ = ("_modes", "_steps", "_steps_seen", "_storages", "_tensors")
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._tensors = _tensors(module)
         self._modes = _modes(module)
+        self._steps = _steps.of(module)
+        self._steps_seen = _steps.total
         # An address tells nothing once its storage is gone: another one may lie there by now.
         self._storages = [
             StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
@@ -77,14 +93,21 @@ class WeightStamp:
             self._tensors == _tensors(module)
             and self._modes == _modes(module)
             and not any(storage.expired() for storage in self._storages)  # type: ignore[no-untyped-call]
+            and self._steps_match(module)
         )
+
+    def _steps_match(self, module: torch.nn.Module) -> bool:
+        """Whether no optimizer changed a parameter; looks at them only where one made a step."""
+        total = _steps.total
+        if total != self._steps_seen and self._steps == _steps.of(module):
+            self._steps_seen = total  # they changed others
+        return total == self._steps_seen
 
 
 def _tensors(module: torch.nn.Module) -> list[_Written]:
     return [
         _Written(
             _NO_VERSION if tensor.is_inference() else tensor._version,
-            _steps.get(tensor, 0) if _steps else 0,
             tensor.data_ptr(),
         )
         for tensor in chain(module.parameters(), module.buffers())
