@@ -4,6 +4,7 @@
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
+# make mutants    small changes of the books, one at a time, that a test should fail for: MUTANTS="paged_kv.pages.records*"
 # make test-oldest  tests of the core with the oldest numpy that pyproject.toml promises (Python 3.10 or 3.11)
 # make clean  removes the environments and all caches
 #
@@ -16,8 +17,9 @@ PROFILE_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 SOAK_ARGS ?= --json benchmarks/results/soak.json
-EXHAUSTIVE_ARGS ?= --json benchmarks/results/exhaustive.json
 VLLM ?=
+MUTANTS ?= paged_kv.pages.records* paged_kv.pages.allocator*
+MUTANTS_ARGS ?= --max-children 2
 OLDEST := numpy==1.24.0 sortedcontainers==2.4.0
 
 BIN := .venv/bin
@@ -29,7 +31,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench soak exhaustive test-all test-core test-oldest environments browser clean
+.PHONY: demo test lint docs bench soak exhaustive mutants test-all test-core test-oldest environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -47,7 +49,14 @@ soak: .venv/.dev
 	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
 
 exhaustive: .venv/.dev
-	$(BIN)/python benchmarks/exhaustive.py $(EXHAUSTIVE_ARGS)
+	$(BIN)/python benchmarks/exhaustive.py --pages 1 --json benchmarks/results/exhaustive_one_page.json
+	$(BIN)/python benchmarks/exhaustive.py --json benchmarks/results/exhaustive.json
+
+# One mutant takes about a second of fast tests. `mutmut results` lists what survived, `mutmut show NAME` says what it was.
+mutants: .venv-core/.dev
+	$(CORE)/python $(INSTALL) mutmut
+	PAGED_KV_CORE_ONLY=1 $(CORE)/mutmut run $(MUTANTS_ARGS) $(foreach pattern,$(MUTANTS),"$(pattern)")
+	@$(CORE)/mutmut results
 
 environments: .venv/.dev .venv-core/.dev browser
 

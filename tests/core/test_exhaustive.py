@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from exhaustive import Broken, Path, reach, search
 from small_state import state_and_orders, state_of
-from small_world import Verb
+from small_verbs import verbs, verify
+from small_world import Text, Verb, World
 
 from paged_kv.errors import OwnedSequence
 from paged_kv.pages import block_tables
@@ -95,23 +96,76 @@ def test_a_broken_rule_comes_to_light_in_the_fewest_verbs(
     assert "; ".join(map(str, found.value.path)) == shortest
 
 
+NEW = Verb("new", (), (0,))
+RARE: dict[str, tuple[Path, Callable[[World], object]]] = {
+    "an entry goes to make room": (
+        (
+            NEW,
+            Verb("append", (0,), (2,)),
+            Verb("append", (0,), (2,)),
+            Verb("put", (0,), (0,)),
+            Verb("new", (), (1,)),
+            Verb("append", (1,), (2,)),
+        ),
+        lambda world: world.index.stats.evictions,
+    ),
+    "the pool grows": (
+        (NEW, Verb("append", (0,), (2,)), Verb("trim"), Verb("append", (0,), (1,))),
+        lambda world: world.cache.turns.books.pages.growths,
+    ),
+    "a step is light": (
+        (NEW, Verb("append", (0,), (2,)), Verb("open", (0,), (2,))),
+        lambda world: world.cache.turns.books.light,
+    ),
+    "a light step is committed": (
+        (NEW, Verb("append", (0,), (2,)), Verb("open", (0,), (2,)), Verb("commit", (), (0, 2, 2))),
+        lambda world: world.texts[world.born[1]] == Text(2, (3, 4)),
+    ),
+    "a page is copied": (
+        (NEW, Verb("append", (0,), (1,)), Verb("open", (0, 0), (1,))),
+        lambda world: world.cache.turns.books.figures.copied,
+    ),
+    "a sequence stays as a joint": (
+        (NEW, Verb("fork", (0, 0)), Verb("release", (0,))),
+        lambda world: world.cache.turns.books.tree.joints,
+    ),
+    "a step waits to be given up": (
+        (NEW, Verb("append", (0,), (1,)), Verb("open", (0,), (1,)), Verb("forget", (), (0,))),
+        lambda world: world.cache.turns.tickets,
+    ),
+    "an entry has ended, and the index has not looked": (
+        (NEW, Verb("put", (0,), (0,)), Verb("release_subtree", (0,))),
+        lambda world: list(world.index.policy.victims()) and not world.texts,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RARE)
+def test_what_is_rare_is_within_reach(what: str) -> None:
+    path, happened = RARE[what]
+    world = World()
+    for verb in path:
+        assert verb in list(verbs(world))
+        world.do(verb)
+    assert happened(world)
+    verify(world)
+
+
 def test_a_path_is_shown_in_plain_words() -> None:
-    path: Path = (Verb("new", (), (0,)), Verb("append", (0,), (2,)))
+    path: Path = (NEW, Verb("append", (0,), (2,)))
     assert str(Broken(path, ValueError("why"))) == "new(0); append(s0, 2): ValueError('why')"
 
 
 def test_states_that_differ_in_names_alone_are_one() -> None:
-    new = Verb("new", (), (0,))
-    one = reach((new, new, Verb("append", (0,), (1,)), Verb("release", (1,))))
-    other = reach((new, new, Verb("append", (1,), (1,)), Verb("release", (0,))))
+    one = reach((NEW, NEW, Verb("append", (0,), (1,)), Verb("release", (1,))))
+    other = reach((NEW, NEW, Verb("append", (1,), (1,)), Verb("release", (0,))))
     assert state_of(one) == state_of(other)
-    third = reach((new, new, Verb("append", (0,), (2,)), Verb("release", (1,))))
+    third = reach((NEW, NEW, Verb("append", (0,), (2,)), Verb("release", (1,))))
     assert state_of(one) != state_of(third)
 
 
 def test_sequences_that_can_be_exchanged_are_known() -> None:
-    new = Verb("new", (), (0,))
-    world = reach((new, new))
+    world = reach((NEW, NEW))
     assert sorted(state_and_orders(world)[1]) == sorted(
         [tuple(world.born), tuple(reversed(world.born))]
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from small_state import State, state_and_orders, state_of
 from small_verbs import SUBTREE, verbs, verify
-from small_world import Verb, World
+from small_world import PAGES, Verb, World
 
 Path = tuple[Verb, ...]
 
@@ -37,16 +37,18 @@ class Broken(AssertionError):
         self.path = path
 
 
-def reach(path: Path) -> World:
+def reach(path: Path, pages: int = PAGES) -> World:
     """A world after these verbs."""
-    world = World()
+    world = World(pages)
     for verb in path:
         world.do(verb)
     return world
 
 
-def search(depth: int, tell: Callable[[Level], None] = lambda level: None) -> list[Level]:
-    """Try all sequences of up to `depth` verbs. Raises Broken."""
+def search(
+    depth: int, tell: Callable[[Level], None] = lambda level: None, *, pages: int = PAGES
+) -> list[Level]:
+    """Try all sequences of up to `depth` verbs on so many pages. Raises Broken."""
     seen = {_digest(state_of(World()))}
     found: list[Path] = [()]
     levels = []
@@ -57,7 +59,7 @@ def search(depth: int, tell: Callable[[Level], None] = lambda level: None) -> li
         paths = found
         found = []
         for path in paths:
-            for verb, state, refused in _steps_from(path):
+            for verb, state, refused in _steps_from(path, pages):
                 tries += 1
                 refusals += refused
                 digest = _digest(state)
@@ -70,9 +72,9 @@ def search(depth: int, tell: Callable[[Level], None] = lambda level: None) -> li
     return levels
 
 
-def _steps_from(path: Path) -> Iterator[tuple[Verb, State, bool]]:
+def _steps_from(path: Path, pages: int) -> Iterator[tuple[Verb, State, bool]]:
     """Each verb that may come next, the state behind it, and whether it was refused."""
-    world = reach(path)
+    world = reach(path, pages)
     state, orders = state_and_orders(world)
     names = {seq: name for name, seq in enumerate(world.born)}
     swaps = [
@@ -82,7 +84,7 @@ def _steps_from(path: Path) -> Iterator[tuple[Verb, State, bool]]:
     fresh = True
     for verb in list(_but_equals(verbs(world), swaps)):
         if not fresh:
-            world = reach(path)
+            world = reach(path, pages)
         try:
             refused = world.do(verb)
             now = state_of(world)

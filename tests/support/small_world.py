@@ -81,9 +81,9 @@ class Opened(NamedTuple):
 class World:
     """Both sides, and the names."""
 
-    def __init__(self) -> None:
+    def __init__(self, pages: int = PAGES) -> None:
         sizes = {"layers": 1, "heads": 1, "head_size": 1, "page_size": PAGE_SIZE}
-        self.cache = PagedKVCache(**sizes, num_pages=PAGES, grow=False)
+        self.cache = PagedKVCache(**sizes, num_pages=pages, grow=False)
         self.index = CacheIndex(self.cache, "lru", max_entries=ENTRIES)
         self.cache.set_reclaimer(self.index)
         self.naive = NaiveIndex("lru", max_entries=ENTRIES)
