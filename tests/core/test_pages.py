@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from paged_kv.errors import BadCount
-from paged_kv.pages.allocator import PageAllocator
+from paged_kv.errors import BadCount, CorruptCache
+from paged_kv.pages.allocator import MANY, PageAllocator
 
 
 def taken(pages: PageAllocator, count: int) -> list[int]:
@@ -65,17 +63,116 @@ def test_references_are_counted_anew_from_tables() -> None:
     taken(pages, 3)
     pages.free.append(2)
     pages.refs[4] = 7
-    pages.capacity = 6
+    pages.fill[4] = 3
+    pages.capacity = 7
     pages.rebuild([((1, 3), 2), ((3, 5), 1), ((1,), 3), ((5,), 2)], 4)
     pages.check({1: 2, 3: 2, 5: 2})
-    assert pages.free == [6, 4, 2]
+    assert pages.free == [7, 6, 4, 2]
     assert pages.peak == 3
-    assert [pages.fill[page] for page in (1, 3, 5)] == [4, 4, 2]
+    assert pages.fill == [0, 4, 0, 4, 0, 2, 0, 0]
+    assert pages.unsorted == 0
+
+
+def test_nothing_has_happened_to_a_fresh_pool() -> None:
+    pages = PageAllocator(3, max_pages=None)
+    pages.check({})
+    assert (pages.growths, pages.peak, pages.unsorted) == (0, 0, 0)
+    assert pages.refs == pages.fill == [0, 0, 0, 0]
+    assert (pages.growth_for(3), pages.growth_for(7)) == (3, 12)
+
+
+def test_growth_is_counted_and_its_pages_are_empty() -> None:
+    pages = PageAllocator(1, max_pages=4)
+    pages.grow(2)
+    pages.grow(4)
+    pages.check({})
+    assert pages.growths == 2
+    assert pages.fill == [0] * 5
+
+
+def came_back(pages: PageAllocator, count: int) -> None:
+    """So many pages are taken, and come back in the wrong order."""
+    pages.drop(sorted(taken(pages, count), reverse=True))
+
+
+def in_order(pages: PageAllocator) -> bool:
+    """Whether the lowest page is taken first."""
+    return pages.free == sorted(pages.free, reverse=True)
+
+
+def test_the_stack_is_sorted_each_time_many_came_back() -> None:
+    pages = PageAllocator(MANY, max_pages=MANY)
+    for _ in range(2):
+        came_back(pages, MANY - 1)
+        assert not in_order(pages)
+        came_back(pages, 1)
+        assert in_order(pages)
+    came_back(pages, 2)
+    pages.rebuild([], 4)
+    came_back(pages, MANY - 1)
+    assert not in_order(pages), "what came back before it was counted anew is in order"
+
+
+@pytest.mark.parametrize(("capacity", "sorts"), [(8 * MANY, True), (8 * MANY + 1, False)])
+def test_a_long_stack_is_sorted_less_often(capacity: int, sorts: bool) -> None:
+    pages = PageAllocator(capacity, max_pages=capacity)
+    came_back(pages, MANY)
+    assert in_order(pages) == sorts
+
+
+def damaged(pages: PageAllocator, how: str) -> None:
+    """Break one rule behind the back of a pool of three pages whose last is in use."""
+    if how == "null page counted":
+        pages.refs[0] = 1
+    elif how == "null page freed":
+        pages.free.append(0)
+    elif how == "freed twice":
+        pages.free.append(1)
+    elif how == "held by nobody":
+        pages.refs[1] = 2
+    elif how == "held and free":
+        pages.free.append(3)
+    elif how == "lost":
+        pages.free.remove(1)
+    else:
+        pages.refs.append(0)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"num_pages": 0, "max_pages": None}, {"num_pages": 2, "max_pages": 1}]
+    ("how", "words"),
+    [
+        ("null page counted", "the null page is in use"),
+        ("null page freed", "the null page is in use"),
+        ("freed twice", "a page is free twice: [1, 1, 2]"),
+        ("held by nobody", "page 1: 2 references, 0 holders"),
+        ("held and free", "page 3 with 1 references, on the free stack: True"),
+        ("lost", "page 1 with 0 references, on the free stack: False"),
+        ("counted too often", "5 counters for 3 pages and the null page"),
+    ],
 )
-def test_a_pool_needs_pages(arguments: dict[str, Any]) -> None:
-    with pytest.raises(BadCount):
-        PageAllocator(**arguments)
+def test_check_says_what_is_wrong(how: str, words: str) -> None:
+    pages = PageAllocator(3, max_pages=3)
+    pages.free.remove(3)
+    pages.hold([3])
+    pages.check({3: 1})
+    damaged(pages, how)
+    with pytest.raises(CorruptCache) as told:
+        pages.check({3: 1})
+    assert str(told.value) == words
+
+
+def test_check_wants_no_holder_of_the_null_page_and_each_of_the_last() -> None:
+    pages = PageAllocator(3, max_pages=3)
+    with pytest.raises(CorruptCache, match="the null page is in use"):
+        pages.check({0: 1})
+    with pytest.raises(CorruptCache, match="page 3: 0 references, 1 holders"):
+        pages.check({3: 1})
+
+
+@pytest.mark.parametrize(
+    ("num_pages", "max_pages", "wrong"), [(0, None, "num_pages"), (2, 1, "max_pages")]
+)
+def test_a_pool_needs_pages(num_pages: int, max_pages: int | None, wrong: str) -> None:
+    with pytest.raises(BadCount) as told:
+        PageAllocator(num_pages, max_pages=max_pages)
+    assert told.value.name == wrong
