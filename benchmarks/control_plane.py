@@ -120,14 +120,14 @@ class Ours:
     def step(self, parents: list[int]) -> list[int]:
         tables = self.tables
         plan = tables.plan(parents, NEW_TOKENS, fork=True)
-        if plan.fresh > tables.pages.free_count:
+        if plan.fresh > tables.books.pages.free_count:
             raise MemoryError
         return tables.carry_out(plan)
 
     def verbs(self, parents: list[int]) -> list[int]:
         tables = self.tables
         plan = tables.plan(tables.fork(parents), NEW_TOKENS)
-        if plan.fresh > tables.pages.free_count:
+        if plan.fresh > tables.books.pages.free_count:
             raise MemoryError
         return tables.carry_out(plan)
 
