@@ -4,7 +4,7 @@
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
-# make mutants    small changes of the books, one at a time, that a test should fail for: MUTANTS="paged_kv.pages.records*"
+# make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.plan*" says where
 # make test-oldest  tests of the core with the oldest numpy that pyproject.toml promises (Python 3.10 or 3.11)
 # make clean  removes the environments and all caches
 #
