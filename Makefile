@@ -4,7 +4,7 @@
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
-# make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.plan*" says where
+# make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.tree*" says where
 # make test-oldest  tests of the core with the oldest numpy that pyproject.toml promises (Python 3.10 or 3.11)
 # make clean  removes the environments and all caches
 #
@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 SOAK_ARGS ?= --json benchmarks/results/soak.json
 VLLM ?=
-MUTANTS ?= paged_kv.pages.records* paged_kv.pages.allocator*
+MUTANTS ?= paged_kv.pages.records* paged_kv.pages.allocator* paged_kv.pages.plan*
 MUTANTS_ARGS ?= --max-children 2
 OLDEST := numpy==1.24.0 sortedcontainers==2.4.0
 
