@@ -114,7 +114,9 @@ class Witness:
 
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 @pytest.mark.parametrize(
-    "options", [{"keys": "node"}, {"keys": "latent"}, {"at": "write"}], ids=str
+    "options",
+    [{"keys": "node"}, {"keys": "latent"}, {"at": "write"}, {"num_pages": 8, "max_pages": 30}],
+    ids=str,
 )
 def test_continuous_actions(rotary: bool, options: dict[str, str]) -> None:
     from paged_kv.integrations.lightzero import attach
@@ -147,4 +149,6 @@ def test_continuous_actions(rotary: bool, options: dict[str, str]) -> None:
     wm = witness.wm
     assert wm.hit_count == wm.total_query_count == STEPS * ENVS * SIMULATIONS
     assert wm.root_hit_cnt == wm.root_total_query_cnt == (STEPS - 1) * ENVS
+    if "max_pages" in options:
+        assert wm.paged.manager.recur_pool.stats.evictions
     wm.paged.cache.check()

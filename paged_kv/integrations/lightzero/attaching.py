@@ -48,6 +48,7 @@ def attach(
     padding: str = "masked",
     window: str = "cached",
     weights: str = "keep",
+    eviction: str = "search",
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
@@ -67,14 +68,16 @@ def attach(
     goes on with them, as LightZero does, and counts it in `world_model.paged.old.used`; "drop"
     forgets them before the next search; "refuse" raises WeightsChanged there. Of changes that leave
     no trace `world_model.paged.weights_changed()` tells. `pool` goes to `PagedKVCache`
-    (`num_pages`, `max_pages`, `max_bytes`, `grow`).
+    (`num_pages`, `max_pages`, `max_bytes`, `grow`). Where it bounds the pages, `eviction` says
+    which search nodes go first: "search" those that the search is least likely to come back to,
+    "lru", "fifo". With `keys="node"` an evicted node is computed again when it is needed.
     All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
     Returns `target`. Raises BadCount for unknown choices and where `target` holds no UniZero world
     model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights)
+    choices = Choices(at, keys, padding, window, weights, eviction)
     choices.check()
     models = list(_world_models(target))
     if not models:

@@ -121,6 +121,8 @@ class Keys(MutableMapping[str, int]):
     def get(self, key: str, default: Any = None) -> Any:
         """The sequence stored under a key, or `default`; of roots that of the phase which runs."""
         handle = self.index.get(key if self._env is None else self._state.named(key))
+        if handle is None and self._env is None:
+            self._state.missed()
         return default if handle is None else handle
 
     def clear(self) -> None:

@@ -19,6 +19,7 @@ from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.main.policy import name_phases, remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
 from paged_kv.integrations.lightzero.main.stores import Keys, MainBatch, ManagerView
+from paged_kv.integrations.lightzero.shared.again import MakesAgain
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.search import announce_searches
@@ -33,7 +34,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedMainWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
+class PagedMainWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero's main with contexts in pages; `attach` turns a `WorldModel`
     into one in place.
 

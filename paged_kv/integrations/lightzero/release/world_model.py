@@ -12,6 +12,7 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
+from paged_kv.integrations.lightzero.shared.again import MakesAgain
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
@@ -33,7 +34,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedWorldModel(SharedCopies, WorldModel):  # type: ignore[misc]
+class PagedWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero 0.2.0 with contexts in pages; `attach` turns a `WorldModel` into
     one in place.
 

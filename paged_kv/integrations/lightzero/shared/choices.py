@@ -12,6 +12,7 @@ CHOICES = {
     "padding": ("masked", "attended"),
     "window": ("cached", "exact"),
     "weights": ("keep", "drop", "refuse"),
+    "eviction": ("search", "lru", "fifo"),
 }
 
 
@@ -23,6 +24,7 @@ class Choices(NamedTuple):
     padding: str = "masked"
     window: str = "cached"
     weights: str = "keep"
+    eviction: str = "search"
 
     def check(self) -> None:
         """Raise BadCount for an unknown choice, and where two do not go together."""

@@ -18,6 +18,7 @@ from lzero.mcts.tree_search.mcts_ctree import UniZeroMCTSCtree
 from lzero.mcts.tree_search.mcts_ctree_sampled import SampledUniZeroMCTSCtree
 
 from paged_kv.errors import UnannouncedNode
+from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.hooks import put_around
 from paged_kv.integrations.lightzero.shared.wrappers import state_by_node
 
@@ -44,8 +45,10 @@ class SearchNodes:
         self._nodes = [roots]
         self._chosen = None
 
-    def choose(self, simulations: Sequence[int], rows: Sequence[int]) -> None:
-        """The leaves that the next step starts from."""
+    def choose(
+        self, simulations: Sequence[int], rows: Sequence[int], actions: Sequence[Any] = ()
+    ) -> None:
+        """The leaves that the next step starts from, and what it tries there."""
         self._chosen = simulations, rows
 
     def take(self, rows: int) -> list[int | None]:
@@ -64,6 +67,11 @@ class SearchNodes:
         """The contexts of the nodes that a step made."""
         self._nodes.append(children)
 
+    def learn(
+        self, rewards: Sequence[float], values: Sequence[float], policies: Sequence[Any]
+    ) -> None:
+        """What the model said of these nodes: nothing here depends on it."""
+
     def lose_roots(self, roots: Collection[int]) -> None:
         """Forget these roots, which somebody is about to release."""
         self._nodes[0] = [None if root in roots else root for root in self._nodes[0]]
@@ -78,7 +86,7 @@ class SearchNodes:
 
 
 # The nodes of the search that runs: they are told what its tree finds.
-_RUNNING: ContextVar[SearchNodes | None] = ContextVar("running", default=None)
+_RUNNING: ContextVar[SearchNodes | EvictableNodes | None] = ContextVar("running", default=None)
 
 
 def announce_searches() -> None:
@@ -107,8 +115,25 @@ class _Announcer:
         found = self._tree.batch_traverse(*arguments, **options)
         nodes = _RUNNING.get()
         if nodes is not None:
-            nodes.choose(found[0], found[1])
+            nodes.choose(found[0], found[1], found[2])
         return found
+
+    def batch_backpropagate(
+        self,
+        simulation: int,
+        discount: float,
+        rewards: Sequence[float],
+        values: Sequence[float],
+        policies: Sequence[Any],
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
+        self._tree.batch_backpropagate(
+            simulation, discount, rewards, values, policies, *arguments, **options
+        )
+        nodes = _RUNNING.get()
+        if nodes is not None:
+            nodes.learn(rewards, values, policies)
 
 
 def _announcing(search: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ in work.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +13,22 @@ import torch
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadCount, UnknownEnv, WeightsChanged
 from paged_kv.integrations.lightzero.shared.choices import Choices
+from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
 from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
 from paged_kv.integrations.lightzero.shared.weights import OldContexts
 from paged_kv.manager import KVCacheManager
+from paged_kv.search_order import SearchOrder
 from paged_kv.step import Step
 
 SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
+LOSSES = (
+    "the pool was too small for all nodes of a search: some were evicted, and begin anew without "
+    "their context. world_model.paged.manager.stats counts misses and evictions; with keys='node' "
+    "such nodes are computed again, with more pages nothing is lost"
+)
 
 
 class Roots(NamedTuple):
@@ -63,7 +71,7 @@ class PagedState:
         self.padding = choices.padding
         self.window = choices.window
         self.old = OldContexts()
-        self.nodes = SearchNodes()
+        self.nodes: SearchNodes | EvictableNodes = SearchNodes()
         self.environments: list[int] | None = (
             None  # of the rows of the step that is running, where a policy tells
         )
@@ -78,6 +86,7 @@ class PagedState:
         self._batch: Step | None = None
         # contexts that live for one step: of nodes that were not found
         self._guests: list[int] = []
+        self._told_of_losses = False
 
     def __reduce__(self) -> Any:
         return _empty_state, (
@@ -116,7 +125,21 @@ class PagedState:
         self._seen = {}
         self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
-        self._manager = KVCacheManager(self._cache, self.envs, init_entries=self.init_entries)
+        order = SearchOrder()
+        by_search = self.choices.eviction == "search" and self.keys == "node"
+        policy = order.policy if by_search else self.choices.eviction.replace("search", "lru")
+        self._manager = KVCacheManager(
+            self._cache, self.envs, init_entries=self.init_entries, recur_policy=policy
+        )
+        if self.keys == "node" and self.bounded:
+            pool = self._manager.recur_pool
+            self.nodes = EvictableNodes(pool, order if by_search else None)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the pool may run out of pages."""
+        limits = self.options.get("max_pages"), self.options.get("max_bytes")
+        return limits != (None, None) or not self.options.get("grow", True)
 
     # -- the weights
 
@@ -230,7 +253,20 @@ class PagedState:
             return [None] * len(keys)
         lookup = self._manager.retrieve_cache_hierarchical
         envs = self._envs if len(self._envs) == len(keys) else range(len(keys))
-        return [lookup(env, key) for env, key in zip(envs, keys)]
+        found = [lookup(env, key) for env, key in zip(envs, keys)]
+        if None in found:
+            self.missed()
+        return found
+
+    def missed(self) -> None:
+        """A search found no context for a latent state: says once that a bounded pool loses
+        some.
+        """
+        if self._manager is None or self._told_of_losses:
+            return
+        if self._manager.recur_pool.stats.evictions:
+            self._told_of_losses = True
+            warnings.warn(LOSSES, stacklevel=2)
 
     def entry(self, handle: int) -> Entry:
         """A stored context as LightZero sees it."""

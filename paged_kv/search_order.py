@@ -1,0 +1,276 @@
+"""An eviction order that knows the search: what it is least likely to come back to goes first.
+
+A tree search chooses its next leaf by walking down, at each node to the child of the best score
+(PUCT: the value of the child, and its prior over its visits). A node that stands far behind the
+best child, at any place of its path, is reached late or never. So is what was rarely visited; and
+what was visited often has most below it, all of which would have to be computed again to come back
+to it. No tensors in here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from sortedcontainers import SortedDict
+
+from paged_kv.checks import whole
+from paged_kv.errors import BadArgument, UnknownKey
+from paged_kv.eviction import EntryView
+
+# What a factor e of visits weighs against one unit of score, the whole range of values. Chosen on
+# one half of recorded searches, see docs/design.md.
+VISITS = 0.15
+
+
+class Constants(NamedTuple):
+    """Of PUCT, with the values of MuZero (Schrittwieser et al. 2020, appendix B)."""
+
+    base: float = 19652.0
+    init: float = 1.25
+    discount: float = 0.997
+
+
+class Standing(NamedTuple):
+    """Where a search stands with one of its nodes.
+
+    `lag`: the score of the best child less that of the one on the path, summed over the path from
+    the root. 0 for what the search would reach next.
+    """
+
+    visits: int
+    lag: float
+
+    @property
+    def score(self) -> float:
+        """The lowest goes first."""
+        return VISITS * math.log(self.visits) - self.lag
+
+
+class _Node:
+    """A node of a search tree, with the sums of its visits."""
+
+    __slots__ = ("children", "key", "parent", "priors", "reward", "total", "tree", "visits")
+
+    def __init__(
+        self,
+        key: Hashable,
+        tree: _Tree,
+        parent: _Node | None,
+        reward: float,
+        priors: Sequence[float] | None,
+    ) -> None:
+        self.key = key
+        self.tree = tree
+        self.parent = parent
+        self.reward = reward
+        self.priors = priors
+        self.children: dict[Hashable, _Node] = {}  # by action
+        self.visits = 0
+        self.total = 0.0  # of the values that were backed up
+
+
+class _Tree:
+    """The lowest and the highest value of an action that one search has met."""
+
+    def __init__(self) -> None:
+        self.root: _Node | None = None
+        self.low = math.inf
+        self.high = -math.inf
+
+    def meet(self, value: float) -> None:
+        self.low = min(self.low, value)
+        self.high = max(self.high, value)
+
+    def scaled(self, value: float) -> float:
+        """A value between 0 and 1."""
+        span = self.high - self.low
+        if span > 0:
+            value = (value - self.low) / span
+        return min(max(value, 0.0), 1.0)
+
+
+class SearchOrder:
+    """What a PUCT search knows of its nodes, kept beside it, and the order that follows.
+
+    The search tells of its roots and of each node that it expands; values are backed up here as
+    there. `policy` makes the policy of an index whose keys are those of the nodes.
+
+    >>> from paged_kv import CacheIndex, PagedKVCache
+    >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+    >>> order = SearchOrder()
+    >>> index = CacheIndex(cache, order.policy)
+    >>> order.begin(["root"], priors=[0.5, 0.5])
+    >>> for key, action, value in (("good", 0, 1.0), ("bad", 1, 0.0)):
+    ...     order.expand(key, "root", action, reward=0.0, value=value, priors=[0.5, 0.5])
+    >>> index.put_batch(["good", "bad"], cache.new(2))
+    >>> index.victims()
+    ['bad', 'good']
+    """
+
+    def __init__(self, constants: Constants | None = None) -> None:
+        self.constants = Constants() if constants is None else constants
+        self._nodes: dict[Hashable, _Node] = {}
+        self._trees: list[_Tree] = []
+        self._standings: dict[Hashable, Standing] | None = None  # until something changes
+
+    def begin(self, roots: Sequence[Hashable], priors: Sequence[float] | None = None) -> None:
+        """Searches begin below these roots; all that was known is forgotten.
+
+        `priors` are those of the actions at each root, an action being its place in the list;
+        without them, here or in `expand`, actions may be anything with a hash, and those that were
+        tried count as equally likely.
+        """
+        self._nodes = {}
+        self._trees = []
+        self._standings = None
+        for key in roots:
+            tree = _Tree()
+            tree.root = self._nodes[key] = _Node(key, tree, None, 0.0, priors)
+            self._trees.append(tree)
+
+    def expand(
+        self,
+        key: Hashable,
+        parent: Hashable,
+        action: Hashable,
+        *,
+        reward: float,
+        value: float,
+        priors: Sequence[float] | None = None,
+    ) -> None:
+        """A search expanded a node: `value` is backed up to its root. Cost: O(depth).
+
+        Raises UnknownKey for a parent that it was not told of, BadCount for an action that has no
+        prior, BadArgument for a key that is known.
+        """
+        above = self._nodes.get(parent)
+        if above is None:
+            raise UnknownKey(parent, len(self._nodes))
+        if key in self._nodes:
+            raise BadArgument("key", key, "one that no node has")
+        if above.priors is not None:
+            action = whole("action", action, 0, len(above.priors) - 1)
+        node = _Node(key, above.tree, above, reward, priors)
+        self._standings = None
+        self._nodes[key] = node
+        above.children[action] = node
+        self._back_up(node, value)
+
+    def _back_up(self, node: _Node, value: float) -> None:
+        discount = self.constants.discount
+        while True:
+            node.visits += 1
+            node.total += value
+            above = node.parent
+            if above is None:
+                return
+            node.tree.meet(self._value(node))
+            value = node.reward + discount * value
+            node = above
+
+    def _value(self, node: _Node) -> float:
+        """What the action that leads to a visited node is worth."""
+        return node.reward + self.constants.discount * node.total / node.visits
+
+    def standings(self) -> Mapping[Hashable, Standing]:
+        """Where the searches stand with all nodes: another mapping once they have gone on.
+
+        Cost: O(nodes and their actions), once for each simulation that is asked about.
+        """
+        if self._standings is None:
+            found: dict[Hashable, Standing] = {}
+            for tree in self._trees:
+                if tree.root is not None:
+                    found.update(self._walk(tree.root))
+            self._standings = found
+        return self._standings
+
+    def _walk(self, root: _Node) -> Iterator[tuple[Hashable, Standing]]:
+        waiting = [(root, 0.0, 0.0)]
+        while waiting:
+            node, lag, above = waiting.pop()
+            if node.visits:
+                yield node.key, Standing(node.visits, lag)
+            if node.children:
+                mean = self._mean(node, above)
+                scores = self._scores(node, mean)
+                best = max(scores.values())
+                waiting += [
+                    (child, lag + best - scores[action], mean)
+                    for action, child in node.children.items()
+                ]
+
+    def _mean(self, node: _Node, above: float) -> float:
+        """What an action that was not tried yet counts as worth; `above`: the same of its
+        parent.
+        """
+        values = [self._value(child) for child in node.children.values()]
+        if node.parent is None:
+            return sum(values) / len(values)
+        return (above + sum(values)) / (len(values) + 1)
+
+    def _scores(self, node: _Node, mean: float) -> dict[Hashable, float]:
+        """The score of each action."""
+        base = self.constants.base
+        weight = math.log((node.visits + base + 1) / base) + self.constants.init
+        weight *= math.sqrt(node.visits)
+        priors: dict[Hashable, float]
+        if node.priors is None:
+            priors = dict.fromkeys(node.children, 1 / len(node.children))
+        else:
+            priors = dict(enumerate(node.priors))
+        scores = {}
+        for action, prior in priors.items():
+            child = node.children.get(action)
+            visits = 0 if child is None else child.visits
+            value = mean if child is None else self._value(child)
+            scores[action] = prior * weight / (visits + 1) + node.tree.scaled(value)
+        return scores
+
+    @property
+    def policy(self) -> Callable[[], SearchPolicy]:
+        """Makes the eviction policy of one index."""
+        return lambda: SearchPolicy(self.standings)
+
+
+class SearchPolicy:
+    """Entries by the score of their node, the lowest first; those of no node before all others, the
+    oldest first.
+
+    Adding, hits and removal are O(log n); the first eviction after a simulation sorts all entries.
+    """
+
+    def __init__(self, standings: Callable[[], Mapping[Hashable, Standing]]) -> None:
+        self._standings = standings
+        self._scored: Mapping[Hashable, Standing] | None = None  # what the ranks go by
+        self._ranks: dict[EntryView, tuple[float, int]] = {}
+        self._order: SortedDict[tuple[float, int], EntryView] = SortedDict()
+
+    def on_add(self, entry: EntryView) -> None:
+        standing = None if self._scored is None else self._scored.get(entry.key)
+        rank = (-math.inf if standing is None else standing.score, entry.added)
+        self._ranks[entry] = rank
+        self._order[rank] = entry
+
+    def on_hit(self, entry: EntryView) -> None:
+        pass
+
+    def on_priority(self, entry: EntryView, priority: float | None) -> None:
+        pass
+
+    def on_remove(self, entry: EntryView) -> None:
+        del self._order[self._ranks.pop(entry)]
+
+    def victims(self) -> Iterator[EntryView]:
+        if not self._ranks:
+            return iter(())
+        standings = self._standings()
+        if standings is not self._scored:
+            self._scored = standings
+            entries = list(self._ranks)
+            self._order.clear()
+            for entry in entries:
+                self.on_add(entry)
+        return iter(self._order.values())

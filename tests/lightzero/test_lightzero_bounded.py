@@ -1,0 +1,144 @@
+"""Searches in a pool that is too small for all of their nodes: slower, and the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightzero_oracle import Player, heed_context
+from lightzero_trees import build_model, quiet
+
+from paged_kv.errors import BadCount, OutOfPages
+from paged_kv.integrations.lightzero import attach
+from paged_kv.tools.profile.client import LightZeroSide, tree_file
+from paged_kv.tools.profile.presets import PRESETS
+from paged_kv.tools.profile.side import Setting
+from paged_kv.tools.profile.ties import fixed_ties
+
+pytestmark = pytest.mark.lightzero
+BITS = 2e-4  # of float32, after a few layers that were made to heed their context
+ENVS = 4
+SIMULATIONS = 24
+CARTPOLE = PRESETS["cartpole"]
+SETTING = Setting(ENVS, SIMULATIONS, 0, torch.device("cpu"), 2, "read")
+
+
+def player(rotary: bool, context: int = 8, **options: Any) -> Player:
+    model = build_model(rotary=rotary, context=context, envs=ENVS)
+    heed_context(model.world_model, 3)
+    return Player(attach(model, **options), envs=ENVS)
+
+
+def quarter(play: Player | LightZeroSide) -> int:
+    """Pages of the roots and a quarter of what a search adds to them."""
+    paged = play.wm.paged
+    peak = paged.cache.stats.peak_pages
+    paged.end_search()
+    roots = paged.cache.pages_in_use
+    return int(roots + (peak - roots) // 4)
+
+
+def searched(play: Player, times: int = 3) -> Player:
+    """It played a few roots, with a search each."""
+    for _ in range(times):
+        play.search(SIMULATIONS)
+    return play
+
+
+@pytest.mark.parametrize("window", ["cached", "exact"])
+@pytest.mark.parametrize("context", [8, 40], ids=["sliding", "growing"])
+@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
+def test_a_quarter_of_the_pages_gives_the_same_answers(
+    rotary: bool, context: int, window: str
+) -> None:
+    ample = searched(player(rotary, context, window=window))
+    pages = quarter(ample)
+    tight = searched(player(rotary, context, window=window, num_pages=8, max_pages=pages))
+    for one, other in zip(ample.values, tight.values):
+        assert torch.allclose(one, other, atol=BITS)
+    paged = tight.wm.paged
+    assert paged.nodes.recomputed > 10
+    assert paged.manager.recur_pool.stats.evictions > 10
+    assert paged.cache.stats.peak_pages <= pages
+    assert tight.wm.hit_count == tight.wm.total_query_count == ample.wm.total_query_count
+    paged.cache.check()
+    paged.manager.check()
+    paged.end_search()
+    assert len(paged.nodes) == 0
+    assert paged.cache.live_sequences == ENVS
+
+
+@pytest.mark.parametrize("eviction", ["search", "lru", "fifo"])
+def test_the_visits_of_whole_searches_are_the_same(eviction: str) -> None:
+    ample = LightZeroSide("paged", CARTPOLE, SETTING)
+    tight = LightZeroSide("paged", CARTPOLE, SETTING)
+    with quiet():
+        tree = tree_file()
+    with fixed_ties(tree):
+        wanted = [ample.step(SETTING.simulations, seed) for seed in range(4)]
+        pages = quarter(ample)
+        attach(tight.wm, padding=SETTING.padding, max_pages=pages, num_pages=8, eviction=eviction)
+        found = [tight.step(SETTING.simulations, seed) for seed in range(4)]
+    assert [each.visits for each in found] == [each.visits for each in wanted]
+    assert [each.actions for each in found] == [each.actions for each in wanted]
+    assert tight.wm.paged.nodes.recomputed > 50
+
+
+def test_a_search_that_was_interrupted_while_it_made_a_node_again() -> None:
+    play = searched(player(True, num_pages=8, max_pages=60), 1)
+    paged = play.wm.paged
+    steps = 0
+    again = play.wm.transformer.forward
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += paged.nodes.recomputed > before
+        if steps == 3:
+            raise KeyboardInterrupt
+        return again(*arguments, **options)
+
+    before = paged.nodes.recomputed
+    play.wm.transformer.forward = failing
+    with pytest.raises(KeyboardInterrupt):
+        searched(play, 9)
+    play.wm.transformer.forward = again
+    paged.end_search()
+    paged.cache.check()
+    assert paged.cache.live_sequences <= 2 * ENVS
+    searched(play)
+    paged.manager.check()
+
+
+def test_contexts_that_are_cleared_amid_a_search() -> None:
+    play = player(True, num_pages=8, max_pages=60)
+    play.root()
+    for places in ([0] * 4, [1] * 4, [2] * 4):
+        play.step(places)
+    with quiet():
+        play.wm.clear_caches()
+    play.step([3] * 4)
+    play.step([1] * 4)
+    play.wm.paged.cache.check()
+    play.search(4)
+
+
+def test_a_pool_without_room_for_the_roots_says_so() -> None:
+    play = player(True, context=40, num_pages=8, max_pages=16)
+    with pytest.raises(OutOfPages, match="pinned"):
+        searched(play, 20)
+    play.wm.paged.cache.check()
+
+
+def test_contexts_found_by_latent_state_are_lost_with_one_warning() -> None:
+    with pytest.warns(UserWarning, match="begin anew without their context") as told:
+        play = searched(player(True, keys="latent", num_pages=8, max_pages=40), 4)
+    assert len(told) == 1
+    stats = play.wm.paged.manager.stats
+    assert stats.recur.evictions > 0 < stats.combined.misses
+    play.wm.paged.cache.check()
+
+
+def test_an_order_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(BadCount, match="eviction is 'mru', allowed is 'search' or 'lru' or 'fifo'"):
+        player(True, eviction="mru")
