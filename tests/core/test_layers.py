@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,21 @@ def test_imports_point_down(path: Path) -> None:
     found = layers_used(path, types=core)
     wrong = {used for used in found if used != layer and RANK[used] >= RANK[layer]}
     assert not wrong, f"{path} (layer {layer}) imports {sorted(wrong)}, which is not below it"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Not even for type checkers. The faces of packages, which hand names on, are left out."""
+    modules = {
+        ".".join(["paged_kv", *path.with_suffix("").parts]): path
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    uses: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = [name.split(".") for name in imported(path, types=True)]
+        prefixes = {".".join(name[:length]) for name in names for length in range(len(name) + 1)}
+        uses[module] = prefixes & modules.keys() - {module}
+    TopologicalSorter(uses).prepare()  # raises CycleError, which names the circle
 
 
 # What may be read of others although it begins with an underscore.

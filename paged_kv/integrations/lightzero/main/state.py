@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from paged_kv.integrations.lightzero.main.stores import Context, MainBatch, Window
+from paged_kv.integrations.lightzero.main.batch import Context, MainBatch, Window
+from paged_kv.integrations.lightzero.shared.batch import Entry, StepBatch
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
-from paged_kv.integrations.lightzero.shared.state import ROOM, SLIDE, PagedState
-from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
+from paged_kv.integrations.lightzero.shared.state import ROOM, PagedState
+from paged_kv.integrations.lightzero.shared.windows import SLIDE, store_anew
 
 # latent states that differ by less, relative to their norm, are one that was encoded twice
 ROUNDING = 1e-5
@@ -250,7 +251,7 @@ class MainState(PagedState):
         shift.follow(model)
         batch = self.cache.open(seqs, 0)
         shift.apply(batch, list(range(len(seqs))), SLIDE)
-        slid = self._stored_anew(batch, dict.fromkeys(range(len(seqs)), SLIDE))
+        slid = store_anew(self.cache, batch, dict.fromkeys(range(len(seqs)), SLIDE))
         batch.close()
         self.cache.release(seqs)
         return [slid[row] for row in range(len(seqs))]

@@ -1,4 +1,4 @@
-"""The names of LightZero's main for what is stored and what is in work, over pages.
+"""The names of LightZero's main for what is stored, over pages.
 
 Main keeps contexts either in dictionaries and rings of its world model or in a cache manager. Here
 both are views of the same pools, and both are there whichever of them the model was built with.
@@ -7,77 +7,11 @@ both are views of the same pools, and both are there whichever of them the model
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from paged_kv.index import CacheIndex
-from paged_kv.integrations.lightzero.shared.stores import LayerHalf, StepBatch
-
-if TYPE_CHECKING:
-    from paged_kv.integrations.lightzero.main.state import MainState
-
-
-class Halves:
-    """K and V of one layer of a context, of which `size` columns are filled."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, size: int) -> None:
-        self._k_cache = LayerHalf(keys, size)
-        self._v_cache = LayerHalf(values, size)
-
-
-class Context:
-    """A stored context, as LightZero's `KeysValues` of one row. Its tensors are made when they are
-    looked at.
-    """
-
-    __slots__ = ("_state", "handle", "size")
-
-    def __init__(self, state: MainState, handle: int, size: int) -> None:
-        self._state = state
-        self.handle = handle
-        self.size = size
-
-    def clone(self) -> Context:
-        """Itself: a step never writes to what is stored."""
-        return self
-
-    def __getitem__(self, layer: int) -> Halves:
-        return self._keys_values[layer]
-
-    @property
-    def _keys_values(self) -> list[Halves]:
-        return [Halves(keys, values, self.size) for keys, values in self._state.dense(self.handle)]
-
-
-class Window:
-    """Some rows of a `KeysValues` from a column on, as a `KeysValues` of their own."""
-
-    def __init__(self, whole: Any, rows: list[int], first: int) -> None:
-        self._whole = whole
-        self._rows = rows
-        self._first = first
-
-    def __len__(self) -> int:
-        return len(self._whole)
-
-    def __getitem__(self, layer: int) -> Halves:
-        source = self._whole[layer]
-        keys, values = (
-            half._cache[self._rows, :, self._first :] for half in (source._k_cache, source._v_cache)
-        )
-        return Halves(keys, values, self._whole.size - self._first)
-
-
-class MainBatch(StepBatch):
-    """The batch in work, as LightZero's `keys_values_wm`."""
-
-    __slots__ = ()
-
-    def remove_register_tokens(self, count: int) -> None:
-        """Drop the last `count` columns, which the model appends for its own use."""
-        for layer in self._batch.layers:
-            layer.size -= count
+from paged_kv.integrations.lightzero.main.batch import Context
+from paged_kv.integrations.lightzero.main.state import MainState
 
 
 class Keys(MutableMapping[str, int]):

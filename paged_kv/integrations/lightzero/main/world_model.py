@@ -16,15 +16,16 @@ from lzero.model.unizero_world_models.utils import hash_state
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
+from paged_kv.integrations.lightzero.main.batch import MainBatch
 from paged_kv.integrations.lightzero.main.policy import name_phases, remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
-from paged_kv.integrations.lightzero.main.stores import Keys, MainBatch, ManagerView
+from paged_kv.integrations.lightzero.main.stores import Keys, ManagerView
 from paged_kv.integrations.lightzero.shared.again import MakesAgain
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.search import announce_searches
-from paged_kv.integrations.lightzero.shared.state import SLIDE
 from paged_kv.integrations.lightzero.shared.stores import Pool
+from paged_kv.integrations.lightzero.shared.windows import SLIDE
 
 # Where models are made: attributes that name the class to build.
 BUILDERS: tuple[tuple[str, str, str], ...] = (

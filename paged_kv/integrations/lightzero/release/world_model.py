@@ -14,17 +14,13 @@ from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
 from paged_kv.integrations.lightzero.shared.again import MakesAgain
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
+from paged_kv.integrations.lightzero.shared.batch import StepBatch
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.policy import BEGINS, follow_environments
 from paged_kv.integrations.lightzero.shared.search import announce_searches
 from paged_kv.integrations.lightzero.shared.state import PagedState, Roots
-from paged_kv.integrations.lightzero.shared.stores import (
-    EnvKeys,
-    Pool,
-    SharedKeys,
-    StepBatch,
-)
+from paged_kv.integrations.lightzero.shared.stores import EnvKeys, Pool, SharedKeys
 
 # Where models are made: modules, classes in them or "", and the attribute that names the class to
 # build.

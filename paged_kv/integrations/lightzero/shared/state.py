@@ -12,17 +12,17 @@ import torch
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadCount, UnknownEnv, WeightsChanged
+from paged_kv.integrations.lightzero.shared.batch import Entry, StepBatch
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
-from paged_kv.integrations.lightzero.shared.stores import Entry, StepBatch
 from paged_kv.integrations.lightzero.shared.weights import OldContexts
+from paged_kv.integrations.lightzero.shared.windows import SLIDE, side_by_side, slid, store_anew
 from paged_kv.manager import KVCacheManager
 from paged_kv.search_order import SearchOrder
 from paged_kv.step import Step
 
-SLIDE = 2  # a window that is full loses its oldest observation and action
 ROOM = 2  # a step appends an action and an observation
 LOSSES = (
     "the pool was too small for all nodes of a search: some were evicted, and begin anew without "
@@ -386,17 +386,7 @@ class PagedState:
         cache = self._cache
         if cache is None or first.device != cache.device or first.dtype != cache.dtype:
             self.start(first.device, first.dtype)
-        dense = [
-            torch.stack(
-                [
-                    getattr(context[layer], half)._cache[:, :, :size]
-                    for layer in range(len(contexts[0]))
-                    for context in contexts
-                ]
-            )
-            for half in ("_k_cache", "_v_cache")
-        ]
-        keys, values = (half.reshape(-1, rows, *half.shape[2:]) for half in dense)
+        keys, values = side_by_side(contexts, rows, size)
         if self.read_shift is not None:
             self.read_shift.follow(model)
             positions = self.read_shift.of(0, size)
@@ -426,7 +416,8 @@ class PagedState:
         full = [row for row, size in enumerate(sizes) if size >= limit]
         if full and self.write_shift is not None:
             self.write_shift.follow(model)
-            self._shift_and_slide(self.write_shift, batch, sizes, full, rewrite)
+            for row, first in slid(batch, self.write_shift, sizes, full).items():
+                rewrite[row] = first
         else:
             # what is rewritten as a whole, or has too short a parent, slides once it is stored
             for row in full:
@@ -437,7 +428,7 @@ class PagedState:
         if self.read_shift is not None and not anew:
             self.read_shift.take_off(batch)
         with self.cache.scope() as scope:
-            stored = self._stored_anew(batch, anew)
+            stored = store_anew(self.cache, batch, anew)
             if len(stored) < len(sizes):
                 children = batch.commit(slide=slide)
             else:
@@ -449,35 +440,6 @@ class PagedState:
             scope.keep(children)
         self.close()
         return children
-
-    def _stored_anew(self, batch: Step, begins: dict[int, int]) -> dict[int, int]:
-        """Rows of a batch from a column on, as sequences that share nothing; by row.
-
-        Each ends on a page's edge, so that later pairs fill whole pages.
-        """
-        found: dict[int, int] = {}
-        for first in set(begins.values()):
-            rows = [row for row, column in begins.items() if column == first]
-            tokens = batch.columns(first, batch.size)[0][:, rows]
-            seqs = self.cache.new(len(rows), start=-(batch.size - first) % self.cache.page_size)
-            self.cache.append(seqs, tokens[0::2], tokens[1::2])
-            found.update(zip(rows, seqs))
-        return found
-
-    def _shift_and_slide(
-        self,
-        shift: WriteShift,
-        batch: Step,
-        sizes: Sequence[int],
-        full: list[int],
-        rewrite: list[int | None],
-    ) -> None:
-        """Correct the windows that slide, and have them stored anew from the third token on."""
-        begins = {row: batch.size - sizes[row] + SLIDE for row in full}
-        for first in set(begins.values()):
-            shift.apply(batch, [row for row in full if begins[row] == first], first)
-        for row, first in begins.items():
-            rewrite[row] = first
 
     def _drop_guests(self) -> None:
         if self._guests:
