@@ -17,7 +17,7 @@ from sortedcontainers import SortedDict
 
 from paged_kv.checks import whole
 from paged_kv.errors import BadArgument, UnknownKey
-from paged_kv.eviction import EntryView
+from paged_kv.eviction import EntryView, Policy
 
 # What a factor e of visits weighs against one unit of score, the whole range of values. Chosen on
 # one half of recorded searches, see docs/design.md.
@@ -230,7 +230,7 @@ class SearchOrder:
         return scores
 
     @property
-    def policy(self) -> Callable[[], SearchPolicy]:
+    def policy(self) -> Callable[[], Policy]:
         """Makes the eviction policy of one index."""
         return lambda: SearchPolicy(self.standings)
 

@@ -262,3 +262,15 @@ def test_recording_cost(tmp_path: Path) -> None:
     for clock in ("wall", "cpu"):
         assert f"recorded / plain {found[clock]['ratio']:.4f}" in text
     assert found["recording"]["samples"] >= 2
+
+
+@pytest.mark.lightzero
+def test_bounded(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    text = run("bounded.py", "--only", "cartpole", "--roots", "1", "--json", str(out)).stdout
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["order"] for row in rows] == ["search", "lru", "fifo"]
+    for row in rows:
+        assert row["same"] == row["root_steps"] == 5
+        assert row["computed_again"] > 0
+        assert f"{row['pages']} of {row['pages_without_limit']}" in text
