@@ -20,7 +20,7 @@ from paged_kv.integrations.lightzero.main.batch import MainBatch
 from paged_kv.integrations.lightzero.main.policy import name_phases, remember_exactly
 from paged_kv.integrations.lightzero.main.state import MainState
 from paged_kv.integrations.lightzero.main.stores import Keys, ManagerView
-from paged_kv.integrations.lightzero.shared.again import MakesAgain
+from paged_kv.integrations.lightzero.shared.again import ComesBack
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.copies import SharedCopies
 from paged_kv.integrations.lightzero.shared.search import announce_searches
@@ -35,7 +35,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedMainWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[misc]
+class PagedMainWorldModel(ComesBack, SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero's main with contexts in pages; `attach` turns a `WorldModel`
     into one in place.
 
@@ -84,29 +84,7 @@ class PagedMainWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore
             return super().retrieve_or_generate_kvcache(  # type: ignore[no-any-return]
                 latent_state, ready_env_num, simulation_index, start_pos
             )
-        attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
-        attributes["total_query_count"] += ready_env_num
-        found: list[Any] = paged.nodes.take(ready_env_num)
-        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
-        attributes["hit_count"] += ready_env_num - len(missing)
-        if missing:
-            found = [None if node is None else paged.entry(node) for node in found]
-            for row in missing:
-                latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
-                found[row] = self._fresh(latent, int(start_pos[row]))
-        attributes["keys_values_wm_list"] = found
-        return found  # trim_and_pad_kv_cache knows the sizes
-
-    def _fresh(self, latent: torch.Tensor, start_pos: int) -> Any:
-        """A context of one observation."""
-        empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
-        self.forward(
-            {"obs_embeddings": latent},
-            past_keys_values=empty,
-            is_init_infer=True,
-            start_pos=start_pos,
-        )
-        return empty
+        return self._use(paged.nodes.take(ready_env_num), latent_state, start_pos)
 
     def trim_and_pad_kv_cache(self, is_init_infer: bool = True) -> list[int]:
         """Gather the contexts of the batch, all layers at once, left-padded to the longest."""

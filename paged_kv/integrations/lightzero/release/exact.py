@@ -40,9 +40,9 @@ class ExactState(PagedState):
         self._batch = self.cache.open(parents, ROOM)
         return ExactBatch(self._batch, model)
 
-    def fresh(self, token: torch.Tensor) -> FreshToken:
+    def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> FreshToken:
         """A context of one observation."""
-        return FreshToken(token)
+        return FreshToken(latent)
 
     def take_in(self, model: Any, contexts: Sequence[Any], rows: int, size: int) -> list[int]:
         """New sequences of one token each. Raises BadCount for keys and values, which no tokens can

@@ -12,7 +12,7 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
-from paged_kv.integrations.lightzero.shared.again import MakesAgain
+from paged_kv.integrations.lightzero.shared.again import ComesBack
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
 from paged_kv.integrations.lightzero.shared.batch import StepBatch
 from paged_kv.integrations.lightzero.shared.choices import Choices
@@ -30,7 +30,7 @@ BUILDERS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-class PagedWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[misc]
+class PagedWorldModel(ComesBack, SharedCopies, WorldModel):  # type: ignore[misc]
     """The world model of LightZero 0.2.0 with contexts in pages; `attach` turns a `WorldModel` into
     one in place.
 
@@ -135,7 +135,7 @@ class PagedWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[mis
             before = self.tokenizer.encode_to_obs_embeddings(seen) if before is None else before
             for place in [place for place, root in enumerate(roots) if root is None]:
                 row = rows[place]
-                contexts[place] = self._fresh(before[row].unsqueeze(0), start_pos[row].item())
+                contexts[place] = paged.fresh(self, before[row].unsqueeze(0), int(start_pos[row]))
         return contexts
 
     def _begins(self, action: Any) -> bool:
@@ -208,35 +208,12 @@ class PagedWorldModel(MakesAgain, SharedCopies, WorldModel):  # type: ignore[mis
             return super().retrieve_or_generate_kvcache(  # type: ignore[no-any-return]
                 latent_state, ready_env_num, simulation_index, start_pos
             )
-        attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
-        attributes["total_query_count"] += ready_env_num
         paged = self.paged
         if paged.keys == "node" and self.context_length > 2:
-            found: list[Any] = paged.nodes.take(ready_env_num)
+            found = paged.nodes.take(ready_env_num)
         else:
             found = paged.lookup(latent_keys(latent_state[:ready_env_num]))
-        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
-        attributes["hit_count"] += ready_env_num - len(missing)
-        if missing:
-            found = [None if node is None else paged.entry(node) for node in found]
-            for row in missing:
-                latent = torch.from_numpy(latent_state[row]).unsqueeze(0).to(self.device)
-                found[row] = self._fresh(latent, int(start_pos[row].item()))
-        attributes["keys_values_wm_list"] = found
-        return found  # trim_and_pad_kv_cache knows the sizes
-
-    def _fresh(self, latent: torch.Tensor, start_pos: int) -> Any:
-        """A context of one observation."""
-        if isinstance(self.paged, ExactState):
-            return self.paged.fresh(latent)
-        empty = self.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
-        self.forward(
-            {"obs_embeddings": latent},
-            past_keys_values=empty,
-            is_init_infer=True,
-            start_pos=start_pos,
-        )
-        return empty
+        return self._use(found, latent_state, start_pos)
 
     def trim_and_pad_kv_cache(self, is_init_infer: bool = True) -> list[int]:
         """Gather the contexts of the batch, all layers at once, left-padded to the longest."""

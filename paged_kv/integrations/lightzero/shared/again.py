@@ -1,7 +1,10 @@
-"""What LightZero's models do where a search comes back to a node that was evicted."""
+"""What LightZero's models do where a search comes back to a node: use its context, or make that
+again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +13,11 @@ from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.state import PagedState
 
 
-class MakesAgain:
+class ComesBack:
     """A world model with contexts in pages. To be inherited before LightZero's own class."""
 
     paged: PagedState
+    device: torch.device
     total_query_count: int
     hit_count: int
 
@@ -33,7 +37,28 @@ class MakesAgain:
             def run(rows: list[int], actions: torch.Tensor, depths: list[int], begins: Any) -> None:
                 step([(latents[rows], actions)], simulation_index, depths, begins)
 
-            counted = self.total_query_count, self.hit_count
+            queries = self.total_query_count
+            hits = self.hit_count
             nodes.prepare(actions, search_depth, start_pos, run)
-            self.total_query_count, self.hit_count = counted  # as if they had been there
+            self.total_query_count = queries  # as if they had been there
+            self.hit_count = hits
         return step(state_action_history, simulation_index, search_depth, start_pos)
+
+    def _use(self, nodes: Sequence[int | None], latents: Any, start_pos: Any) -> list[Any]:
+        """Go on from these nodes in the next step; one that is missing begins with its own token.
+
+        Instead of sizes, which LightZero returns here, these are the contexts:
+        `trim_and_pad_kv_cache` knows the sizes.
+        """
+        attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
+        found: list[Any] = list(nodes)
+        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
+        attributes["total_query_count"] += len(found)
+        attributes["hit_count"] += len(found) - len(missing)
+        if missing:
+            found = [None if node is None else self.paged.entry(node) for node in found]
+            for row in missing:
+                latent = torch.from_numpy(latents[row]).unsqueeze(0).to(self.device)
+                found[row] = self.paged.fresh(self, latent, int(start_pos[row]))
+        attributes["keys_values_wm_list"] = found
+        return found

@@ -325,6 +325,17 @@ class PagedState:
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
         return StepBatch(self._batch, self.padding == "masked")
 
+    def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> Any:
+        """A context of one observation, which is nobody's yet."""
+        empty = model.transformer.generate_empty_keys_values(n=1, max_tokens=self.context_length)
+        model.forward(
+            {"obs_embeddings": latent},
+            past_keys_values=empty,
+            is_init_infer=True,
+            start_pos=start_pos,
+        )
+        return empty
+
     def open_empty(self, model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> Any:
         """A batch of contexts that begin with their next token."""
         cache = self._cache
