@@ -119,7 +119,7 @@ def quotations(value: Any) -> Iterator[str]:
         yield str(int(value == True))  # noqa: E712
     if isinstance(value, Index):
         yield str(value.number)
-    if isinstance(value, torch.Tensor) and value.layout is torch.jagged:
+    if isinstance(value, torch.Tensor) and str(value.layout) == "torch.jagged":
         yield str(tuple(value.shape))
     if isinstance(value, torch.Tensor) and not value.is_nested:
         yield from (str(tuple(value.shape)), str(value.dtype), str(value.device))

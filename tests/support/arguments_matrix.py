@@ -180,6 +180,10 @@ def nested(tensors: list[torch.Tensor]) -> torch.Tensor:
         return torch.nested.nested_tensor(tensors)
 
 
+def jagged(tensors: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor([*tensors], layout=torch.jagged)
+
+
 Maker = Callable[[Scene], Any]
 
 PLAIN: dict[str, Any] = {
@@ -379,7 +383,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], Any]] = {
     "meta": lambda t: t.to("meta"),
     "sparse": lambda t: t.to_sparse(),
     "nested": lambda t: nested([*t]),
-    "jagged": lambda t: torch.nested.nested_tensor([*t], layout=torch.jagged),
+    **({"jagged": jagged} if hasattr(torch, "jagged") else {}),  # not before torch 2.2
     "a row less": lambda t: t[:-1],
     "a token more": lambda t: torch.cat([t, t[..., :1, :]], -2),
     "wider": lambda t: torch.cat([t, t], -1),
