@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby, permutations, product
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from paged_kv import CacheIndex, PagedKVCache
@@ -51,6 +52,13 @@ class Observed(Protocol):
     index: CacheIndex
 
 
+def known(index: CacheIndex) -> list[Entry]:
+    """All entries, the least recently used first; also those whose sequences have ended, until the
+    index looks.
+    """
+    return sorted(index.entries.by_key.values(), key=attrgetter("used"))
+
+
 def state_of(world: Observed) -> State:
     """The state, the same for all that differ in names alone. It changes nothing."""
     return state_and_orders(world)[0]
@@ -62,12 +70,13 @@ def state_and_orders(world: Observed) -> tuple[State, list[tuple[int, ...]]]:
     What stands at one place of two of them can be exchanged, and nobody sees a difference.
     """
     books = world.cache.turns.books  # as they are: `cache.books` would carry out what waits
-    keys = list(world.index.policy.victims())
-    entries = {entry.key: entry for entry in books.owned.values()}
+    entries = [
+        entry if books.owned.get(entry.handle) is entry else None for entry in known(world.index)
+    ]
     found: list[tuple[int, ...]] = []
     least: State | None = None
     for order in _orders(books):
-        state = _Reader(world.cache.turns, order).state([entries.get(key) for key in keys])
+        state = _Reader(world.cache.turns, order).state(entries)
         if least is None or state < least:
             least = state
             found = []

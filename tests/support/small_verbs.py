@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 import torch
+from small_state import known
 from small_world import ROWS, STEPS, Opened, Verb, World
 
 from paged_kv.stats import IndexStats
@@ -75,7 +76,7 @@ def _of_step(name: int, opened: Opened) -> Iterator[Verb]:
 
 
 def _of_index(world: World, seqs: Sequence[int]) -> Iterator[Verb]:
-    keys = list(world.index.policy.victims())  # those of entries that ended, too
+    keys = [entry.key for entry in known(world.index)]
     for seq in seqs:
         for key in (*keys, world.keys):
             yield Verb("put", (seq,), (key,))
