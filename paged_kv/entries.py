@@ -130,6 +130,7 @@ class Entries:
 
     def prioritize(self, priorities: Mapping[Entry, float | None]) -> None:
         """Give some entries other priorities, at once."""
+        in_order = self.in_order
         self.in_order = False
         for entry, priority in priorities.items():
             policy = self.inner if entry.handle in self.parked else self.policy
@@ -137,7 +138,7 @@ class Entries:
         change = Change({})
         change.stores = [Store(entry, "priority", value) for entry, value in priorities.items()]
         self.books.apply(change)
-        self.in_order = True
+        self.in_order = in_order
 
     def forget(self, entry: Entry) -> None:
         """Tell the policies that an entry goes."""

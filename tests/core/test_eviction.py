@@ -7,12 +7,15 @@ import sys
 from typing import Any
 
 import pytest
+from flaky_policies import Boom, Flaky, Trap
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from naive_index import ORDERS, Entry
+from small_caches import tiny_cache
 
 from paged_kv.eviction import FIFO, LRU, POLICIES, Policy, Priority
+from paged_kv.index import CacheIndex
 from paged_kv.pages import change as paged
 from paged_kv.pages.tree import Tree
 
@@ -177,3 +180,17 @@ def test_no_tensors_in_here(module: str) -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_priorities_of_nothing_leave_an_order_to_be_made_that_was_broken() -> None:
+    """A hook failed while entries were put, so the policy holds what the index does not."""
+    trap = Trap()
+    cache = tiny_cache(8)
+    index = CacheIndex(cache, lambda: Flaky("lru", trap))
+    index.put_batch(["a", "b"], cache.new(2))
+    trap.left = [1]
+    with pytest.raises(Boom):
+        index.put_batch(["c", "d"], cache.new(2))
+    index.set_priorities([], [])
+    index.check()
+    assert index.victims() == ["a", "b"]
