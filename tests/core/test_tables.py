@@ -159,6 +159,61 @@ def test_a_step_that_is_given_up_leaves_nothing() -> None:
     audit(tables.books)
 
 
+def opened(steps: OpenSteps, parents: list[int], room: int) -> int:
+    """The number of a new step."""
+    number = steps.number()
+    plan = steps.plan(parents, steps.books.records(parents), room)
+    steps.open(number, plan, room, None)
+    return number
+
+
+def test_slots_of_a_step_that_is_given_up_are_free_again_in_pages_that_several_hold() -> None:
+    tables = made(4)
+    (root,) = filled(tables, 2)
+    (other,) = tables.fork([root])
+    steps = OpenSteps(tables)
+    steps.abandon(opened(steps, [root], 1))
+    plan = tables.plan([other], 1)
+    assert (plan.copies, plan.slots) == ([], [6])
+
+
+def test_a_step_below_a_joint_gives_everything_back_once() -> None:
+    tables = made(2)
+    (root,) = filled(tables, 2)
+    children = tables.fork([root] * 2)
+    steps = OpenSteps(tables)
+    number = opened(steps, [root], 2)
+    tables.release([root])
+    assert number in steps
+    assert list(tables.books.tree.joints) == [root]
+    for _ in range(2):
+        steps.abandon(number)
+        assert number not in steps
+        assert tables.books.pending == {}
+        assert tables.books.pages.used_count == 1
+        assert tables.books.tree.rivals(children[0]) == children[1:]
+        audit(tables.books)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_step_is_light_where_each_row_takes_exactly_one_page(size: int) -> None:
+    """All windows end at an edge of a page, and there is a page for each."""
+    for start in range(size):
+        for length in range(2 * size):
+            tables = made(size, 5)
+            root = tables.new(1, start=start)
+            tables.carry_out(tables.plan(root, length))
+            records = tables.books.records(root)
+            steps = OpenSteps(tables)
+            on_edge = (start + length) % size == 0
+            assert steps.can_be_light(records, size, True) == on_edge
+            assert not steps.can_be_light(records, size, False)
+            assert not steps.can_be_light(records, size + 1, True)
+            rows = tables.books.pages.free_count
+            assert steps.can_be_light(records * rows, size, True) == on_edge
+            assert not steps.can_be_light(records * (rows + 1), size, True)
+
+
 def test_a_duplicate_is_named() -> None:
     tables = made(2)
     one, two = tables.new(2)
