@@ -1,0 +1,195 @@
+"""How changes take effect, whole or after an interrupt; and what an audit of the books finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from paged_kv.errors import BadArgument, CorruptCache, StaleHandle
+from paged_kv.pages.allocator import PageAllocator
+from paged_kv.pages.audit import audit
+from paged_kv.pages.block_tables import BlockTables
+from paged_kv.pages.books import Books
+from paged_kv.pages.change import Change, Figures, Pending
+from paged_kv.pages.open_steps import OpenSteps
+
+
+def made(page_size: int, pages: int = 16) -> BlockTables:
+    return BlockTables(PageAllocator(pages, max_pages=pages), page_size)
+
+
+def filled(tables: BlockTables, *lengths: int) -> list[int]:
+    seqs = tables.new(len(lengths))
+    return tables.carry_out(tables.plan(seqs, lengths))
+
+
+def life(tables: BlockTables) -> Iterator[str]:
+    """All that may happen to sequences, one verb after the other."""
+    steps = OpenSteps(tables)
+
+    def opened(parents: list[int], room: int) -> int:
+        number = steps.number()
+        plan = steps.plan(parents, tables.books.records(parents), room)
+        steps.open(number, plan, room, None)
+        return number
+
+    root, other = filled(tables, 3, 4)
+    yield "grown"
+    first, second, third = tables.fork([root, root, other])
+    yield "forked"
+    tables.carry_out(tables.plan([first, second], 2))
+    yield "copied"
+    tables.carry_out(tables.plan([first], 2, fork=True))
+    yield "forked and grown"
+    tables.slide([third, first], [2, 3])
+    yield "slid"
+    tables.truncate([second, root], [3, 1])
+    yield "cut"
+    kept = opened([root, other], 3)
+    lost = opened([root], 2)
+    tables.release([root, third])
+    yield "parents released"
+    steps.abandon(lost)
+    yield "given up"
+    steps.publish(kept, 1, [1, 0], [70, 80])
+    yield "published"
+    tables.release([first, second])
+    yield "branches released"
+    tables.release(tables.books.live())
+    yield "all released"
+
+
+def seen(tables: BlockTables) -> list[Any]:
+    """All that the books say, whatever names pages and sequences have."""
+    books = tables.books
+    names = {seq: name for name, seq in enumerate(books.live())}
+    pages = books.pages
+    used = Counter(pages.refs[1:])
+    records = [record[1:3] + record[4:] for record in books.all_records()]
+    above = [names.get(books.tree.parent(seq) or 0) for seq in names]
+    audit(books)
+    return [records, above, len(books.tree.joints), used, pages.peak, books.figures]
+
+
+def only_stored(books: Books, change: Change) -> None:
+    """An interrupt came right after the store."""
+    books.change = change
+    books.settle()
+
+
+APPLY = Books.apply
+
+
+def done_again(books: Books, change: Change) -> None:
+    """An interrupt came right before the end."""
+    APPLY(books, change)
+    books.change = change
+    books.settle()
+
+
+@pytest.mark.parametrize("apply", [only_stored, done_again])
+def test_whenever_an_interrupt_comes_a_change_is_carried_out(
+    apply: Callable[[Books, Change], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = made(2)
+    wanted = [(what, seen(plain)) for what in life(plain)]
+    monkeypatch.setattr(Books, "apply", apply)
+    broken = made(2)
+    assert [(what, seen(broken)) for what in life(broken)] == wanted
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_growth_that_was_interrupted_is_one_growth(
+    late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = BlockTables(PageAllocator(2, max_pages=4), 2).books
+    grow = PageAllocator.grow
+
+    def interrupted(pages: PageAllocator, capacity: int) -> None:
+        if late:
+            grow(pages, capacity)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageAllocator, "grow", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            books.grow(3)
+    books.settle()
+    assert (books.pages.capacity, books.pages.growths) == (3, 1)
+    books.grow(4)
+    books.settle()
+    assert (books.pages.capacity, books.pages.growths, books.pages.free_count) == (4, 2, 4)
+    audit(books)
+
+
+def test_nothing_has_happened_at_first() -> None:
+    tables = made(1)
+    assert tables.books.figures == Figures(0, 0, 0, 0)
+    assert (tables.books.live(), tables.books.live_count, tables.books.stored_tokens()) == (
+        [],
+        0,
+        0,
+    )
+
+
+def test_a_moment_of_another_cache_is_refused() -> None:
+    with pytest.raises(BadArgument) as told:
+        made(2).books.made_since((1, 2))
+    assert (told.value.name, told.value.value) == ("mark", (1, 2))
+    assert str(told.value).endswith("what mark() of this cache returned")
+
+
+def test_a_release_names_what_ended_before_unless_that_may_be() -> None:
+    tables = made(2)
+    (seq,) = filled(tables, 1)
+    tables.release([seq])
+    with pytest.raises(StaleHandle):
+        tables.release([seq])
+    tables.release([seq], missing_ok=True)
+
+
+# -- what an audit finds
+
+
+def test_a_page_that_is_read_further_than_it_was_written_to() -> None:
+    """By any sequence, if another one ends there; in its last page or before."""
+    tables = made(4)
+    long, short = filled(tables, 3, 6)
+    tables.fork([long, short], at=[1, 2])
+    audit(tables.books)
+    for page, mark, words in (
+        (1, 2, "page 1: read to 3, written to 2"),
+        (2, 3, "page 2: read to 4"),
+    ):
+        fill = tables.books.pages.fill[page]
+        tables.books.pages.fill[page] = mark
+        with pytest.raises(CorruptCache, match=words):
+            audit(tables.books)
+        tables.books.pages.fill[page] = fill
+    audit(tables.books)
+
+
+def test_an_open_step_that_is_broken() -> None:
+    tables = made(2)
+    filled(tables, 2)
+    tables.books.pending[1] = Pending([((1, 1), 0, 3, 0, 3)], 1, 0, 0, None)
+    with pytest.raises(CorruptCache, match=r"^an open step holds a page twice: \(1, 1\)"):
+        audit(tables.books)
+
+
+def test_a_sequence_that_begins_behind_its_first_page() -> None:
+    tables = made(2)
+    (seq,) = filled(tables, 4)
+    tables.books._live[seq] = ((1, 2), 2, 2, 0, 4)
+    with pytest.raises(CorruptCache, match=rf"sequence {seq:#x}: pages .* start 2, length 2"):
+        audit(tables.books)
+
+
+def test_a_light_step_that_was_left() -> None:
+    tables = made(2)
+    tables.books.light[5] = None  # type: ignore[assignment]
+    with pytest.raises(CorruptCache, match=r"a light step is left: \{5: None\}"):
+        audit(tables.books)
