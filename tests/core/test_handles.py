@@ -185,3 +185,74 @@ def test_after_a_fork_parent_and_child_draw_different_numbers() -> None:
     assert list(refusals(cache, drawn)) == drawn
     assert not set(drawn) & set(after)
     assert cache.lengths(before) == [1, 1]
+
+
+@pytest.fixture
+def scattered(monkeypatch: pytest.MonkeyPatch) -> Handles:
+    """Its runs of numbers are the units 11, 5 and 10; other caches drew those between."""
+    monkeypatch.setattr(paged_kv.pages.handles, "_units", iter([11, 5, 99, 10, 99, 60, 99]))
+    return Handles()
+
+
+def one_by_one(issuer: Handles, count: int) -> list[int]:
+    """Numbers of the shortest runs: who takes many at once draws longer ones."""
+    return [seq for _ in range(count) for seq in issuer.take(1)]
+
+
+def test_what_was_given_since_a_moment_wherever_the_numbers_lie(scattered: Handles) -> None:
+    given: list[int] = []
+    marks = [scattered.mark()]
+    for size in (30, 34, 1, 63, 0, 40, 24):  # whole runs, and parts of them
+        given += scattered.take(size)
+        marks.append(scattered.mark())
+    assert [given[place] // UNIT for place in (0, 64, 128)] == [11, 5, 10]
+    counts = [sum(scattered.since(seq, mark) for seq in given) for mark in marks]
+    assert counts == [192, 162, 128, 127, 64, 64, 24, 0]
+    for mark, count in zip(marks, counts):
+        assert scattered.is_mark(mark)
+        assert [scattered.since(seq, mark) for seq in given] == [
+            place >= len(given) - count for place in range(len(given))
+        ]
+    # an interrupt may leave a run of which nothing was given yet
+    assert scattered.since(given[64], (2, given[64]))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        [0, 0],
+        (0,),
+        (0, 0, 0),
+        (False, 0),
+        (1, 11.0 * UNIT),
+        (0, 1),
+        (-1, 11 * UNIT),
+        (1, 11 * UNIT - 1),
+        (1, 12 * UNIT + 1),
+        (2, 11 * UNIT),
+        (1, 5 * UNIT),
+        (3, 5 * UNIT),
+        None,
+    ],
+)
+def test_what_cannot_be_a_moment(scattered: Handles, mark: object) -> None:
+    assert scattered.is_mark((0, 0))
+    assert not scattered.is_mark((1, 11 * UNIT)), "nothing was given yet"
+    one_by_one(scattered, UNIT + 1)
+    for runs, unit in ((1, 11), (2, 5)):
+        assert scattered.is_mark((runs, unit * UNIT))
+        assert scattered.is_mark((runs, (unit + 1) * UNIT))
+    assert not scattered.is_mark(mark)
+
+
+@pytest.mark.parametrize("size", [0, 1, UNIT - 1, UNIT, UNIT + 1])
+def test_in_a_forked_process_the_rest_of_a_run_is_left_to_the_other(
+    scattered: Handles, size: int
+) -> None:
+    given = one_by_one(scattered, size)
+    scattered.begin_anew()
+    assert all(map(scattered.gave, given))
+    more = scattered.take(2)
+    assert {seq // UNIT for seq in more}.isdisjoint(seq // UNIT for seq in given)
+    every = range(13 * UNIT)
+    assert {seq for seq in every if scattered.gave(seq)} == {*given, *more}
