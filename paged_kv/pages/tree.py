@@ -188,7 +188,7 @@ class Tree:
         return above or None
 
     def children(self, seq: int) -> list[int]:
-        """The nearest sequences below that live, the oldest branch first."""
+        """The nearest sequences below that live, branch by branch."""
         self._link_all()
         return list(self._walk(self._branches(seq), beyond=False))
 
