@@ -141,6 +141,19 @@ def test_priority_ties_go_by_age_and_keys_are_never_compared() -> None:
     assert keys(policy) == ["none", "low", *odd]
 
 
+def test_another_priority_gives_an_entry_another_place() -> None:
+    policy = Priority()
+    entries = [made(key, float(number), number) for number, key in enumerate("abc")]
+    for entry in entries:
+        policy.on_add(entry)
+    policy.on_priority(entries[0], 1.5)
+    assert keys(policy) == ["b", "a", "c"]
+    policy.on_priority(entries[2], None)
+    assert keys(policy) == ["c", "b", "a"]
+    policy.on_remove(entries[0])
+    assert keys(policy) == ["c", "b"]
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_finding_the_first_victim_does_not_walk_over_removed_keys(name: str) -> None:
     policy = POLICIES[name]()
