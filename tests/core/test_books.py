@@ -193,3 +193,37 @@ def test_a_light_step_that_was_left() -> None:
     tables.books.light[5] = None  # type: ignore[assignment]
     with pytest.raises(CorruptCache, match=r"a light step is left: \{5: None\}"):
         audit(tables.books)
+
+
+# -- what books say
+
+
+def test_windows_and_slots_that_are_read() -> None:
+    """Of a head offset, of pages that several hold, and of a sequence without any."""
+    tables = made(3)
+    (root,) = tables.new(1, start=2)
+    tables.carry_out(tables.plan([root], 5))  # slots 5 to 9
+    (child,) = tables.fork([root])
+    tables.carry_out(tables.plan([child], 3))  # 10 to 12
+    tables.slide([root], 2)
+    (empty,) = tables.new(1, start=1)
+    books = tables.books
+    assert books.windows([root, child, empty]) == (
+        [(2, 3), (1, 2, 3, 4), ()],
+        [1, 2, 1],
+        [3, 8, 0],
+    )
+    assert books.stored_tokens() == 8
+    tables.release([child])
+    assert books.stored_tokens() == books.lengths([root])[0] == 3
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_the_next_position_follows_on_the_last_token_that_is_left(left: int) -> None:
+    """Tokens were placed by hand: the one in slot n at 10 n."""
+    tables = made(2)
+    (root,) = filled(tables, 4)  # slots 2 to 5
+    (child,) = tables.fork([root], at=left, position_of=lambda slot: 10 * slot)
+    tables.truncate([root], 4 - left, lambda slot: 10 * slot)
+    places = [record[4] for record in tables.books.records([root, child])]
+    assert places == [10 * (left + 1) + 1 if left else 20] * 2
