@@ -18,7 +18,8 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 SOAK_ARGS ?= --json benchmarks/results/soak.json
 VLLM ?=
-MUTANTS ?= paged_kv.pages.records* paged_kv.pages.allocator* paged_kv.pages.plan*
+BOOKS := records allocator plan open_steps books block_tables tree change lease audit handles
+MUTANTS ?= $(foreach part,$(BOOKS),paged_kv.pages.$(part)*) paged_kv.eviction* paged_kv.index*
 MUTANTS_ARGS ?= --max-children 2
 OLDEST := torch==2.1.0 numpy==1.24.0 sortedcontainers==2.4.0
 

@@ -151,6 +151,23 @@ def test_a_release_names_what_ended_before_unless_that_may_be() -> None:
     tables.release([seq], missing_ok=True)
 
 
+@pytest.mark.parametrize("commit", [False, True])
+def test_pages_of_a_step_count_as_taken_and_copied_however_it_ends(commit: bool) -> None:
+    tables = made(2)
+    (root,) = filled(tables, 3)
+    steps = OpenSteps(tables)
+    plan = steps.plan([root, root], tables.books.records([root, root]), 2)
+    number = steps.number()
+    steps.open(number, plan, 2, None)
+    assert tables.books.figures == Figures(0, 1, 2 + 3, 1)
+    if commit:
+        steps.publish(number, 2)
+        assert tables.books.figures == Figures(2, 3, 2 + 3, 1)
+    else:
+        steps.abandon(number)
+        assert tables.books.figures == Figures(0, 1, 2 + 3, 1)
+
+
 # -- what an audit finds
 
 

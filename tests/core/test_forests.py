@@ -111,6 +111,24 @@ def test_whatever_has_ended_is_looked_through(turned: bool) -> None:
             assert all(count > 1 for count in branches)
 
 
+def test_a_joint_of_one_sequence_below_what_stays_need_not_become_any() -> None:
+    for parents in forests():
+        for gone in subsets():
+            tree, _ = born(parents)
+            joints = tree.joints_of(gone, {})
+            found = {splice.joint: splice for splice in tree.passed_over(joints, gone)}
+            for joint in joints:
+                branches = [
+                    child
+                    for child, parent in parents.items()
+                    if parent == joint and (child in joints or child not in gone)
+                ]
+                single = len(branches) == 1 and branches[0] not in gone
+                assert (joint in found) == (single and parents[joint] not in gone)
+                if joint in found:
+                    assert found[joint] == (joint, parents[joint], branches)
+
+
 def test_links_that_are_made_anew_are_the_same() -> None:
     for parents in forests():
         for gone in subsets():
