@@ -125,6 +125,30 @@ def test_a_growth_that_was_interrupted_is_one_growth(
     audit(books)
 
 
+@pytest.mark.parametrize("where", ["take", "hold", "note"])
+def test_a_step_that_was_interrupted_while_it_opened_can_be_given_up(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = made(2)
+    (root,) = filled(tables, 3)
+    steps = OpenSteps(tables)
+    plan = steps.plan([root], tables.books.records([root]), 2)
+
+    def interrupted(pages: PageAllocator, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageAllocator, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            steps.open(1, plan, 2, None)
+    tables.books.settle()
+    audit(tables.books)
+    assert tables.books.pages.used_count == 3
+    steps.abandon(1)
+    audit(tables.books)
+    assert tables.books.pages.used_count == 2
+
+
 def test_nothing_has_happened_at_first() -> None:
     tables = made(1)
     assert tables.books.figures == Figures(0, 0, 0, 0)

@@ -140,6 +140,7 @@ def test_links_that_are_made_anew_are_the_same() -> None:
             assert set(tree.parents()) == hung - {NO_PARENT}
             above = next(iter(live), None)
             if above is not None:
+                tree.rebuild()
                 live[6] = ((), 0, 0, above, 0)
                 tree.begin({6: live[6]})
                 assert above in tree.parents()
@@ -163,12 +164,12 @@ def between(parents: Parents, seq: int, above: int) -> set[int]:
 
 
 def test_who_waits_for_an_end_is_told_once() -> None:
-    tree, live = born({1: 0, 2: 1, 3: 1})
+    tree, live = born({1: 0, 2: 1, 3: 1, 4: 1})
     woken: list[int] = []
     tree.watch(2, 1, woken)
     tree.watch(2, 1, woken)
     tree.watch(3, 1, woken)
-    ended(tree, live, (2,), {})
+    ended(tree, live, (4, 2), {})
     assert woken == [1]
     assert set(tree.watches) == {3}
     tree.rebuild()

@@ -66,7 +66,10 @@ def test_each_verb_is_told_with_its_sequences_and_pages() -> None:
     assert ear.last() == ("release", [], [other], [], [3])
     (grandchild,) = step(cache, [child], 2)
     opened, committed = ear.heard
-    assert (opened.verb, list(opened.told[0].taken)) == ("open", [3])
+    (told,) = opened.told
+    assert (opened.verb, told.change.puts) == ("open", {})
+    assert [pending.room for pending in told.change.opens.values()] == [2]
+    assert (list(told.taken), list(told.freed)) == ([3], [])
     ear.heard = [committed]
     assert ear.last() == ("commit", [grandchild], [], [], [])
     cache.release([child, grandchild])
@@ -77,6 +80,17 @@ def test_each_verb_is_told_with_its_sequences_and_pages() -> None:
     ear.heard.clear()
     cache.new(1)
     assert ear.heard == []
+
+
+def test_a_step_that_needs_no_page_is_told_with_none() -> None:
+    cache = tiny_cache()
+    (seq,) = filled(cache, 1)
+    ear = Ear()
+    cache.listen(ear)
+    ear.heard.clear()
+    with cache.open([seq], 1):
+        assert ear.last() == ("open", [], [], [], [])
+    assert ear.last() == ("close", [], [], [], [])
 
 
 def test_a_step_that_is_given_up_is_told_with_its_pages() -> None:

@@ -572,10 +572,12 @@ def test_a_search_step_is_counted_like_any_other(device: str) -> None:
             cache.append([first, second], *[torch.zeros(2, 2, 1, 1, 2, device=device)] * 2)
             cache.release([first])
         before = cache.stats.allocated_pages
+        appends = cache.stats.appends
         used = cache.pages_in_use
         step = cache.open(roots, 2)
         advance(step, cache, 2)
         step.commit(slide=2)
+        assert cache.stats.appends == appends + 2
         assert cache.stats.allocated_pages == before + 2
         assert cache.stats.peak_pages == cache.pages_in_use == used + 2
         assert (cache.stats.forks, cache.stats.copied_pages) == (2, 0)
