@@ -13,7 +13,7 @@ from paged_kv.pages.allocator import PageAllocator
 from paged_kv.pages.audit import audit
 from paged_kv.pages.block_tables import BlockTables
 from paged_kv.pages.books import Books
-from paged_kv.pages.change import Change, Figures, Pending
+from paged_kv.pages.change import Change, Entry, Figures, Home, Pending
 from paged_kv.pages.open_steps import OpenSteps
 
 
@@ -227,6 +227,20 @@ def test_a_sequence_that_begins_behind_its_first_page() -> None:
     tables.books._live[seq] = ((1, 2), 2, 2, 0, 4)
     with pytest.raises(CorruptCache, match=rf"sequence {seq:#x}: pages .* start 2, length 2"):
         audit(tables.books)
+
+
+def test_an_entry_of_what_does_not_live_or_of_another_sequence() -> None:
+    tables = made(2)
+    live, other = filled(tables, 1, 1)
+    entry = Entry("k", live, None, 0, 0, Home(tables.books.tree))
+    tables.books.owned[live] = entry
+    audit(tables.books)
+    del tables.books.owned[live]
+    tables.release([live])
+    for seq in (live, other):
+        tables.books.owned = {seq: entry}
+        with pytest.raises(CorruptCache, match=rf"^sequence {seq:#x} is owned under key 'k'"):
+            audit(tables.books)
 
 
 def test_a_light_step_that_was_left() -> None:
