@@ -101,6 +101,35 @@ def test_whenever_an_interrupt_comes_a_change_is_carried_out(
     assert [(what, seen(broken)) for what in life(broken)] == wanted
 
 
+def test_verbs_are_counted_with_the_pages_that_they_took() -> None:
+    tables = made(2)
+    found = {}
+    for what in life(tables):
+        found[what] = tables.books.figures
+    assert found["forked"] == Figures(3, 2, 4, 0)
+    assert found["copied"] == Figures(3, 2 + 2, 4 + 1 + 2, 1)
+    assert found["forked and grown"] == Figures(3 + 1, 4 + 1, 7 + 1, 1)
+    assert found["parents released"] == Figures(4, 5, 8 + 2 * 2 + 1, 1)
+    assert found["all released"] == Figures(4 + 2, 5 + 2, 13, 1)
+
+
+def test_a_fork_that_was_interrupted_has_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = made(2)
+    (root,) = filled(tables, 3)
+
+    def interrupted(pages: PageAllocator, held: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PageAllocator, "hold", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tables.fork([root])
+    tables.books.settle()
+    audit(tables.books)
+    assert tables.books.lengths(tables.books.live()) == [3, 3]
+    assert tables.books.figures.forks == 1
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_growth_that_was_interrupted_is_one_growth(
     late: bool, monkeypatch: pytest.MonkeyPatch

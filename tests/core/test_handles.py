@@ -256,3 +256,17 @@ def test_in_a_forked_process_the_rest_of_a_run_is_left_to_the_other(
     assert {seq // UNIT for seq in more}.isdisjoint(seq // UNIT for seq in given)
     every = range(13 * UNIT)
     assert {seq for seq in every if scattered.gave(seq)} == {*given, *more}
+
+
+def test_runs_double_so_that_few_hold_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged_kv.pages.handles, "_units", itertools.count(1))
+    ours = Handles()
+    theirs = Handles()
+    for _ in range(2000):  # a thousand units each, of runs of 1, 2, 4, ... 512 units
+        ours.take(UNIT // 2)
+        theirs.take(UNIT // 2)
+    assert (ours.mark()[0], theirs.mark()[0]) == (10, 10)
+    alone = Handles()
+    for _ in range(2000):
+        alone.take(UNIT // 2)
+    assert alone.mark()[0] == 1, "what nobody else drew in between is one run"
