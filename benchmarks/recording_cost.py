@@ -49,7 +49,12 @@ class Side:
     """LightZero's policy on pages, with a recording that can be switched on for a root step."""
 
     def __init__(
-        self, preset: str, path: Path, interval: float, stack: contextlib.ExitStack
+        self,
+        preset: str,
+        path: Path,
+        interval: float,
+        accesses: bool,
+        stack: contextlib.ExitStack,
     ) -> None:
         chosen = PRESETS[preset]
         setting = Setting(chosen.envs, chosen.simulations, 0, torch.device("cpu"), 2, "read")
@@ -57,7 +62,9 @@ class Side:
         self.path = path
         for step in range(chosen.warmup):
             self._player.step(chosen.simulations if step + 1 == chosen.warmup else 2, step)
-        made = record(self._player.wm, path, title=f"{preset}, paged", interval=interval)
+        made = record(
+            self._player.wm, path, title=f"{preset}, paged", interval=interval, accesses=accesses
+        )
         self._recorder: Recorder = stack.enter_context(made)
         self._recorder._verbs.end()
         self._stopped = time.perf_counter()
@@ -82,13 +89,16 @@ class Side:
         self._stopped = time.perf_counter()
 
 
-def measure(preset: str, roots: int, interval: float, folder: Path) -> dict[str, Any]:
+def measure(
+    preset: str, roots: int, interval: float, accesses: bool, folder: Path
+) -> dict[str, Any]:
     """The figures of one preset."""
     chosen = PRESETS[preset]
     ratios: dict[str, tuple[list[float], list[float]]] = {clock: ([], []) for clock in CLOCKS}
     plain: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
     with contextlib.ExitStack() as stack:
-        sides = [Side(preset, folder / f"{number}.jsonl", interval, stack) for number in range(2)]
+        paths = [folder / f"{number}.jsonl" for number in range(2)]
+        sides = [Side(preset, path, interval, accesses, stack) for path in paths]
         for step in range(roots):
             recorded = step % 2
             first = step // 2 % 2
@@ -108,6 +118,7 @@ def measure(preset: str, roots: int, interval: float, folder: Path) -> dict[str,
         "roots": roots,
         "simulations": chosen.simulations,
         "interval_s": interval,
+        "accesses": accesses,
         **{clock: figures(*ratios[clock], plain[clock]) for clock in CLOCKS},
         "recording": {
             "seconds": recording.seconds,
@@ -155,13 +166,16 @@ def main() -> None:
     parser.add_argument(
         "--interval", type=float, default=0.05, help="seconds between two samples at the least"
     )
+    parser.add_argument("--accesses", action="store_true", help="keep what is read when, too")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with client.quiet():
         tree = client.tree_file()
     with fixed_ties(tree), tempfile.TemporaryDirectory() as folder:
-        found = measure(options.preset, options.roots, options.interval, Path(folder))
+        found = measure(
+            options.preset, options.roots, options.interval, options.accesses, Path(folder)
+        )
     show(found)
     if options.json:
         machine = {

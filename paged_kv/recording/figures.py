@@ -49,16 +49,18 @@ class Names:
 
     def of(self, live: Iterable[int]) -> dict[int, int]:
         """The numbers of all sequences that exist, the oldest first."""
-        known = self._numbers
-        numbers = {}
-        for handle in live:
-            number = known.get(handle)
-            if number is None:
-                self._given += 1
-                number = self._given
-            numbers[handle] = number
+        numbers = {handle: self.number(handle) for handle in live}
         self._numbers = numbers
         return numbers
+
+    def number(self, handle: int) -> int:
+        """That of one sequence."""
+        number = self._numbers.get(handle)
+        if number is None:
+            self._given += 1
+            number = self._given
+            self._numbers[handle] = number
+        return number
 
 
 def sizes(cache: PagedKVCache) -> dict[str, Any]:

@@ -28,6 +28,7 @@ LISTS = {
     "tree": "trees",
     "pages": "pages",
     "lives": "lives",
+    "accesses": "accesses",
     "cache": "caches",
     "end": "ends",
 }
@@ -46,6 +47,7 @@ class Recording:
     trees: list[Line] = field(default_factory=list)
     pages: list[Line] = field(default_factory=list)
     lives: list[Line] = field(default_factory=list)
+    accesses: list[Line] = field(default_factory=list)
     caches: list[Line] = field(default_factory=list)
     ends: list[Line] = field(default_factory=list)
     torn: bool = False
@@ -70,6 +72,7 @@ class Recording:
             self.trees,
             self.pages,
             self.lives,
+            self.accesses,
             self.caches,
             self.ends,
         )

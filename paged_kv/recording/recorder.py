@@ -13,11 +13,15 @@ from typing import IO, Any
 from weakref import WeakKeyDictionary
 
 from paged_kv.cache import PagedKVCache
+from paged_kv.checks import flag
 from paged_kv.errors import AlreadyRecording, BadCount, NestedCall
 from paged_kv.pages.books import Books
+from paged_kv.recording.accesses import AccessLog
+from paged_kv.recording.counters import Counters, counts
 from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
 from paged_kv.recording.lives import EDGES, histogram
+from paged_kv.recording.mirror import Mirror
 from paged_kv.recording.pace import Pace
 from paged_kv.recording.patience import patiently
 from paged_kv.recording.tally import Tally
@@ -51,6 +55,7 @@ def record(
     labels: Mapping[str, str] | None = None,
     interval: float = 0.05,
     budget: float | None = 0.005,
+    accesses: bool = False,
     opener: Callable[[Path], IO[bytes]] | None = None,
 ) -> Iterator[Recorder]:
     """Record what a cache does within the block to a file, which `read_recording` reads.
@@ -59,10 +64,12 @@ def record(
     pages, even if it has yet to make its cache. `title` is the file's name by default; `labels` are
     free text. Samples are at least `interval` seconds apart, and so rare that samples and snapshots
     take at most the share `budget` of the time (None: no bound). To listen costs some microseconds
-    a call beside. An existing file is overwritten; `opener` makes another kind of file
-    from the path.
-    Raises NothingToRecord, AlreadyRecording, BadCount, or OSError where the file cannot be made;
-    then nothing changed. An OSError later ends the recording with a RuntimeWarning, not the run.
+    a call beside. With `accesses` the file also says which sequences were read when, which takes
+    some bytes for each. An existing file is overwritten; `opener` makes another kind of file from
+    the path.
+    Raises NothingToRecord, AlreadyRecording, BadCount, BadArgument, or OSError where the file
+    cannot be made; then nothing changed. An OSError later ends the recording with a RuntimeWarning,
+    not the run.
 
     >>> import tempfile, pathlib, torch
     >>> from paged_kv.recording import read_recording
@@ -76,7 +83,7 @@ def record(
     >>> [node["pages"] for node in recording.trees[0]["nodes"]], recording.samples[-1]["sequences"]
     ([[1, 2]], 1)
     """
-    recorder = Recorder(find(target), Path(path), title, labels, interval, budget, opener)
+    recorder = Recorder(find(target), Path(path), title, labels, interval, budget, accesses, opener)
     try:
         recorder.begin()
         yield recorder
@@ -97,9 +104,11 @@ class Recorder:
         labels: Mapping[str, str] | None,
         interval: float,
         budget: float | None,
+        accesses: bool,
         opener: Callable[[Path], IO[bytes]] | None,
     ) -> None:
         _check(interval, budget)
+        with_accesses = flag("accesses", accesses)
         cache = target.cache
         for held in (cache, target.state):
             other = None if held is None else _recorded.get(held)
@@ -115,6 +124,7 @@ class Recorder:
         self._snapshots = Pace(SNAPSHOT_INTERVAL, half, SNAPSHOTS_THIN)
         self._largest = 0  # sequences of a tree so far
         self._names = Names()
+        self._accesses = AccessLog(self._names) if with_accesses else None
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._marks: defaultdict[str, Tally] = defaultdict(Tally)
         self._counters = Counters()
@@ -196,10 +206,18 @@ class Recorder:
 
     def _begin(self, cache: PagedKVCache) -> None:
         before = patiently(self._lookups)
-        verbs = Verbs(cache, self._tallies, self._lives, self._wants, self._look, self._before_drop)
+        verbs = Verbs(
+            cache,
+            self._tallies,
+            self._lives,
+            self._wants,
+            self._look,
+            self._before_drop,
+            self._accesses,
+        )
 
         def first(books: Books) -> None:
-            self._counters.begin({**before, **_counts(books)})
+            self._counters.begin({**before, **counts(books)})
             self._sample(verbs, self._now())
 
         self._verbs = verbs
@@ -260,7 +278,7 @@ class Recorder:
         mirror.agree(at)
         totals = self._counters.totals
         evicted = totals.get("evictions", 0)
-        self._counters.read(_counts(verbs.books))
+        self._counters.read(counts(verbs.books))
         with suppress(NestedCall):  # a release was put off: it is told of next, and then they count
             self._counters.read(self._lookups())
         if totals.get("evictions", 0) > evicted:
@@ -278,6 +296,8 @@ class Recorder:
         self._writer.write_all([*self._events(), sample])
         self._samples.looked(now, self._now() - now)
         verbs.due = self._start + self._samples.due
+        if self._accesses is not None:  # what they cost does not make samples rarer
+            self._write_accesses(self._accesses, mirror, at)
 
     def _snapshot(self, verbs: Verbs, title: str, now: float) -> list[Line]:
         t = round(now, 6)
@@ -309,49 +329,17 @@ class Recorder:
         self._marks.clear()
         return sorted(lines, key=lambda line: float(line["t"]))
 
+    def _write_accesses(self, log: AccessLog, mirror: Mirror, at: float) -> None:
+        """The accesses since the last line about them."""
+        line = log.line(at, self._start, mirror.live, mirror.joints)
+        if line is not None:
+            self._writer.write_all([line])
+        log.forget()
+
     def _lookups(self) -> dict[str, int]:
         """What the index has counted, where there is one."""
         lookups = self._target.lookups()
         return {} if lookups is None else lookups._asdict()
-
-
-def _counts(books: Books) -> dict[str, int]:
-    """What only grows while a cache is there, as its `stats` have it."""
-    done = books.figures
-    freed = done.allocated - books.pages.used_count
-    return {
-        "copied_pages": done.copied,
-        "forks": done.forks,
-        "appends": done.appends,
-        "freed_pages": freed,
-    }
-
-
-class Counters:
-    """Counts since the recording began, over caches that begin again at 0.
-
-    >>> counters = Counters()
-    >>> counters.begin({"forks": 10})
-    >>> counters.read({"forks": 12})
-    >>> counters.begin({"forks": 0})      # another cache
-    >>> counters.read({"forks": 3})
-    >>> counters.totals
-    {'forks': 5}
-    """
-
-    def __init__(self) -> None:
-        self.totals: dict[str, int] = {}
-        self._before: dict[str, int] = {}
-
-    def begin(self, counts: Mapping[str, int]) -> None:
-        """Go on from these counts, which do not count themselves."""
-        self._before = dict(counts)
-
-    def read(self, counts: Mapping[str, int]) -> None:
-        """Add what was counted since the last time."""
-        for name, count in counts.items():
-            self.totals[name] = self.totals.get(name, 0) + count - self._before.get(name, 0)
-        self._before.update(counts)
 
 
 def _check(interval: float, budget: float | None) -> None:

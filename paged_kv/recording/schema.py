@@ -6,7 +6,7 @@ written them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -144,6 +144,15 @@ class Lives(Line):
     counts: list[Count]
 
 
+class Accesses(Line):
+    """Which sequences began, were read or ended, each moment a place of all four lists."""
+
+    times: list[Moment]
+    what: list[Literal["begin", "open", "hit", "end"]]
+    ids: list[list[Count]]
+    parents: list[list[Count | None]]
+
+
 class End(Line):
     """Why a recording ended."""
 
@@ -160,6 +169,7 @@ KINDS: dict[str, Any] = {
     "tree": Tree,
     "pages": Pages,
     "lives": Lives,
+    "accesses": Accesses,
     "cache": Cache,
     "end": End,
 }
@@ -196,6 +206,12 @@ def read_line(text: bytes) -> dict[str, Any] | None:
     elif line["kind"] == "pages":
         lengths = {len(line[name]) for name in ("refs", "filled", "owner")}
         _check(len(lengths) == 1, "refs, filled and owner are not of one length")
+    elif line["kind"] == "accesses":
+        lengths = {len(line[name]) for name in ("times", "what", "ids", "parents")}
+        _check(len(lengths) == 1, "times, what, ids and parents are not of one length")
+        for what, ids, parents in zip(line["what"], line["ids"], line["parents"]):
+            wanted = len(ids) if what == "begin" else 0
+            _check(len(parents) == wanted, "what begins has one parent each, all else has none")
     return line
 
 

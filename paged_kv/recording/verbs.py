@@ -18,6 +18,7 @@ from paged_kv.events import Event
 from paged_kv.gather import Gathered
 from paged_kv.pages.books import Books
 from paged_kv.pages.change import Told
+from paged_kv.recording.accesses import AccessLog
 from paged_kv.recording.lives import PageLives
 from paged_kv.recording.mirror import Mirror
 from paged_kv.recording.patience import patiently
@@ -70,6 +71,7 @@ class Verbs:
         wanted: Callable[[Verbs], bool],
         look: Callable[[Verbs, float], None],
         before_drop: Callable[[int], None],
+        accesses: AccessLog | None,
     ) -> None:
         self.cache = cache
         self.books = patiently(lambda: cache.books)
@@ -82,6 +84,7 @@ class Verbs:
         self._wanted = wanted
         self._look = look
         self._before_drop = before_drop
+        self._accesses = accesses  # where they are wanted
         self._on = False
         self._calls: deque[Call] = deque()
 
@@ -121,6 +124,8 @@ class Verbs:
 
     def _note(self, event: Event) -> None:
         tally = self._counted.get(event.verb)
+        if self._accesses is not None:
+            self._accesses.read(event)
         changed = [self._changed(event, told, tally) for told in event.told]
         if self.books.pages.capacity != self._capacity:
             self._resized(event.end)
@@ -147,6 +152,8 @@ class Verbs:
             left = len(mirror.live) - len(change.drops)
             if left <= len(change.drops) and len(mirror.live) > 1:
                 self._before_drop(len(mirror.live))
+        if self._accesses is not None:
+            self._accesses.change(event.end, change, mirror.live, mirror.joints)
         mirror.note(event.end, tally, told)
         return True
 

@@ -138,8 +138,20 @@ def totals(events: Iterable[dict[str, Any]], field: str) -> Counter[str]:
 
 
 def in_memory(cache: PagedKVCache, file: Memory) -> AbstractContextManager[Recorder]:
-    options: dict[str, Any] = {"opener": lambda path: file, **EVERYTHING}
+    options: dict[str, Any] = {"opener": lambda path: file, "accesses": True, **EVERYTHING}
     return record(cache, "run.jsonl", **options)
+
+
+def alive(lines: Iterable[dict[str, Any]]) -> list[int]:
+    """The numbers of the sequences that live after these lines of accesses, the oldest first."""
+    found: dict[int, None] = {}
+    for line in lines:
+        for what, ids in zip(line["what"], line["ids"]):
+            if what == "begin":
+                found.update(dict.fromkeys(ids))
+            for number in ids if what == "end" else ():
+                found.pop(number, None)
+    return list(found)
 
 
 def agrees(cache: PagedKVCache, recorder: Recorder, file: Memory) -> None:
@@ -153,6 +165,9 @@ def agrees(cache: PagedKVCache, recorder: Recorder, file: Memory) -> None:
     books = cache.books
     assert verbs.mirror.live == dict(books.items())
     assert list(verbs.mirror.live) == cache.live()
+    recorder.snapshot("now")
+    shown = [node["id"] for node in file.lines("tree")[-1]["nodes"]]
+    assert sorted(alive(file.lines("accesses"))) == sorted(shown)
     assert verbs.mirror.steps == {number: step.records for number, step in books.pending.items()}
     assert verbs.mirror.joints == books.tree.joints
     assert verbs.mirror.lives.pages == set(references(cache))

@@ -16,6 +16,7 @@ from recording_tools import (
     COUNTERS,
     EVERYTHING,
     Memory,
+    alive,
     made,
     recount,
     references,
@@ -42,7 +43,7 @@ class RecordedMachine(CacheMachine):
         self.file = Memory()
         self.every = data.draw(st.booleans())
         often = EVERYTHING if self.every else {"interval": 1000.0}
-        options: dict[str, Any] = {"opener": lambda path: self.file, **often}
+        options: dict[str, Any] = {"opener": lambda path: self.file, "accesses": True, **often}
         self.recording = record(self.cache, "run.jsonl", **options)
         self.recorder = self.recording.__enter__()
         self.plant(data)
@@ -105,6 +106,7 @@ class RecordedMachine(CacheMachine):
         assert [node["pages"] for node in tree["nodes"]] == tables
         assert [node["tokens"] for node in tree["nodes"]] == self.cache.lengths(live)
         ids = [node["id"] for node in tree["nodes"]]
+        assert alive(self.file.lines("accesses")) == ids
         names = dict(zip(live, ids))
         parents = [node["parent"] for node in tree["nodes"]]
         assert parents == [names.get(self.cache.parent(seq) or 0) for seq in live]
@@ -126,6 +128,12 @@ class RecordedMachine(CacheMachine):
             assert max(sample["bytes_peak"] for sample in self.file.lines("sample")) == (
                 self.cache.stats.peak_pages * self.cache.page_bytes
             )
+            noted = self.file.lines("accesses")
+            assert len(alive(noted)) == len(self.cache.live())
+            opens = [
+                event["count"] for event in self.file.lines("event") if event["name"] == "open"
+            ]
+            assert sum(line["what"].count("open") for line in noted) == sum(opens)
             totals = Counter[str]()
             for event in self.file.lines("event"):
                 totals[event["name"]] += event["pages"] if event["name"] != "grow" else 0

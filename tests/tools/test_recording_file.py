@@ -25,7 +25,7 @@ def whole() -> bytes:
     state = State()
     file = Memory()
     options: dict[str, Any] = {"opener": lambda path: file, "interval": 1000.0}
-    with record(state, "run.jsonl", title="größe", **options) as recorder:
+    with record(state, "run.jsonl", title="größe", accesses=True, **options) as recorder:
         recorder.mark("begin")
         state.start()
         search(state.cache, steps=1, rows=1)
@@ -43,7 +43,10 @@ def test_files_torn_at_every_byte(whole: bytes, tmp_path: Path) -> None:
     path.write_bytes(whole)
     complete = read_recording(path)
     assert not complete.torn
-    assert all(vars(complete)[name] for name in ("samples", "events", "trees", "caches", "ends"))
+    assert all(
+        vars(complete)[name]
+        for name in ("samples", "events", "trees", "accesses", "caches", "ends")
+    )
     header = whole.index(b"\n")
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
@@ -236,6 +239,10 @@ REFUSED: list[tuple[str, tuple[str | int, ...], object]] = [
     ("pages", ("filled",), []),
     ("lives", ("edges",), 1),
     ("lives", ("counts",), ["a"]),
+    ("accesses", ("times",), []),
+    ("accesses", ("what", 0), "write"),
+    ("accesses", ("ids", 0), [-1]),
+    ("accesses", ("parents", 0), []),
     ("end", ("reason",), None),
     ("cache", ("cache", "page_size"), 0),
 ]

@@ -56,6 +56,9 @@ def add(commands: Any) -> None:
         metavar="N",
         help="milliseconds between samples (default: %(default)g)",
     )
+    how.add_argument(
+        "--accesses", action="store_true", help="keep which sequences were read when, too"
+    )
     add_page_size(how)
     add_machine(how, "the model and the cache")
     command.set_defaults(run=run)
@@ -123,6 +126,7 @@ def _play(options: argparse.Namespace) -> None:
         page_size=options.page_size,
         reference=options.reference,
         interval=options.interval / 1000,
+        accesses=options.accesses,
     )
 
 

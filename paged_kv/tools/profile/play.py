@@ -29,10 +29,11 @@ def play(
     page_size: int = 2,
     reference: bool = False,
     interval: float = 0.05,
+    accesses: bool = False,
     on_tick: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Search with the paged cache, and record it to a file. Arguments as for `profile`; `interval`
-    as for `record`.
+    and `accesses` as for `record`.
 
     Every root step leaves a mark, "warm-up" or "search". Raises as `record` does.
     """
@@ -58,7 +59,12 @@ def play(
     try:
         side, target = _paged(chosen, setting, bool(version))
         with record(
-            target, path, title=f"{preset}, paged", labels=labels, interval=interval
+            target,
+            path,
+            title=f"{preset}, paged",
+            labels=labels,
+            interval=interval,
+            accesses=accesses,
         ) as recorder:
             for done, step in enumerate(steps, 1):
                 recorder.mark("warm-up" if step.number < 0 else "search")
