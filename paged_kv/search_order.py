@@ -20,8 +20,8 @@ from paged_kv.errors import BadArgument, UnknownKey
 from paged_kv.eviction import EntryView, Policy
 
 # What a factor e of visits weighs against one unit of score, the whole range of values. Chosen on
-# one half of recorded searches, see docs/design.md.
-VISITS = 0.15
+# one half of recorded searches, see docs/benchmarks_lightzero.md.
+VISITS = 0.5
 
 
 class Constants(NamedTuple):
@@ -42,10 +42,9 @@ class Standing(NamedTuple):
     visits: int
     lag: float
 
-    @property
-    def score(self) -> float:
-        """The lowest goes first."""
-        return VISITS * math.log(self.visits) - self.lag
+    def score(self, weight: float = VISITS) -> float:
+        """The lowest goes first; `weight`: what a factor e of visits weighs."""
+        return weight * math.log(self.visits) - self.lag
 
 
 class _Node:
@@ -95,7 +94,8 @@ class SearchOrder:
     """What a PUCT search knows of its nodes, kept beside it, and the order that follows.
 
     The search tells of its roots and of each node that it expands; values are backed up here as
-    there. `policy` makes the policy of an index whose keys are those of the nodes.
+    there. `policy` makes the policy of an index whose keys are those of the nodes. `weight`: what a
+    factor e of visits weighs against one unit of score. Raises BadArgument.
 
     >>> from paged_kv import CacheIndex, PagedKVCache
     >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
@@ -109,8 +109,11 @@ class SearchOrder:
     ['bad', 'good']
     """
 
-    def __init__(self, constants: Constants | None = None) -> None:
+    def __init__(self, constants: Constants | None = None, weight: float = VISITS) -> None:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+            raise BadArgument("weight", weight, "a number >= 0")
         self.constants = Constants() if constants is None else constants
+        self.weight = weight
         self._nodes: dict[Hashable, _Node] = {}
         self._trees: list[_Tree] = []
         self._standings: dict[Hashable, Standing] | None = None  # until something changes
@@ -232,7 +235,7 @@ class SearchOrder:
     @property
     def policy(self) -> Callable[[], Policy]:
         """Makes the eviction policy of one index."""
-        return lambda: SearchPolicy(self.standings)
+        return lambda: SearchPolicy(self.standings, self.weight)
 
 
 class SearchPolicy:
@@ -242,15 +245,19 @@ class SearchPolicy:
     Adding, hits and removal are O(log n); the first eviction after a simulation sorts all entries.
     """
 
-    def __init__(self, standings: Callable[[], Mapping[Hashable, Standing]]) -> None:
+    def __init__(
+        self, standings: Callable[[], Mapping[Hashable, Standing]], weight: float = VISITS
+    ) -> None:
         self._standings = standings
+        self._weight = weight
         self._scored: Mapping[Hashable, Standing] | None = None  # what the ranks go by
         self._ranks: dict[EntryView, tuple[float, int]] = {}
         self._order: SortedDict[tuple[float, int], EntryView] = SortedDict()
 
     def on_add(self, entry: EntryView) -> None:
         standing = None if self._scored is None else self._scored.get(entry.key)
-        rank = (-math.inf if standing is None else standing.score, entry.added)
+        score = -math.inf if standing is None else standing.score(self._weight)
+        rank = (score, entry.added)
         self._ranks[entry] = rank
         self._order[rank] = entry
 

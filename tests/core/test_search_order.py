@@ -135,12 +135,13 @@ def test_lags_are_those_of_the_definition(told: list[Told]) -> None:
     for node, standing in standings.items():
         assert standing.visits == naive.visits(int(str(node)))
         assert standing.lag == pytest.approx(naive.lag(int(str(node))), abs=1e-9)
-        assert standing.score == pytest.approx(VISITS * math.log(standing.visits) - standing.lag)
+        assert standing.score() == pytest.approx(VISITS * math.log(standing.visits) - standing.lag)
 
 
 @given(searches(), st.data())
 def test_an_index_evicts_by_the_score_of_now(told: list[Told], data: st.DataObject) -> None:
-    order = SearchOrder()
+    weight = data.draw(st.sampled_from([0, 0.5, 3.0]))
+    order = SearchOrder(weight=weight)
     index = CacheIndex(tiny_cache(), order.policy)
     order.begin([0], FLAT)
     held: list[Any] = []
@@ -151,7 +152,7 @@ def test_an_index_evicts_by_the_score_of_now(told: list[Told], data: st.DataObje
             held.append(node)
         if held and data.draw(st.booleans()):
             index.remove(held.pop(data.draw(st.integers(0, len(held) - 1))))
-        scores = {key: standing.score for key, standing in order.standings().items()}
+        scores = {key: standing.score(weight) for key, standing in order.standings().items()}
         found = index.victims()
         assert sorted(found) == sorted(held)
         assert [scores[key] for key in found] == sorted(scores[key] for key in held)
@@ -190,3 +191,9 @@ def test_what_a_search_cannot_have_told() -> None:
     with pytest.raises(BadArgument, match="key is 1"):
         order.expand(1, 0, 0, reward=0.0, value=0.0)
     assert order.standings() == before
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, True, "much", None])
+def test_a_weight_is_a_number(weight: Any) -> None:
+    with pytest.raises(BadArgument, match=r"weight is .*, allowed is a number >= 0"):
+        SearchOrder(weight=weight)

@@ -274,3 +274,40 @@ def test_bounded(tmp_path: Path) -> None:
         assert row["same"] == row["root_steps"] == 5
         assert row["computed_again"] > 0
         assert f"{row['pages']} of {row['pages_without_limit']}" in text
+
+
+@pytest.mark.lightzero
+def test_eviction(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    sizes = ["--workloads", "cartpole", "reference", "--searches", "2"]
+    text = run("eviction.py", *sizes, "--tune", "--json", str(out)).stdout
+    found = json.loads(out.read_text())
+    assert [each["weight"] for each in found["tuned"]] == sorted(
+        {0, 1, found["weight"]} | {each["weight"] for each in found["tuned"]}
+    )
+    rows = {(row["workload"], row["share"]): row for row in found["results"]}
+    assert rows["cartpole", "1/8"]["too_large"] == 1
+    for (workload, share), row in rows.items():
+        again = row["recomputed"]
+        line = f"| {workload} | {share} | {row['tokens']:,} | {again['lru']:,} | "
+        assert (line in text) == (row["searches"] == 1)
+        assert all(0 <= again["bound"] <= tokens for tokens in again.values())
+    for workload in ("cartpole", "reference"):
+        assert rows[workload, "1/4"]["recomputed"]["search"] > 0
+        for order in ("lru", "search"):
+            tokens = [rows[workload, share]["recomputed"][order] for share in ("1/2", "1/3", "1/4")]
+            assert tokens == sorted(tokens)
+
+
+def test_the_page_has_the_tokens_that_were_recomputed() -> None:
+    """The committed table is of the committed numbers."""
+    found = json.loads((BENCHMARKS / "results" / "eviction.json").read_text())
+    page = (BENCHMARKS.parent / "docs" / "benchmarks_lightzero.md").read_text()
+    for row in found["results"]:
+        counts = [row["recomputed"][name] for name in ("lru", "search", "offline", "bound")]
+        numbers = " | ".join(f"{count:,}" for count in (row["tokens"], *counts))
+        if row["searches"]:
+            assert f"| {row['workload']} | {row['share']} | {numbers} | " in page
+    for each in found["tuned"]:
+        assert f"| {each['weight']:g} | " in page
+        assert f" | {each['mean']:.3f}x |" in page
