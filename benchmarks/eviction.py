@@ -35,7 +35,7 @@ from paged_kv.search_order import VISITS
 
 SHARES = (Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(1, 8))
 QUARTER = Fraction(1, 4)
-WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 BOUND = "bound"
 
 
@@ -134,7 +134,8 @@ def table(rows: Sequence[Row]) -> str:
             continue
         counts = [row.tokens, *(row.recomputed[name] for name in (LRU, SEARCH, OFFLINE, BOUND))]
         numbers = " | ".join(f"{count:,}" for count in counts)
-        lines.append(f"{head}| {numbers} | {row.gain:.2f}x | {row.of_the_way:.0%} |")
+        gain = f"{row.gain:.2f}x" if row.recomputed[SEARCH] else "none left"
+        lines.append(f"{head}| {numbers} | {gain} | {row.of_the_way:.0%} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from eviction_traces import Simulation, Trace
 from paged_kv import CacheIndex, PagedKVCache
 from paged_kv.eviction import EntryView, Policy
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes, Name
-from paged_kv.search_order import SearchOrder
+from paged_kv.search_order import VISITS, SearchOrder
 
 TOKENS = 2  # of a node: an action and an observation, which fill a page
 FIFO = "fifo"
@@ -45,7 +45,7 @@ class Replay:
         )
         known = None
         if order == SEARCH:
-            known = SearchOrder() if weight is None else SearchOrder(weight=weight)
+            known = SearchOrder(trace.constants, VISITS if weight is None else weight)
         index = CacheIndex(self._cache, self._policy(order, known))
         self._cache.set_reclaimer(index)
         self._nodes = EvictableNodes(index, known)

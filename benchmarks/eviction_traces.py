@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from paged_kv.integrations.lightzero.shared.evictable import Name
+from paged_kv.search_order import Constants
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.side import Setting
 from paged_kv.tools.profile.ties import fixed_ties
 from paged_kv.tools.reference.contexts import ROOT, PagedContexts
-from paged_kv.tools.reference.search import search
+from paged_kv.tools.reference.search import DISCOUNT, EXPLORATION, search
 from paged_kv.tools.reference.world_model import Batch, Prediction, ReferenceWorldModel
 
 REFERENCE = "reference"  # the client without LightZero; all other workloads are presets of it
@@ -54,6 +55,7 @@ class Trace(NamedTuple):
 
     rows: int
     simulations: list[Simulation]
+    constants: Constants = Constants()  # of the search that made it
 
     @property
     def nodes(self) -> int:
@@ -172,6 +174,7 @@ class HeardModel:
 
 def _reference_traces(searches: int, seed: int) -> list[Trace]:
     """Searches from roots of one random observation each."""
+    constants = Constants(base=1e12, init=EXPLORATION, discount=DISCOUNT, scaled=False)
     preset = SMALL
     rows = preset.envs
     random = torch.Generator().manual_seed(seed)
@@ -194,5 +197,5 @@ def _reference_traces(searches: int, seed: int) -> list[Trace]:
         heard = HeardContexts(contexts)
         told = HeardModel(model, heard)
         search(told, heard, root, [0] * rows, preset.simulations)  # type: ignore[arg-type]
-        found.append(Trace(rows, told.simulations))
+        found.append(Trace(rows, told.simulations, constants))
     return found

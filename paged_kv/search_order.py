@@ -1,8 +1,8 @@
 """An eviction order that knows the search: what it is least likely to come back to goes first.
 
 A tree search chooses its next leaf by walking down, at each node to the child of the best score
-(PUCT: the value of the child, and its prior over its visits). A node that stands far behind the
-best child, at any place of its path, is reached late or never. So is what was rarely visited; and
+(PUCT: the value of the child, and its prior over its visits). A node that stands far behind its
+siblings, at any place of its path, is reached late or never. So is what was rarely visited; and
 what was visited often has most below it, all of which would have to be computed again to come back
 to it. No tensors in here.
 """
@@ -19,32 +19,39 @@ from paged_kv.checks import whole
 from paged_kv.errors import BadArgument, UnknownKey
 from paged_kv.eviction import EntryView, Policy
 
-# What a factor e of visits weighs against one unit of score, the whole range of values. Chosen on
-# one half of recorded searches, see docs/benchmarks_lightzero.md.
-VISITS = 0.5
+# The exponent of visits, against the likelihood to come back; and the difference of scores that
+# makes a child e times less likely than its sibling. Chosen on one half of recorded searches, see
+# docs/benchmarks_lightzero.md.
+VISITS = 1.0
+SPREAD = 0.2
 
 
 class Constants(NamedTuple):
-    """Of PUCT, with the values of MuZero (Schrittwieser et al. 2020, appendix B)."""
+    """Of PUCT, with the values of MuZero (Schrittwieser et al. 2020, appendix B).
+
+    `scaled`: whether values are scaled to the range that the search has met, as there, or added to
+    the scores as they are.
+    """
 
     base: float = 19652.0
     init: float = 1.25
     discount: float = 0.997
+    scaled: bool = True
 
 
 class Standing(NamedTuple):
     """Where a search stands with one of its nodes.
 
-    `lag`: the score of the best child less that of the one on the path, summed over the path from
-    the root. 0 for what the search would reach next.
+    `likelihood`: the logarithm of that to reach it, each child of a node being as likely as
+    exp(score / SPREAD). 0 for the root.
     """
 
     visits: int
-    lag: float
+    likelihood: float
 
     def score(self, weight: float = VISITS) -> float:
-        """The lowest goes first; `weight`: what a factor e of visits weighs."""
-        return weight * math.log(self.visits) - self.lag
+        """The lowest goes first; `weight`: the exponent of visits."""
+        return weight * math.log(self.visits) + self.likelihood
 
 
 class _Node:
@@ -94,8 +101,8 @@ class SearchOrder:
     """What a PUCT search knows of its nodes, kept beside it, and the order that follows.
 
     The search tells of its roots and of each node that it expands; values are backed up here as
-    there. `policy` makes the policy of an index whose keys are those of the nodes. `weight`: what a
-    factor e of visits weighs against one unit of score. Raises BadArgument.
+    there. `policy` makes the policy of an index whose keys are those of the nodes. `weight`: the
+    exponent of visits, against the likelihood to come back. Raises BadArgument.
 
     >>> from paged_kv import CacheIndex, PagedKVCache
     >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
@@ -193,15 +200,15 @@ class SearchOrder:
     def _walk(self, root: _Node) -> Iterator[tuple[Hashable, Standing]]:
         waiting = [(root, 0.0, 0.0)]
         while waiting:
-            node, lag, above = waiting.pop()
+            node, likelihood, above = waiting.pop()
             if node.visits:
-                yield node.key, Standing(node.visits, lag)
+                yield node.key, Standing(node.visits, likelihood)
             if node.children:
                 mean = self._mean(node, above)
                 scores = self._scores(node, mean)
-                best = max(scores.values())
+                rest = likelihood - _log_sum([score / SPREAD for score in scores.values()])
                 waiting += [
-                    (child, lag + best - scores[action], mean)
+                    (child, rest + scores[action] / SPREAD, mean)
                     for action, child in node.children.items()
                 ]
 
@@ -229,13 +236,21 @@ class SearchOrder:
             child = node.children.get(action)
             visits = 0 if child is None else child.visits
             value = mean if child is None else self._value(child)
-            scores[action] = prior * weight / (visits + 1) + node.tree.scaled(value)
+            if self.constants.scaled:
+                value = node.tree.scaled(value)
+            scores[action] = prior * weight / (visits + 1) + value
         return scores
 
     @property
     def policy(self) -> Callable[[], Policy]:
         """Makes the eviction policy of one index."""
         return lambda: SearchPolicy(self.standings, self.weight)
+
+
+def _log_sum(numbers: Sequence[float]) -> float:
+    """The logarithm of the sum of the exponentials."""
+    most = max(numbers)
+    return most + math.log(sum(math.exp(number - most) for number in numbers))
 
 
 class SearchPolicy:

@@ -12,7 +12,7 @@ from small_caches import tiny_cache
 
 from paged_kv import CacheIndex
 from paged_kv.errors import BadArgument, BadCount, UnknownKey
-from paged_kv.search_order import VISITS, Constants, SearchOrder
+from paged_kv.search_order import SPREAD, VISITS, Constants, SearchOrder
 
 ACTIONS = 3
 FLAT = [1 / ACTIONS] * ACTIONS
@@ -32,9 +32,9 @@ class Told(NamedTuple):
 class Naive:
     """The same, from the definitions: every number from all that was told."""
 
-    def __init__(self, told: list[Told]) -> None:
+    def __init__(self, told: list[Told], constants: Constants) -> None:
         self.told = {0: Told(0, 0, 0.0, 0.0, FLAT), **dict(enumerate(told, 1))}
-        self.constants = Constants()
+        self.constants = constants
         self.backed = {node: self.values(node) for node in self.told if node}
         met = [value for node in self.told if node for value in self.met(node)]
         self.low = min(met)
@@ -86,23 +86,25 @@ class Naive:
         return sum(values) / len(values)
 
     def score(self, node: int, action: int) -> float:
-        base, init, _ = self.constants
+        base, init, _, scaled = self.constants
         child = self.children(node).get(action)
         visits = self.visits(node)
         weight = (math.log((visits + base + 1) / base) + init) * math.sqrt(visits)
         value = self.mean(node) if child is None else self.backed[child]
-        if self.high > self.low:
+        if scaled and self.high > self.low:
             value = (value - self.low) / (self.high - self.low)
+        if scaled:
+            value = min(max(value, 0), 1)
         tried = 0 if child is None else self.visits(child)
-        return self.told[node].priors[action] * weight / (tried + 1) + min(max(value, 0), 1)
+        return self.told[node].priors[action] * weight / (tried + 1) + value
 
-    def lag(self, node: int) -> float:
-        total = 0.0
+    def likelihood(self, node: int) -> float:
+        product = 1.0
         for place in self.path(node):
             above, action = self.told[place][:2]
-            scores = [self.score(above, other) for other in range(ACTIONS)]
-            total += max(scores) - scores[action]
-        return total
+            odds = [math.exp(self.score(above, other) / SPREAD) for other in range(ACTIONS)]
+            product *= odds[action] / sum(odds)
+        return product
 
 
 @st.composite
@@ -125,17 +127,19 @@ def tell(order: SearchOrder, told: list[Told]) -> None:
         order.expand(node, parent, action, reward=reward, value=value, priors=priors)
 
 
-@given(searches())
-def test_lags_are_those_of_the_definition(told: list[Told]) -> None:
-    order = SearchOrder()
+@given(searches(), st.booleans())
+def test_likelihoods_are_those_of_the_definition(told: list[Told], scaled: bool) -> None:
+    constants = Constants(scaled=scaled)
+    order = SearchOrder(constants)
     tell(order, told)
-    naive = Naive(told)
+    naive = Naive(told, constants)
     standings = order.standings()
     assert standings.keys() == naive.told.keys()
     for node, standing in standings.items():
         assert standing.visits == naive.visits(int(str(node)))
-        assert standing.lag == pytest.approx(naive.lag(int(str(node))), abs=1e-9)
-        assert standing.score() == pytest.approx(VISITS * math.log(standing.visits) - standing.lag)
+        assert math.exp(standing.likelihood) == pytest.approx(naive.likelihood(int(str(node))))
+        score = VISITS * math.log(standing.visits) + standing.likelihood
+        assert standing.score() == pytest.approx(score)
 
 
 @given(searches(), st.data())
@@ -176,8 +180,9 @@ def test_without_priors_what_was_tried_counts_as_alike() -> None:
     order.begin(["root"])
     for action, value in ((0.25, 0.0), ("up", 1.0), ((1, 2), 0.5)):
         order.expand(action, "root", action, reward=0.0, value=value)
-    lags = {key: standing.lag for key, standing in order.standings().items()}
-    assert lags["up"] == 0 < lags[1, 2] < lags[0.25]
+    found = {key: standing.likelihood for key, standing in order.standings().items()}
+    assert found["up"] > found[1, 2] > found[0.25]
+    assert sum(math.exp(found[key]) for key in ("up", (1, 2), 0.25)) == pytest.approx(1)
 
 
 def test_what_a_search_cannot_have_told() -> None:
