@@ -285,8 +285,8 @@ def test_a_light_step_that_was_left() -> None:
 def test_windows_and_slots_that_are_read() -> None:
     """Of a head offset, of pages that several hold, and of a sequence without any."""
     tables = made(3)
-    (root,) = tables.new(1, start=2)
-    tables.carry_out(tables.plan([root], 5))  # slots 5 to 9
+    (root,) = tables.new(1, start=1)
+    tables.carry_out(tables.plan([root], 6))  # slots 4 to 9
     (child,) = tables.fork([root])
     tables.carry_out(tables.plan([child], 3))  # 10 to 12
     tables.slide([root], 2)
@@ -294,12 +294,12 @@ def test_windows_and_slots_that_are_read() -> None:
     books = tables.books
     assert books.windows([root, child, empty]) == (
         [(2, 3), (1, 2, 3, 4), ()],
-        [1, 2, 1],
-        [3, 8, 0],
+        [0, 1, 1],
+        [4, 9, 0],
     )
-    assert books.stored_tokens() == 8
+    assert books.stored_tokens() == 9
     tables.release([child])
-    assert books.stored_tokens() == books.lengths([root])[0] == 3
+    assert books.stored_tokens() == books.lengths([root])[0] == 4
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])

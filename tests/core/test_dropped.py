@@ -132,3 +132,17 @@ def test_a_reclaimer_of_the_callers_own_is_held() -> None:
     cache = filled()
     cache.set_reclaimer(Reclaimer())
     assert isinstance(cache.reclaimer, Reclaimer)
+
+
+def test_a_step_that_took_its_pages_late_gives_them_back() -> None:
+    """A light one takes them as soon as somebody asks for anything."""
+    cache = made()
+    (root,) = cache.new()
+    cache.append([root], *tokens(1, 2))
+    step = cache.open([root], 2)
+    assert cache.turns.books.light
+    assert (cache.pages_in_use, cache.open_steps) == (2, 1)
+    assert not cache.turns.books.light
+    assert step.room == 2
+    del step
+    assert (cache.pages_in_use, cache.open_steps) == (1, 0)

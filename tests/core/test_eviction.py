@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from naive_index import ORDERS, Entry
 from small_caches import tiny_cache
 
-from paged_kv.eviction import FIFO, LRU, POLICIES, Policy, Priority
+from paged_kv.errors import UnknownPolicy
+from paged_kv.eviction import ALLOWED, FIFO, LRU, POLICIES, Policy, Priority, make_policy
 from paged_kv.index import CacheIndex
 from paged_kv.pages import change as paged
 from paged_kv.pages.tree import Tree
@@ -207,3 +208,33 @@ def test_priorities_of_nothing_leave_an_order_to_be_made_that_was_broken() -> No
     index.set_priorities([], [])
     index.check()
     assert index.victims() == ["a", "b"]
+
+
+class Needy(FIFO):
+    """Cannot be made without an argument."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+
+def in_use() -> Policy:
+    """A policy that holds an entry already."""
+    policy = FIFO()
+    policy.on_add(made("a", None, 1))
+    return policy
+
+
+@pytest.mark.parametrize("maker", [Needy, in_use, lambda: FIFO, object])
+def test_what_makes_no_fresh_policy_is_named(maker: Any) -> None:
+    with pytest.raises(UnknownPolicy) as told:
+        make_policy(maker)
+    assert told.value.policy is maker
+    assert told.value.allowed == ALLOWED
+
+
+def test_an_error_inside_of_a_policy_is_its_own() -> None:
+    def maker() -> Policy:
+        return Needy()  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="size"):
+        make_policy(maker)
