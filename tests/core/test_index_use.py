@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -340,6 +341,7 @@ def test_unknown_policy(policy: object) -> None:
     with pytest.raises(UnknownPolicy, match=words) as caught:
         CacheIndex(tiny_cache(), policy)  # type: ignore[arg-type]
     assert caught.value.allowed in str(caught.value)
+    assert caught.value.policy is policy
 
 
 def test_a_policy_serves_one_index() -> None:
@@ -388,10 +390,13 @@ def test_less_than_a_page_of_bytes() -> None:
         CacheIndex(cache, max_bytes=cache.page_bytes - 1)
 
 
-@pytest.mark.parametrize("cache", [None, "cache", 3])
+@pytest.mark.parametrize(
+    "cache", [None, "cache", 3, CacheIndex(tiny_cache()), SimpleNamespace(page_bytes=8)]
+)
 def test_an_index_needs_a_cache(cache: object) -> None:
-    with pytest.raises(BadArgument, match=r"cache is .*, allowed is a PagedKVCache"):
+    with pytest.raises(BadArgument, match=r"cache is .*, allowed is a PagedKVCache") as caught:
         CacheIndex(cache)  # type: ignore[arg-type]
+    assert caught.value.value is cache
 
 
 def test_stale_and_foreign_sequences() -> None:
