@@ -94,6 +94,7 @@ def tidy(tree: Tree, live: dict[int, Record]) -> None:
                 else:
                     tree.joints[child] = parent
         tree.take_out(splices)
+        assert taken.isdisjoint(tree.parents())
 
 
 @pytest.mark.parametrize("turned", [False, True])
