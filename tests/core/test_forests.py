@@ -175,3 +175,12 @@ def test_who_waits_for_an_end_is_told_once() -> None:
     assert set(tree.watches) == {3}
     tree.rebuild()
     assert (woken, tree.watches) == ([1, 1], {})
+
+
+def test_of_many_children_that_ended_nothing_is_left() -> None:
+    tree, live = born({1: 0, **dict.fromkeys(range(2, 40), 1)})
+    for seq in range(2, 40):
+        ended(tree, live, (seq,), {})
+    for _ in range(2):
+        assert tree.children(1) == []
+        assert list(tree.living_below(1, ())) == []
