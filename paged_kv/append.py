@@ -14,26 +14,51 @@ from paged_kv.tensors import check_dense, check_tensor, own_positions
 from paged_kv.turns import Turns, verb
 
 
-def append_tokens(
-    pool: Pool,
-    turns: Turns,
-    seqs: Iterable[int],
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    positions: torch.Tensor | None,
-) -> None:
-    """Append tokens to each of these sequences: see `PagedKVCache.append`."""
-    rows = handles(seqs)
-    count = _check_tokens(pool, len(rows), keys, values)
-    placed = None if positions is None else own_positions(positions, (len(rows), count))
-    appending = _Appending(pool, turns, rows, count, pool.sources(keys, values), placed)
-    try:
-        appending.append()
-    except OutOfPages as full:
-        pool.reclaim(full, rows)
-    else:
-        return
-    appending.append()
+class Appender:
+    """Appends tokens to the sequences of one pool."""
+
+    def __init__(self, pool: Pool, turns: Turns) -> None:
+        self.pool = pool
+        self.turns = turns
+
+    def append(
+        self,
+        seqs: Iterable[int],
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor | None,
+    ) -> None:
+        """Append tokens to each of these sequences: see `PagedKVCache.append`."""
+        rows = handles(seqs)
+        count = _check_tokens(self.pool, len(rows), keys, values)
+        placed = None if positions is None else own_positions(positions, (len(rows), count))
+        sources = self.pool.sources(keys, values)
+        try:
+            self._append(rows, count, sources, placed)
+        except OutOfPages as full:
+            self.pool.reclaim(full, rows)
+        else:
+            return
+        self._append(rows, count, sources, placed)
+
+    @verb
+    def _append(
+        self, seqs: list[int], count: int, sources: list[torch.Tensor], positions: Ints | None
+    ) -> None:
+        """Take the pages, write the tokens, then let the sequences have them."""
+        pool = self.pool
+        pool.books.loose_records(seqs)
+        plan = pool.plan(seqs, count)
+        places = None
+        if positions is not None and count:
+            places = (positions[:, -1] + 1).tolist()
+        if plan.copies:
+            pool.storage.copy_pages(plan.copies)
+        if positions is None:
+            pool.write(plan, sources, [record[4] - count for record in plan.becomes])
+        else:
+            pool.write(plan, sources, positions)
+        pool.tables.carry_out(plan, places)
 
 
 def _check_tokens(pool: Pool, rows: int, keys: torch.Tensor, values: torch.Tensor) -> int:
@@ -50,41 +75,3 @@ def _check_tokens(pool: Pool, rows: int, keys: torch.Tensor, values: torch.Tenso
         check_dense("values", values)
         raise
     return count
-
-
-class _Appending:
-    """The verb that appends, which may be tried twice."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        turns: Turns,
-        seqs: list[int],
-        count: int,
-        sources: list[torch.Tensor],
-        positions: Ints | None,
-    ) -> None:
-        self.turns = turns
-        self.pool = pool
-        self.seqs = seqs
-        self.count = count
-        self.sources = sources
-        self.positions = positions
-
-    @verb
-    def append(self) -> None:
-        """Take the pages, write the tokens, then let the sequences have them."""
-        pool = self.pool
-        count = self.count
-        pool.books.loose_records(self.seqs)
-        plan = pool.plan(self.seqs, count)
-        places = None
-        if self.positions is not None and count:
-            places = (self.positions[:, -1] + 1).tolist()
-        if plan.copies:
-            pool.storage.copy_pages(plan.copies)
-        if self.positions is None:
-            pool.write(plan, self.sources, [record[4] - count for record in plan.becomes])
-        else:
-            pool.write(plan, self.sources, self.positions)
-        pool.tables.carry_out(plan, places)

@@ -9,7 +9,7 @@ from weakref import ref
 
 import torch
 
-from paged_kv.append import append_tokens
+from paged_kv.append import Appender
 from paged_kv.checks import Counts, flag, function, handle, handles
 from paged_kv.errors import (
     BadArgument,
@@ -25,7 +25,7 @@ from paged_kv.pages.making import Bounds, Sizes, make_pool
 from paged_kv.pages.pool import Reclaimer
 from paged_kv.scope import Scope
 from paged_kv.stats import CacheStats
-from paged_kv.step import Hook, Step, open_step
+from paged_kv.step import Hook, Opener, Step
 from paged_kv.tensors import is_left
 from paged_kv.turns import Turns, reader, verb
 
@@ -94,6 +94,8 @@ class PagedKVCache:
         self.page_size = form.page_size
         self.page_bytes = self._pool.storage.page_bytes
         self.turns = Turns(self._pool.steps)
+        self._appender = Appender(self._pool, self.turns)
+        self._opener = Opener(self._pool, self.turns)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -152,7 +154,7 @@ class PagedKVCache:
         Raises OutOfPages, BadShape, BadDtype, BadDevice, DuplicateSequence, StaleHandle,
         ForeignHandle, OwnedSequence.
         """
-        append_tokens(self._pool, self.turns, seqs, keys, values, positions)
+        self._appender.append(seqs, keys, values, positions)
 
     @verb
     def slide(self, seqs: Iterable[int], count: Counts) -> None:
@@ -324,7 +326,7 @@ class PagedKVCache:
         `rebase` is called on the step after the gather; it may change its columns in place, by
         `then` and `now`, and where it raises the step is closed.
         """
-        return open_step(self._pool, self.turns, seqs, room, pad, rebase)
+        return self._opener.open(seqs, room, pad, rebase)
 
     # -- room
 

@@ -237,61 +237,52 @@ class Step:
         self.turns.abandon(self._lease.number)
 
 
-def open_step(
-    pool: Pool,
-    turns: Turns,
-    seqs: Iterable[int],
-    room: int,
-    pad: str,
-    hook: Hook | None,
-) -> Step:
-    """A step on these sequences: see `PagedKVCache.open`."""
-    if hook is not None:
-        function("rebase", hook, "None or a function of the step")
-    opening = _Opening(pool, turns, handles(seqs), amount("room", room, 0), is_left(pad))
-    try:
-        step = opening.open()
-    except OutOfPages as full:
-        pool.reclaim(full, opening.parents)
-        step = opening.open()
-    if hook is not None:
-        try:
-            hook(step)
-        except BaseException:
-            step.close()
-            raise
-    return step
+class Opener:
+    """Opens the steps on one pool."""
 
-
-class _Opening:
-    """The verb that opens a step, which may be tried twice."""
-
-    def __init__(self, pool: Pool, turns: Turns, parents: list[int], room: int, left: bool) -> None:
-        self.turns = turns
+    def __init__(self, pool: Pool, turns: Turns) -> None:
         self.pool = pool
-        self.parents = parents
-        self.room = room
-        self.left = left
+        self.turns = turns
+
+    def open(self, seqs: Iterable[int], room: int, pad: str, hook: Hook | None) -> Step:
+        """A step on these sequences: see `PagedKVCache.open`."""
+        if hook is not None:
+            function("rebase", hook, "None or a function of the step")
+        parents = handles(seqs)
+        room = amount("room", room, 0)
+        left = is_left(pad)
+        try:
+            step = self._open(parents, room, left)
+        except OutOfPages as full:
+            self.pool.reclaim(full, parents)
+            step = self._open(parents, room, left)
+        if hook is not None:
+            try:
+                hook(step)
+            except BaseException:
+                step.close()
+                raise
+        return step
 
     @verb
-    def open(self) -> Step:
+    def _open(self, parents: list[int], room: int, left: bool) -> Step:
         """Gather, take the pages, keep the children."""
         pool = self.pool
         books = pool.books
-        records = books.records(self.parents)
+        records = books.records(parents)
         sizes = [record[1:3] for record in records]
         alike = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
-        light = pool.steps.can_be_light(records, self.room, alike)
-        plan = None if light else pool.plan_step(self.parents, records, self.room)
+        light = alike and pool.steps.can_be_light(records, room)
+        plan = None if light else pool.plan_step(parents, records, room)
         buffer = pool.buffers.take(books.pending)
-        layout = pool.read(records, self.room, buffer, left=self.left, alike=alike)
+        layout = pool.read(records, room, buffer, left=left, alike=alike)
         number = pool.steps.number()
-        lease = Lease(books, number, self.parents, records)
+        lease = Lease(books, number, parents, records)
         buffer.step = number
         if plan is None:
             books.light[number] = ref(lease)
         else:
             if plan.copies:
                 pool.storage.copy_pages(plan.copies)
-            pool.steps.open(number, plan, self.room, self.turns.watch(lease, number))
-        return Step(pool, self.turns, lease, layout, sizes, self.left, alike)
+            pool.steps.open(number, plan, room, self.turns.watch(lease, number))
+        return Step(pool, self.turns, lease, layout, sizes, left, alike)

@@ -77,18 +77,18 @@ class OpenSteps:
             change.opens = {number: books.pending[number]}
             books.told.append(Told(change, taken, ()))
 
-    def can_be_light(self, records: list[Record], room: int, alike: bool) -> bool:
-        """Whether a step on these wants a page a row, from its edge on, and there are as many.
+    def can_be_light(self, records: list[Record], room: int) -> bool:
+        """Whether a step on these, which have one start and length, wants a page a row, from its
+        edge on, and there are as many.
 
         Nothing is taken for such a step, as long as nobody asks for anything: there are pages, and
         its parents are what they were. It has its pages taken by whoever comes next, and saves the
         books a change if that is its own commit, as in a search it is. With a listener it takes
-        them at once, for these are told of. `alike`: all windows have one start and length.
+        them at once, for these are told of.
         """
         books = self.books
         return (
-            alike
-            and room == books.page_size
+            room == books.page_size
             and books.told is None
             and not (records[0][1] + records[0][2]) % room
             and len(records) <= books.pages.free_count

@@ -146,28 +146,36 @@ class Pool:
         Windows that end at one offset of their pages are gathered by pages, padded in front with
         the null page; so are those that are all `alike`.
         """
+        if not alike:
+            return self._read_mixed(records, room, buffer, left)
+        batch = len(records)
+        _, start, past, *_ = records[0]
+        width = -((start + past) // -self.storage.form.page_size) if past else 0
+        layout = buffer.layout((batch, past, room, start))
+        pages = chain.from_iterable([record[0] for record in records])
+        index = np.fromiter(pages, np.int64, batch * width)
+        self.storage.gather(index.reshape(batch, width), layout)
+        if room and not layout.on_edge:
+            layout.blank_room()
+        return layout
+
+    def _read_mixed(self, records: list[Record], room: int, buffer: Buffer, left: bool) -> Layout:
+        """Windows that differ."""
         size = self.storage.form.page_size
         batch = len(records)
-        if not alike and not (
-            left and len({(record[1] + record[2]) % size for record in records}) == 1
-        ):
+        if not left or len({(record[1] + record[2]) % size for record in records}) != 1:
             slots = self.slots(records, left=left)
             layout = buffer.layout((batch, slots.shape[1], room, None))
             self.storage.gather(slots, layout)
             return layout
-        past = records[0][2]
-        tables = [record[0] for record in records]
-        if not alike:
-            past = max([record[2] for record in records])
+        past = max([record[2] for record in records])
         start = (records[0][1] + records[0][2] - past) % size
         width = -((start + past) // -size) if past else 0
-        if not alike:
-            tables = [(0,) * (width - len(pages)) + pages for pages in tables]
         layout = buffer.layout((batch, past, room, start))
+        tables = [(0,) * (width - len(record[0])) + record[0] for record in records]
         index = np.fromiter(chain.from_iterable(tables), np.int64, batch * width)
         self.storage.gather(index.reshape(batch, width), layout)
-        if not alike:
-            layout.blank([(record[1], record[2]) for record in records])
+        layout.blank([(record[1], record[2]) for record in records])
         if room and not layout.on_edge:
             layout.blank_room()
         return layout

@@ -177,7 +177,7 @@ class MainState(PagedState):
         self.follow(model)
         return super().open(model, [_entry_of(context) for context in contexts])
 
-    def open_sequences(self, model: Any, parents: list[int]) -> StepBatch:
+    def open_sequences(self, model: Any, parents: Sequence[int]) -> StepBatch:
         """Gather a batch of sequences, left-padded."""
         self.follow(model)
         room = (

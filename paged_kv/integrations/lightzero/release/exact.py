@@ -35,7 +35,7 @@ class ExactState(PagedState):
     layers) of what keys and values take.
     """
 
-    def open_sequences(self, model: Any, parents: list[int]) -> ExactBatch:
+    def open_sequences(self, model: Any, parents: Sequence[int]) -> ExactBatch:
         """Gather the tokens of a batch of sequences, left-padded."""
         self._batch = self.cache.open(parents, ROOM)
         return ExactBatch(self._batch, model)

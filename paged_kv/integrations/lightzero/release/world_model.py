@@ -228,7 +228,8 @@ class PagedWorldModel(ComesBack, SharedCopies, WorldModel):  # type: ignore[misc
             return sizes
         if is_init_infer:  # a new search begins: nothing looks the old nodes up again
             paged.forget_nodes()
-        batch = paged.open(self, contexts)
+        stored = type(contexts[0]) is int  # as in all but a few steps
+        batch = paged.open_sequences(self, contexts) if stored else paged.open(self, contexts)
         self.__dict__["keys_values_wm"] = batch
         return batch.lengths  # type: ignore[no-any-return]
 

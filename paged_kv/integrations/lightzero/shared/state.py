@@ -305,7 +305,7 @@ class PagedState:
         Left-padded.
         """
         if type(contexts[0]) is int:
-            return self.open_sequences(model, list(contexts))
+            return self.open_sequences(model, contexts)
         self._drop_guests()
         parents = [context.handle if type(context) is Entry else 0 for context in contexts]
         strangers = [row for row, parent in enumerate(parents) if not parent]
@@ -317,7 +317,7 @@ class PagedState:
                 parents[row] = guest
         return self.open_sequences(model, parents)
 
-    def open_sequences(self, model: Any, parents: list[int]) -> Any:
+    def open_sequences(self, model: Any, parents: Sequence[int]) -> Any:
         """Gather a batch of sequences, left-padded."""
         shift = self.read_shift
         if shift is not None:
