@@ -34,7 +34,7 @@ class PagedTables(Peer):
         tables = self.tables
         plan = tables.plan(list(parents), new, fork=True)
         self.plan = plan
-        if plan.fresh > tables.pages.free_count:
+        if plan.fresh > tables.books.pages.free_count:
             raise MemoryError
         if plan.row_pages() is None:  # else the page of each row says it all
             _ = plan.slots

@@ -206,12 +206,11 @@ def test_a_step_is_light_where_each_row_takes_exactly_one_page(size: int) -> Non
             records = tables.books.records(root)
             steps = OpenSteps(tables)
             on_edge = (start + length) % size == 0
-            assert steps.can_be_light(records, size, True) == on_edge
-            assert not steps.can_be_light(records, size, False)
-            assert not steps.can_be_light(records, size + 1, True)
+            assert steps.can_be_light(records, size) == on_edge
+            assert not steps.can_be_light(records, size + 1)
             rows = tables.books.pages.free_count
-            assert steps.can_be_light(records * rows, size, True) == on_edge
-            assert not steps.can_be_light(records * (rows + 1), size, True)
+            assert steps.can_be_light(records * rows, size) == on_edge
+            assert not steps.can_be_light(records * (rows + 1), size)
 
 
 def test_a_duplicate_is_named() -> None:
