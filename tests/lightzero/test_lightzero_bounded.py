@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightzero_oracle import Player, heed_context
@@ -86,7 +87,7 @@ def test_the_visits_of_whole_searches_are_the_same(eviction: str) -> None:
 
 
 def test_a_search_that_was_interrupted_while_it_made_a_node_again() -> None:
-    play = searched(player(True, num_pages=8, max_pages=60), 1)
+    play = searched(player(False, context=40, num_pages=8, max_pages=60), 1)
     paged = play.wm.paged
     steps = 0
     again = play.wm.transformer.forward
@@ -101,8 +102,11 @@ def test_a_search_that_was_interrupted_while_it_made_a_node_again() -> None:
     before = paged.nodes.recomputed
     play.wm.transformer.forward = failing
     with pytest.raises(KeyboardInterrupt):
-        searched(play, 9)
+        searched(play, 3)
     play.wm.transformer.forward = again
+    play.step([0] * ENVS)  # the search may go on: nothing of the step that failed is left
+    play.step([len(play.tree) - 1] * ENVS)
+    assert max(error.max() for error in play.errors[-2:]) < BITS
     paged.end_search()
     paged.cache.check()
     assert paged.cache.live_sequences <= 2 * ENVS
@@ -121,6 +125,25 @@ def test_contexts_that_are_cleared_amid_a_search() -> None:
     play.step([1] * 4)
     play.wm.paged.cache.check()
     play.search(4)
+
+
+def test_reanalysis_has_nothing_to_do_with_the_nodes_of_a_search() -> None:
+    """Its searches are announced like all others, and are as wide as a batch of training."""
+    play = searched(player(True, num_pages=8, max_pages=60), 1)
+    wm = play.wm
+    rows = 3 * ENVS
+    times = np.arange(2 * ENVS).reshape(ENVS, 2)  # LightZero adds one to each row of them
+    latents = np.zeros((rows, 1, wm.embed_dim), np.float32)
+    wm.reanalyze_phase = True
+    for simulation in range(2):
+        wm.paged.nodes.choose([simulation] * rows, range(rows), [[0]] * rows)
+        play.model.recurrent_inference(
+            [(latents, torch.zeros(rows, dtype=torch.int64))], simulation, [1] * rows, times
+        )
+        wm.paged.nodes.learn([0.0] * rows, [0.0] * rows, [[0.0, 0.0]] * rows)
+    wm.reanalyze_phase = False
+    searched(play, 1)
+    wm.paged.manager.check()
 
 
 def test_a_pool_without_room_for_the_roots_says_so() -> None:

@@ -209,7 +209,7 @@ class PagedWorldModel(ComesBack, SharedCopies, WorldModel):  # type: ignore[misc
                 latent_state, ready_env_num, simulation_index, start_pos
             )
         paged = self.paged
-        if paged.keys == "node" and self.context_length > 2:
+        if paged.by_node(self):
             found = paged.nodes.take(ready_env_num)
         else:
             found = paged.lookup(latent_keys(latent_state[:ready_env_num]))

@@ -31,7 +31,7 @@ class ComesBack:
         """LightZero's step of a search, once the nodes that it starts from are stored."""
         step = super().forward_recurrent_inference  # type: ignore[misc]
         nodes = self.paged.nodes
-        if type(nodes) is EvictableNodes:
+        if type(nodes) is EvictableNodes and self.paged.by_node(self):
             latents, actions = state_action_history[-1]
 
             def run(rows: list[int], actions: torch.Tensor, depths: list[int], begins: Any) -> None:

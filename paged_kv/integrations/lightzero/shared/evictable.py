@@ -47,6 +47,7 @@ class EvictableNodes:
         self._chosen: list[Name] | None = None
         self._actions: Sequence[Any] = ()  # of the chosen leaves, as the tree names them
         self._again: list[Name] | None = None  # what the running step makes, where not new nodes
+        self._prepared = False  # whether the step makes nodes of this search
         self._pinned: dict[int, Name] = {}  # by row: what the coming step starts from
 
     def __len__(self) -> int:
@@ -83,6 +84,8 @@ class EvictableNodes:
         """The leaves that the next step starts from, and what it tries there."""
         self._chosen = list(zip(simulations, rows))
         self._actions = actions
+        self._again = None
+        self._prepared = False
 
     def prepare(self, actions: torch.Tensor, depths: Sequence[int], begins: Any, run: Run) -> None:
         """Make the chosen leaves that were evicted again, and note what the coming step does.
@@ -99,6 +102,7 @@ class EvictableNodes:
             self._make([chains[row].pop() for row in rows], rows, run)
         self._chosen = chosen
         self._expansions.append(Expansion(chosen, actions, depths, begins))
+        self._prepared = True
 
     def _chain(self, name: Name) -> list[Name]:
         """What has to be made again to have a node, the topmost last; pins what it hangs on.
@@ -162,7 +166,7 @@ class EvictableNodes:
     ) -> None:
         """What the model said of the nodes that the last step made."""
         order = self._order
-        if order is None or not self._expansions:
+        if order is None or not self._prepared:
             return
         made = len(self._expansions)
         expansion = self._expansions[-1]

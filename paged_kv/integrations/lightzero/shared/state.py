@@ -141,6 +141,12 @@ class PagedState:
         limits = self.options.get("max_pages"), self.options.get("max_bytes")
         return limits != (None, None) or not self.options.get("grow", True)
 
+    def by_node(self, model: Any) -> bool:
+        """Whether the search's own names find its nodes now: not in reanalysis, which keeps no
+        contexts.
+        """
+        return self.keys == "node" and not model.reanalyze_phase and self.context_length > SLIDE
+
     # -- the weights
 
     def heed_weights(self, model: Any) -> None:
