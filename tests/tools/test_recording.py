@@ -32,6 +32,7 @@ from paged_kv.events import Event
 from paged_kv.pages.allocator import MANY
 from paged_kv.recording import read_recording, record
 from paged_kv.recording.pace import Pace
+from paged_kv.recording.verbs import VERBS
 
 
 class RecordedMachine(CacheMachine):
@@ -248,7 +249,7 @@ def test_evictions_and_lookups_are_counted(tmp_path: Path) -> None:
     spent = []
 
     def heard(event: Event) -> None:
-        if event.verb not in ("put", "get"):
+        if event.verb in VERBS:  # and not that `heard` was let in, at times the slowest of all
             spent.append(event.end - event.begin)
 
     with record(manager, tmp_path / "run.jsonl", **EVERYTHING):
@@ -267,7 +268,7 @@ def test_evictions_and_lookups_are_counted(tmp_path: Path) -> None:
     # The appends were tried twice, with a call for pages in between: their time counts once.
     assert sum(event["count"] for event in found.events if event["name"] == "reclaim") == 4
     assert sum(event["count"] for event in found.events if event["name"] == "append") == 6
-    assert last["cache_s"] == pytest.approx(sum(spent), rel=1e-2)
+    assert last["cache_s"] == pytest.approx(sum(spent), abs=1e-6)
 
 
 def test_without_an_index_nothing_is_said_of_lookups(tmp_path: Path) -> None:
