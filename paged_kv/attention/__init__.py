@@ -1,1 +1,7 @@
 """How a model attends to the contexts of a step."""
+
+from paged_kv.attention.choice import make_attention
+from paged_kv.attention.contract import Attention, Rows
+from paged_kv.attention.scratch import Scratch
+
+__all__ = ["Attention", "Rows", "Scratch", "make_attention"]

@@ -69,6 +69,31 @@ class Storage(Protocol):
     def positions_at(self, slots: Ints) -> Ints:
         """Where the tokens in these slots were placed."""
 
+    # -- one layer, as attention over pages needs it
+
+    def write_layer(
+        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Write K and V [N, heads, size] of new tokens of one layer to slots [N], int64 on the
+        device. One kernel a plane.
+        """
+
+    def layer_index(self, pages: Ints) -> torch.Tensor:
+        """What `read_layer` reads these pages [n] by, in every layer: [parts, heads, n] on the
+        device, where parts are K and V if they share a plane. Any of its heads may be left out.
+        """
+
+    def read_layer(self, layer: int, index: torch.Tensor, out: Tensors) -> None:
+        """Fill contiguous memory, one piece a plane, with pages of a layer in the order of `index`:
+        each [page_size, size]. One kernel a plane.
+        """
+
+    def layer_view(self, layer: int) -> Tensors:
+        """Where a layer lies, one view a plane: [pages, parts, heads, page_size, size].
+
+        Page 0 is the null page. Good until the pool grows or is trimmed.
+        """
+
 
 class Plane:
     """One tensor of the pool, with the row numbers of its parts and heads."""
@@ -81,8 +106,10 @@ class Plane:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        layer_parts: int,
     ) -> None:
         self.parts = parts
+        self.layer_parts = layer_parts  # of one layer: K and V, or one of them
         self.heads = heads
         self.head_size = head_size
         self.page_size = page_size
@@ -104,6 +131,11 @@ class Plane:
         # as a batch lies: [parts, pages, heads, page_size, head_size]
         self.targets = self.pages.transpose(0, 1)
         self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
+
+    def layer(self, layer: int) -> torch.Tensor:
+        """The parts of one layer [pages, layer_parts, heads, page_size, head_size], as a view."""
+        first = layer * self.layer_parts
+        return self.pages[:, first : first + self.layer_parts]
 
     def resized(self, pages: int) -> Plane:
         """A plane with the same contents and room for `pages` pages beside the null page.
@@ -137,7 +169,7 @@ class PagePlanes:
         if head_size == value_head_size:
             shapes = [Part(2 * layers, heads, head_size)]
         self.planes = ordinary(
-            lambda: [Plane(*shape, page_size, dtype, device) for shape in shapes]
+            lambda: [Plane(*shape, page_size, dtype, device, 3 - len(shapes)) for shape in shapes]
         )
         self.device = self.planes[0].rows.device  # with its number, where `device` had none
         self.form = Form(shapes, page_size, dtype, self.device)
@@ -267,6 +299,41 @@ class PagePlanes:
         for plane in self.planes:
             plane.pages.index_copy_(0, target, plane.pages.index_select(0, source))
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
+
+    # -- one layer
+
+    def write_layer(
+        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Write new tokens of one layer. One kernel a plane, after two for all."""
+        pages = slots.div(self.page_size, rounding_mode="floor")
+        offsets = slots - pages * self.page_size
+        tokens = [keys.detach()[:, None], values.detach()[:, None]]
+        if len(self.planes) == 1:
+            tokens = [torch.cat(tokens, dim=1)]
+        for plane, source in zip(self.planes, tokens):
+            plane.layer(layer).permute(0, 3, 1, 2, 4).index_put_((pages, offsets), source)
+
+    def layer_index(self, pages: Ints) -> torch.Tensor:
+        """Row numbers of these pages in layer 0 [parts, heads, n]: those of other layers lie a
+        fixed distance behind.
+        """
+        plane = self.planes[0]
+        parts = plane.layer_parts
+        first = np.arange(parts * plane.heads, dtype=np.int64).reshape(parts, plane.heads, 1)
+        return torch.from_numpy(first + pages * self.page_rows).to(self.device)
+
+    def read_layer(self, layer: int, index: torch.Tensor, out: Tensors) -> None:
+        """Read pages of one layer. One kernel a plane."""
+        flat = index.view(-1)
+        for plane, target in zip(self.planes, out):
+            rows = plane.sources[True][layer * plane.layer_parts * plane.heads :]
+            target = wide(target.view(-1, plane.page_size * plane.head_size))
+            torch.index_select(rows, 0, flat, out=target)
+
+    def layer_view(self, layer: int) -> Tensors:
+        """Views of one layer."""
+        return [plane.layer(layer) for plane in self.planes]
 
 
 def placed(positions: Places, rows: int, new: int) -> Ints:

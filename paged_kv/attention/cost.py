@@ -1,0 +1,115 @@
+"""What attention costs, by shapes: which runs of pages are worth a part of their own, and whether
+reading each row by itself is cheaper. No tensors in here.
+
+The constants were measured as docs/attention.md says; they are of one core of an AMD EPYC (Zen 4).
+Only their ratios matter, which differ less from machine to machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paged_kv.attention.parts import Batch, Group, Part, divided, parted
+from paged_kv.attention.runs import TOP
+
+PART = 60e-6  # seconds that a part takes in a layer beside its work: some ten calls of torch
+LAYER = 40e-6  # that queries, merge and result take in a layer
+DENSE_LAYER = 45e-6  # that gather and attention by rows take in a layer
+BYTE = 1 / 8.3e9  # to read a byte of K or V out of the pages, and once more out of the scratch
+DENSE_BYTE = 1 / 5.5e9  # the same by rows, one query at a time
+SCORE = 0.7e-9  # softmax of one number
+FLOP = 1 / 80e9
+DENSE_FLOP = 1 / 55e9
+MOST_SLOTS = 4096  # of a group: longer runs are attended piece by piece
+MOST_PART_SLOTS = 16384  # of all groups of a part that has several
+
+
+class Shape(NamedTuple):
+    """What one token takes in a layer."""
+
+    heads: int  # of K/V
+    head_size: int
+    value_head_size: int
+    itemsize: int
+
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token in one layer."""
+        return self.heads * (self.head_size + self.value_head_size) * self.itemsize
+
+    @property
+    def score_seconds(self) -> float:
+        """One query and one token, all heads."""
+        flops = 2 * (self.head_size + self.value_head_size)
+        return self.heads * (flops * FLOP + SCORE)
+
+    def group_seconds(self, slots: int, queries: int) -> float:
+        """A group of a part, in a layer."""
+        return slots * (self.token_bytes * BYTE + queries * self.score_seconds)
+
+    def part_seconds(self, part: Part) -> float:
+        """A part, in a layer."""
+        return PART + len(part.groups) * self.group_seconds(part.slots, part.queries)
+
+    def tree_seconds(self, parts: Sequence[Part]) -> float:
+        """All parts, in a layer."""
+        return LAYER + sum([self.part_seconds(part) for part in parts])
+
+    def dense_seconds(self, groups: Sequence[Group]) -> float:
+        """Rows one by one, padded to the longest, in a layer."""
+        if not groups:
+            return 0.0
+        slots = max([group.tokens for group in groups])
+        queries = max([group.queries for group in groups])
+        flops = 2 * self.heads * (self.head_size + self.value_head_size) * queries
+        row = slots * (self.token_bytes * DENSE_BYTE + flops * DENSE_FLOP)
+        return DENSE_LAYER + len(groups) * row
+
+
+def worth_keeping(batch: Batch, window: int | None, shape: Shape) -> list[bool]:
+    """Which shared runs are attended by themselves, decided level by level from below.
+
+    A level is kept where reading its pages once, and not once for each branch above them, saves
+    more than a part costs.
+    """
+    shared = batch.forest.shared
+    branches = [0] * len(shared)  # groups that go on from a run, and would have to read its pages
+    for rest in batch.forest.rests:
+        if rest.parent != TOP:
+            branches[rest.parent] += 1
+    kept = [True] * len(shared)
+    levels: dict[int, list[int]] = {}
+    for number, run in enumerate(shared):
+        levels.setdefault(run.depth, []).append(number)
+    for depth in sorted(levels, reverse=True):
+        saved = 0
+        for number in levels[depth]:
+            group = batch.group(shared[number], window)
+            if group is not None:
+                saved += (branches[number] - 1) * group.tokens
+        keep = saved * shape.token_bytes * BYTE > PART
+        for number in levels[depth]:
+            kept[number] = keep
+            parent = shared[number].parent
+            if parent != TOP:
+                branches[parent] += 1 if keep else branches[number]
+    return kept
+
+
+def arranged(batch: Batch, window: int | None, shape: Shape) -> list[Part]:
+    """The parts that a batch is attended in."""
+    levels = batch.levels(worth_keeping(batch, window, shape), window)
+    return [
+        part
+        for level in levels
+        for piece in divided(level, MOST_SLOTS, batch.page_size)
+        for part in parted(piece, batch.page_size, PART, MOST_PART_SLOTS, shape.group_seconds)
+    ]
+
+
+def rows_are_cheaper(batch: Batch, window: int | None, shape: Shape) -> bool:
+    """Whether a layer costs less where each row is read by itself."""
+    levels = batch.levels([False] * len(batch.forest.shared), window)
+    rows = levels[0] if levels else []
+    return shape.dense_seconds(rows) <= shape.tree_seconds(arranged(batch, window, shape))

@@ -1,0 +1,154 @@
+"""Attention that gathers the pages of each row: the reference for all others.
+
+Torch attends them, or a few lines where it cannot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from paged_kv.attention.contract import Rows
+from paged_kv.attention.queries import Call
+from paged_kv.attention.scratch import Scratch
+from paged_kv.pages.storage import Storage
+
+
+class DenseAttention:
+    """Gathers each row of a layer and attends it with `scaled_dot_product_attention`.
+
+    Memory: one layer of all rows, padded to the longest, in `scratch`.
+    """
+
+    def __init__(self, storage: Storage, rows: Rows, scratch: Scratch) -> None:
+        self._storage = storage
+        self._rows = rows
+        self._scratch = scratch
+        self._columns: dict[int | None, Columns] = {}
+        used = np.arange(max(rows.counts, default=0)) < np.array(rows.counts)[:, None]
+        self._unused = None
+        if not used.all():
+            self._unused = torch.from_numpy(~used[:, None, :, None]).to(storage.form.device)
+
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        *,
+        scale: float | None = None,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> torch.Tensor:
+        """See `Attention`."""
+        call = Call(self._storage.form, self._rows, queries, scale, window, soft_cap)
+        if not any(self._rows.counts):
+            return call.nothing()
+        columns = self._columns.get(call.window)
+        if columns is None:
+            columns = Columns(self._storage, self._rows, call.window)
+            self._columns[call.window] = columns
+        with torch.no_grad():
+            keys, values = columns.read(self._storage, layer, self._scratch)
+            result = _attended(call, keys, values, columns.mask)
+            if self._unused is not None:
+                result = result.masked_fill(self._unused, 0)
+            return result
+
+
+class Columns:
+    """The rows of a batch side by side, from the first page that a row sees on."""
+
+    def __init__(self, storage: Storage, rows: Rows, window: int | None) -> None:
+        form = storage.form
+        size = form.page_size
+        new = np.array(rows.counts)[:, None]
+        past = np.array(rows.lengths)[:, None]
+        start = np.array(rows.starts)[:, None]
+        unseen = np.zeros_like(past) if window is None else np.maximum(0, past - window + 1)
+        skipped = (start + unseen) // size  # pages
+        end = start + past + new - skipped * size  # one behind the last slot of a row
+        tables = [
+            table[skip : -(-(begin + tokens) // size)]
+            for table, begin, tokens, skip in zip(
+                rows.tables, rows.starts, (past + new)[:, 0].tolist(), skipped[:, 0].tolist()
+            )
+        ]
+        self.rows = len(tables)
+        self.width = max(map(len, tables))
+        pages = np.zeros((self.rows, self.width), dtype=np.int64)
+        for row, table in zip(pages, tables):
+            row[: len(table)] = table
+        self.size = int(end.max())
+        self.index = storage.layer_index(pages.reshape(-1))
+        slot = np.arange(self.size)
+        held = (slot >= start - skipped * size) & (slot < end)
+        self.dead = None
+        if not held.all():
+            self.dead = torch.from_numpy(~held[:, None, :, None]).to(form.device)
+        self.mask = self._mask(start - skipped * size, past, new, held, window, form.device)
+
+    def _mask(
+        self,
+        first: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+        past: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+        new: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+        held: np.ndarray[tuple[int, int], np.dtype[np.bool_]],
+        window: int | None,
+        device: torch.device,
+    ) -> torch.Tensor | None:
+        """Bool [B, 1, n, size], true where a query sees a slot; None where all see all.
+
+        Columns that a row does not use see what its last query does.
+        """
+        query = past + np.minimum(np.arange(int(new.max())), np.maximum(new - 1, 0))
+        token = (np.arange(self.size) - first)[:, None]
+        seen = held[:, None] & (token <= query[..., None])
+        if window is not None:
+            seen &= token > query[..., None] - window
+        return None if seen.all() else torch.from_numpy(seen[:, None]).to(device)
+
+    def read(
+        self, storage: Storage, layer: int, scratch: Scratch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of a layer [B, heads, size, head size]; zeros where no token is."""
+        form = storage.form
+        planes = [
+            scratch.take(
+                f"rows {number}",
+                (
+                    self.index.shape[0],
+                    part.heads,
+                    self.rows,
+                    self.width * form.page_size,
+                    part.head_size,
+                ),
+                form.dtype,
+            )
+            for number, part in enumerate(form.parts)
+        ]
+        storage.read_layer(layer, self.index, [plane.view(-1) for plane in planes])
+        pair = [rows.transpose(0, 1)[:, :, : self.size] for rows in (planes[0][0], planes[-1][-1])]
+        if self.dead is not None:
+            for part in pair:
+                part.masked_fill_(self.dead, 0)
+        return pair[0], pair[1]
+
+
+def _attended(
+    call: Call, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention of a dense batch."""
+    if call.groups > 1:
+        keys = keys.repeat_interleave(call.groups, dim=1)
+        values = values.repeat_interleave(call.groups, dim=1)
+    if call.soft_cap is None:
+        return F.scaled_dot_product_attention(
+            call.queries, keys, values, attn_mask=mask, scale=call.scale
+        )
+    precise = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    scores = torch.matmul(call.queries.to(precise), keys.to(precise).transpose(2, 3))
+    scores.mul_(call.scale / call.soft_cap).tanh_().mul_(call.soft_cap)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    return torch.matmul(scores.softmax(-1).to(values.dtype), values)
