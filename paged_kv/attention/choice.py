@@ -18,16 +18,23 @@ BACKENDS = ("auto", "dense", "tree")
 
 
 def make_attention(
-    storage: Storage, rows: Rows, *, backend: str = "auto", scratch: Scratch | None = None
+    storage: Storage,
+    rows: Rows,
+    *,
+    backend: str = "auto",
+    depth: int | None = None,
+    scratch: Scratch | None = None,
 ) -> Attention:
     """The attention of one step, for all its layers.
 
     `backend`: "dense" gathers each row and is the reference, "tree" reads what rows share once,
-    "auto" takes what is cheaper by `cost`. `scratch` is memory that attentions use one after the
-    other. Cost: some microseconds a row; tables and pages must not be renamed or rewritten while it
-    is in use. Raises BadArgument.
+    "auto" takes what is cheaper by `cost`. `depth` says how many levels of shared runs the tree
+    has, 0 for none; by default those that pay. `scratch` is memory that attentions use one after
+    the other. Cost: some microseconds a row; tables and pages must not be renamed or rewritten
+    while it is in use. Raises BadArgument, BadCount.
     """
     choice("backend", backend, BACKENDS)
+    depth = None if depth is None else whole("depth", depth, 0)
     form = storage.form
     shape = Shape(
         form.parts[0].heads,
@@ -39,7 +46,7 @@ def make_attention(
     if backend == "dense":
         return DenseAttention(storage, rows, scratch)
     batch = Batch(rows, form.page_size, plant(rows, form.page_size))
-    tree = TreeAttention(storage, rows, batch, shape, scratch)
+    tree = TreeAttention(storage, rows, batch, shape, scratch, depth)
     if backend == "tree":
         return tree
     return CheaperAttention(batch, shape, tree, DenseAttention(storage, rows, scratch))

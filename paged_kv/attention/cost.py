@@ -97,9 +97,15 @@ def worth_keeping(batch: Batch, window: int | None, shape: Shape) -> list[bool]:
     return kept
 
 
-def arranged(batch: Batch, window: int | None, shape: Shape) -> list[Part]:
-    """The parts that a batch is attended in."""
-    levels = batch.levels(worth_keeping(batch, window, shape), window)
+def arranged(
+    batch: Batch, window: int | None, shape: Shape, depth: int | None = None
+) -> list[Part]:
+    """The parts that a batch is attended in; with `depth`, from so many levels of shared runs."""
+    if depth is None:
+        kept = worth_keeping(batch, window, shape)
+    else:
+        kept = [run.depth < depth for run in batch.forest.shared]
+    levels = batch.levels(kept, window)
     return [
         part
         for level in levels

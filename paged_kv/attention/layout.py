@@ -20,7 +20,7 @@ class PartLayout(NamedTuple):
     queries: int
     begin: int  # the columns that somebody sees
     end: int
-    pages: torch.Tensor  # what `read_layer` reads [parts, heads, G * pages]
+    pages: torch.Tensor  # what is read [parts, heads, G * pages]
     dead: torch.Tensor | None  # slots [d] of G * slots that hold no token of their group
     masked: int  # the first column of `mask`, among those from `begin` on
     mask: torch.Tensor | None  # [G, R, end - begin - masked], true where a query does not see

@@ -113,22 +113,12 @@ class Columns:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer [B, heads, size, head size]; zeros where no token is."""
         form = storage.form
-        planes = [
-            scratch.take(
-                f"rows {number}",
-                (
-                    self.index.shape[0],
-                    part.heads,
-                    self.rows,
-                    self.width * form.page_size,
-                    part.head_size,
-                ),
-                form.dtype,
-            )
-            for number, part in enumerate(form.parts)
-        ]
-        storage.read_layer(layer, self.index, [plane.view(-1) for plane in planes])
-        pair = [rows.transpose(0, 1)[:, :, : self.size] for rows in (planes[0][0], planes[-1][-1])]
+        shape = (form.parts[0].heads, self.rows, self.width * form.page_size)
+        keys = scratch.take("row keys", (*shape, form.parts[0].head_size), form.dtype)
+        values = scratch.take("row values", (*shape, form.parts[-1].head_size), form.dtype)
+        storage.read_keys(layer, self.index, keys)
+        storage.read_values(layer, self.index, values)
+        pair = [rows.transpose(0, 1)[:, :, : self.size] for rows in (keys, values)]
         if self.dead is not None:
             for part in pair:
                 part.masked_fill_(self.dead, 0)

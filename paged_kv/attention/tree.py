@@ -6,6 +6,7 @@ is a part. What a query finds in the parts is merged by the sums of its weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from paged_kv.attention.layout import PartLayout, lay_out
 from paged_kv.attention.parts import Batch
 from paged_kv.attention.queries import Call, Packing
 from paged_kv.attention.scratch import Scratch
+from paged_kv.pages.buffers import Form
 from paged_kv.pages.storage import Storage
 
-MOST_READ = 8 << 20  # bytes of pages that are read in one go, where one head is not more
+MOST_READ = 1 << 20  # bytes of keys, or of values, that are read in one go: they stay in a cache
 MOST_SCORES = 16 << 20  # bytes of scores that are held, where those of one query are not more
 
 
@@ -31,8 +33,15 @@ class TreeAttention:
     """
 
     def __init__(
-        self, storage: Storage, rows: Rows, batch: Batch, shape: Shape, scratch: Scratch
+        self,
+        storage: Storage,
+        rows: Rows,
+        batch: Batch,
+        shape: Shape,
+        scratch: Scratch,
+        depth: int | None = None,
     ) -> None:
+        self._depth = depth
         self._storage = storage
         self._rows = rows
         self._batch = batch
@@ -80,7 +89,7 @@ class TreeAttention:
     def _layout(self, window: int | None) -> list[PartLayout]:
         layouts = self._layouts.get(window)
         if layouts is None:
-            parts = arranged(self._batch, window, self._shape)
+            parts = arranged(self._batch, window, self._shape, self._depth)
             layouts = [lay_out(part, self._batch, window, self._storage) for part in parts]
             self._layouts[window] = layouts
         return layouts
@@ -112,7 +121,7 @@ class Work:
         ]
         found = zip(self.results, self.tops, self.shares)
         self.parts = [
-            PartWork(storage, layout, self.queries, Found(*each), scratch)
+            PartWork(storage.form, layout, self.queries, Found(*each), scratch)
             for layout, each in zip(layouts, found)
         ]
         self.version = version  # of the scratch
@@ -137,167 +146,185 @@ class Found(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some heads of a part: what is read, and where it is attended. H heads x G groups are B."""
+    """Some heads of a part: what is read of the pages, and where it is multiplied.
 
-    pages: torch.Tensor  # what is read
-    read: list[torch.Tensor]  # where to, flat, one a plane
-    keys: torch.Tensor  # [B, T, size]
+    H heads x G groups are B; T are the slots that somebody sees.
+    """
+
+    pages: torch.Tensor  # what is read [H, G * pages]
+    keys: torch.Tensor  # where to [H, G * slots, size]
     values: torch.Tensor
-    slots: torch.Tensor  # values with all slots of the groups [H, G * slots, size]
-    queries: torch.Tensor  # [B, R * groups, size]
-    found: Found  # the same shape
+    seen_keys: torch.Tensor  # [B, T, size]
+    seen_values: torch.Tensor
+    queries: torch.Tensor  # [B, r, size]
+    scores: torch.Tensor  # [B, r, T]
+    results: torch.Tensor  # [B, r, value size]
+
+
+class Piece(NamedTuple):
+    """Some heads, and some queries of each group, whose scores are held at once."""
+
+    blocks: list[Block]
+    first: int  # query of each group
+    scores: torch.Tensor  # [H, G, queries, groups, T]
+    tops: torch.Tensor  # [H, G, queries, groups]
+    shares: torch.Tensor
 
 
 class PartWork:
-    """Attends one part, a few heads at a time."""
+    """Attends one part, a piece at a time."""
 
     def __init__(
         self,
-        storage: Storage,
+        form: Form,
         layout: PartLayout,
         queries: torch.Tensor,
         found: Found,
         scratch: Scratch,
     ) -> None:
-        self.layout = layout
-        self.scratch = scratch
-        self.queries = queries
-        self.found = found
+        self._layout = layout
+        self._scratch = scratch
+        self._queries = queries
+        self._found = found
+        self._chosen = queries
+        self._partial = found
         heads, _, groups, size = queries.shape
-        rows = layout.groups * layout.queries
-        self.chosen = queries
-        self.partial = found
         if layout.sources is not None:
-            self.chosen = scratch.take("chosen", (heads, rows, groups, size), queries.dtype)
-            self.partial = Found(
-                scratch.take(
-                    "partial", (heads, rows, groups, found.results.shape[-1]), queries.dtype
-                ),
-                scratch.take("partial tops", (heads, rows, groups), queries.dtype),
-                scratch.take("partial shares", (heads, rows, groups), queries.dtype),
+            shape = (heads, layout.groups * layout.queries, groups)
+            dtype = queries.dtype
+            self._chosen = scratch.take("chosen", (*shape, size), dtype)
+            self._partial = Found(
+                scratch.take("partial results", (*shape, found.results.shape[-1]), dtype),
+                scratch.take("partial tops", shape, dtype),
+                scratch.take("partial shares", shape, dtype),
             )
-        self.groups = groups
-        form = storage.form
-        sizes = [part.head_size for part in form.parts] * (2 // len(form.parts))
-        head_bytes = layout.groups * layout.slots * sum(sizes) * form.dtype.itemsize
-        step = max(1, MOST_READ // head_bytes)
-        self.blocks = [
-            self._block(storage, first, min(first + step, heads), sizes)
-            for first in range(0, heads, step)
-        ]
+        self._groups = groups
+        self._pieces = list(self._cut(form))
 
-    def _block(self, storage: Storage, first: int, end: int, sizes: list[int]) -> Block:
-        layout = self.layout
-        form = storage.form
-        shape = (end - first, layout.groups, layout.slots)
-        planes = [
-            self.scratch.take(
-                f"pages {number}",
-                (len(sizes) // len(form.parts), *shape, part.head_size),
-                form.dtype,
-            )
-            for number, part in enumerate(form.parts)
+    def _cut(self, form: Form) -> Iterator[Piece]:
+        """Pieces of all heads where their scores fit, of some heads or some queries of one."""
+        layout = self._layout
+        heads = self._queries.shape[0]
+        row = layout.groups * self._groups * (layout.end - layout.begin)
+        head = row * layout.queries
+        most = MOST_SCORES // self._queries.element_size()
+        tall = max(1, most // head)
+        step = layout.queries if head <= most else max(1, most // row)
+        for first in range(0, heads, tall):
+            for query in range(0, layout.queries, step):
+                end = min(first + tall, heads)
+                yield self._piece(form, first, end, query, min(query + step, layout.queries))
+
+    def _piece(self, form: Form, first: int, end: int, query: int, last: int) -> Piece:
+        """The heads `first` to `end`, and queries `query` to `last` of each group."""
+        layout = self._layout
+        seen = layout.end - layout.begin
+        shape = (end - first, layout.groups, last - query, self._groups)
+        scores = self._scratch.take("scores", (*shape, seen), self._queries.dtype)
+        widest = max(part.head_size for part in form.parts)
+        bytes_of_head = layout.groups * layout.slots * widest * form.dtype.itemsize
+        step = max(1, MOST_READ // bytes_of_head)
+        blocks = [
+            self._block(form, head, min(head + step, end), query, last, scores[head - first :])
+            for head in range(first, end, step)
         ]
-        keys = planes[0][0]
-        values = planes[-1][-1]
-        batch = shape[0] * layout.groups
-        rows = layout.queries * self.groups
-        seen = slice(layout.begin, layout.end)
+        tops, shares = [
+            each.view(-1, layout.groups, layout.queries, self._groups)[first:end, :, query:last]
+            for each in (self._partial.tops, self._partial.shares)
+        ]
+        return Piece(blocks, query, scores, tops, shares)
+
+    def _block(
+        self, form: Form, first: int, end: int, query: int, last: int, scores: torch.Tensor
+    ) -> Block:
+        layout = self._layout
+        count = end - first
+        slots = layout.groups * layout.slots
+        keys, values = [
+            self._scratch.take("pages", (count, slots, part.head_size), form.dtype)
+            for part in (form.parts[0], form.parts[-1])
+        ]
+        batch = count * layout.groups
+        seen_keys, seen_values = [
+            each.view(batch, layout.slots, -1)[:, layout.begin : layout.end]
+            for each in (keys, values)
+        ]
+        shape = (count, layout.groups, layout.queries, self._groups, -1)
+        rows = (batch, (last - query) * self._groups, -1)
+        queries, results = [
+            each[first:end].view(shape)[:, :, query:last].view(rows)
+            for each in (self._chosen, self._partial.results)
+        ]
         return Block(
-            layout.pages[:, first:end].contiguous(),
-            [plane.view(-1) for plane in planes],
-            keys[:, :, seen].flatten(0, 1),
-            values[:, :, seen].flatten(0, 1),
-            values.flatten(1, 2),
-            self.chosen[first:end].view(batch, rows, -1),
-            Found(
-                self.partial.results[first:end].view(batch, rows, -1),
-                self.partial.tops[first:end].view(batch, rows),
-                self.partial.shares[first:end].view(batch, rows),
-            ),
+            layout.pages[first:end].contiguous(),
+            keys,
+            values,
+            seen_keys,
+            seen_values,
+            queries,
+            scores[:count].view(rows),
+            results,
         )
 
     def attend(self, storage: Storage, layer: int, soft_cap: float | None) -> None:
         """Attend to the pages of a layer."""
-        layout = self.layout
+        layout = self._layout
         if layout.sources is not None:
-            torch.index_select(self.queries, 1, layout.sources, out=self.chosen)
-        for block in self.blocks:
-            storage.read_layer(layer, block.pages, block.read)
-            if layout.dead is not None:
-                block.slots.index_fill_(1, layout.dead, 0)
-            self._attend(block, soft_cap)
+            torch.index_select(self._queries, 1, layout.sources, out=self._chosen)
+        for piece in self._pieces:
+            for block in piece.blocks:
+                storage.read_keys(layer, block.pages, block.keys)
+                keys = self._as(block.seen_keys, block.queries.dtype, "wide")
+                torch.bmm(block.queries, keys.transpose(1, 2), out=block.scores)
+            self._weigh(piece, soft_cap)
+            for block in piece.blocks:
+                storage.read_values(layer, block.pages, block.values)
+                self._sum(block)
         if layout.targets is not None:
-            for whole, partial in zip(self.found, self.partial):
+            for whole, partial in zip(self._found, self._partial):
                 torch.index_select(partial, 1, layout.targets, out=whole)
 
-    def _attend(self, block: Block, soft_cap: float | None) -> None:
-        """Attend a block, so many queries at a time that their scores fit."""
-        dtype = block.queries.dtype
-        keys = self._as(block.keys, dtype, "keys").transpose(1, 2)
-        kept = block.values.dtype if block.values.dtype == torch.bfloat16 else dtype
-        values = self._as(block.values, kept, "values")
-        batch, tokens, _ = block.values.shape
-        step = max(1, MOST_SCORES // (batch * self.groups * tokens * dtype.itemsize))
-        if step >= self.layout.queries:
-            self._softmax(block.queries, keys, values, block.found, 0, soft_cap)
-            return
-        for first in range(0, self.layout.queries, step):
-            rows = slice(first * self.groups, (first + step) * self.groups)
-            found = Found(*[each[:, rows].contiguous() for each in block.found])
-            self._softmax(block.queries[:, rows], keys, values, found, first, soft_cap)
-            for whole, some in zip(block.found, found):
-                whole[:, rows] = some
-
-    def _softmax(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        found: Found,
-        first: int,
-        soft_cap: float | None,
-    ) -> None:
-        """Attend queries [B, r, size], those from the `first` one of each group on."""
-        shape = (*queries.shape[:2], keys.shape[2])
-        scores = self.scratch.take("scores", shape, queries.dtype)
-        torch.bmm(queries, keys, out=scores)
+    def _weigh(self, piece: Piece, soft_cap: float | None) -> None:
+        """Make weights of scores, in place."""
+        scores = piece.scores
         if soft_cap is not None:
             scores.div_(soft_cap).tanh_().mul_(soft_cap)
-        self._hide(scores, first)
-        torch.amax(scores, -1, out=found.tops)
-        weights = scores
-        if not scores.is_cpu:
-            weights = self.scratch.take("weights", shape, queries.dtype)
-        torch.softmax(scores, -1, out=weights)
-        torch.amax(weights, -1, out=found.shares)
-        weights = self._as(weights, values.dtype, "weights")
-        if values.dtype == found.results.dtype:
-            torch.bmm(weights, values, out=found.results)
-        else:
-            found.results.copy_(torch.bmm(weights, values))
+        self._hide(piece)
+        torch.amax(scores, -1, out=piece.tops)
+        torch.softmax(scores, -1, out=scores)
+        torch.amax(scores, -1, out=piece.shares)
 
-    def _hide(self, scores: torch.Tensor, first: int) -> None:
+    def _hide(self, piece: Piece) -> None:
         """Take what a query does not see out of its scores.
 
         By the least number and not by -inf, so that a query which sees nothing here finds weights,
         if only such as the merge makes to nothing.
         """
-        layout = self.layout
-        if layout.mask is None:
-            return
-        rows, tokens = scores.shape[1:]
-        queries = rows // self.groups
-        hidden = layout.mask[:, first : first + queries]
-        split = scores.view(-1, layout.groups, queries, self.groups, tokens)
-        least = torch.finfo(scores.dtype).min
-        split[..., layout.masked :].masked_fill_(hidden[:, :, None], least)
+        layout = self._layout
+        if layout.mask is not None:
+            hidden = layout.mask[:, piece.first : piece.first + piece.scores.shape[2], None]
+            least = torch.finfo(piece.scores.dtype).min
+            piece.scores[..., layout.masked :].masked_fill_(hidden, least)
+
+    def _sum(self, block: Block) -> None:
+        """Sum values by their weights; those of slots without a token are nothing, not NaN."""
+        if self._layout.dead is not None:
+            block.values.index_fill_(1, self._layout.dead, 0)
+        # torch multiplies bfloat16 faster than float32, and adds up in float32
+        half = block.values.dtype == torch.bfloat16
+        dtype = torch.bfloat16 if half else block.scores.dtype
+        values = self._as(block.seen_values, dtype, "wide")
+        weights = self._as(block.scores, dtype, "weights")
+        if not half and block.results.is_contiguous():
+            torch.bmm(weights, values, out=block.results)
+        else:
+            block.results.copy_(torch.bmm(weights, values))
 
     def _as(self, tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         """Numbers in another dtype."""
         if tensor.dtype == dtype:
             return tensor
-        return self.scratch.take(name, tuple(tensor.shape), dtype).copy_(tensor)
+        return self._scratch.take(name, tuple(tensor.shape), dtype).copy_(tensor)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

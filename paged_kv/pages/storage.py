@@ -79,14 +79,18 @@ class Storage(Protocol):
         """
 
     def layer_index(self, pages: Ints) -> torch.Tensor:
-        """What `read_layer` reads these pages [n] by, in every layer: [parts, heads, n] on the
-        device, where parts are K and V if they share a plane. Any of its heads may be left out.
+        """What K and V of these pages [n] are read by, in every layer: [heads, n] on the device.
+
+        Any of it may be left out.
         """
 
-    def read_layer(self, layer: int, index: torch.Tensor, out: Tensors) -> None:
-        """Fill contiguous memory, one piece a plane, with pages of a layer in the order of `index`:
-        each [page_size, size]. One kernel a plane.
+    def read_keys(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill contiguous memory with the keys of a layer in the order of `index`: [page_size,
+        size] for each of its numbers. One kernel.
         """
+
+    def read_values(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """As `read_keys`."""
 
     def layer_view(self, layer: int) -> Tensors:
         """Where a layer lies, one view a plane: [pages, parts, heads, page_size, size].
@@ -136,6 +140,12 @@ class Plane:
         """The parts of one layer [pages, layer_parts, heads, page_size, head_size], as a view."""
         first = layer * self.layer_parts
         return self.pages[:, first : first + self.layer_parts]
+
+    def read(self, part: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill contiguous memory with page rows of a part; `index` has those of part 0."""
+        rows = self.sources[True][part * self.heads :]
+        target = wide(out.view(-1, self.page_size * self.head_size))
+        torch.index_select(rows, 0, index.view(-1), out=target)
 
     def resized(self, pages: int) -> Plane:
         """A plane with the same contents and room for `pages` pages beside the null page.
@@ -315,21 +325,19 @@ class PagePlanes:
             plane.layer(layer).permute(0, 3, 1, 2, 4).index_put_((pages, offsets), source)
 
     def layer_index(self, pages: Ints) -> torch.Tensor:
-        """Row numbers of these pages in layer 0 [parts, heads, n]: those of other layers lie a
-        fixed distance behind.
-        """
-        plane = self.planes[0]
-        parts = plane.layer_parts
-        first = np.arange(parts * plane.heads, dtype=np.int64).reshape(parts, plane.heads, 1)
-        return torch.from_numpy(first + pages * self.page_rows).to(self.device)
+        """Row numbers of the keys of layer 0 [heads, n]: all else lies a fixed distance behind."""
+        heads = np.arange(self.planes[0].heads, dtype=np.int64)[:, None]
+        return torch.from_numpy(heads + pages * self.page_rows).to(self.device)
 
-    def read_layer(self, layer: int, index: torch.Tensor, out: Tensors) -> None:
-        """Read pages of one layer. One kernel a plane."""
-        flat = index.view(-1)
-        for plane, target in zip(self.planes, out):
-            rows = plane.sources[True][layer * plane.layer_parts * plane.heads :]
-            target = wide(target.view(-1, plane.page_size * plane.head_size))
-            torch.index_select(rows, 0, flat, out=target)
+    def read_keys(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """Read pages of one layer, one kernel."""
+        plane = self.planes[0]
+        plane.read(layer * plane.layer_parts, index, out)
+
+    def read_values(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+        """Read pages of one layer, one kernel."""
+        plane = self.planes[-1]
+        plane.read((layer + 1) * plane.layer_parts - 1, index, out)
 
     def layer_view(self, layer: int) -> Tensors:
         """Views of one layer."""
