@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 
 from paged_kv.attention.contract import Attention, Rows
-from paged_kv.attention.cost import Shape, rows_are_cheaper
-from paged_kv.attention.parts import Batch
+from paged_kv.attention.cost import rows_are_few
 from paged_kv.attention.rowwise import DenseAttention
-from paged_kv.attention.runs import plant
 from paged_kv.attention.scratch import Scratch
-from paged_kv.attention.tree import TreeAttention
+from paged_kv.attention.tree import TreeAttention, shape_of
 from paged_kv.checks import choice, whole
 from paged_kv.pages.storage import Storage
 
@@ -35,42 +33,44 @@ def make_attention(
     """
     choice("backend", backend, BACKENDS)
     depth = None if depth is None else whole("depth", depth, 0)
-    form = storage.form
-    shape = Shape(
-        form.parts[0].heads,
-        form.parts[0].head_size,
-        form.parts[-1].head_size,
-        form.dtype.itemsize,
-    )
-    scratch = Scratch(form.device) if scratch is None else scratch
+    scratch = Scratch(storage.form.device) if scratch is None else scratch
     if backend == "dense":
         return DenseAttention(storage, rows, scratch)
-    batch = Batch(rows, form.page_size, plant(rows, form.page_size))
-    tree = TreeAttention(storage, rows, batch, shape, scratch, depth)
     if backend == "tree":
-        return tree
-    return CheaperAttention(batch, shape, tree, DenseAttention(storage, rows, scratch))
+        return TreeAttention(storage, rows, scratch, depth)
+    return CheaperAttention(storage, rows, scratch, depth)
 
 
 class CheaperAttention:
     """Attends rows one by one or as a tree, whichever costs less for a window."""
 
-    def __init__(
-        self, batch: Batch, shape: Shape, tree: TreeAttention, dense: DenseAttention
-    ) -> None:
-        self._batch = batch
-        self._shape = shape
-        self._tree = tree
-        self._dense = dense
+    def __init__(self, storage: Storage, rows: Rows, scratch: Scratch, depth: int | None) -> None:
+        self._storage = storage
+        self._rows = rows
+        self._scratch = scratch
+        self._depth = depth
+        self._tree: TreeAttention | None = None  # planned where it may pay
+        self._dense: DenseAttention | None = None
         self._chosen: dict[int | None, Attention] = {}
 
     def chosen(self, window: int | None = None) -> Attention:
         """The one that attends such windows. Raises BadCount."""
-        if window not in self._chosen:
+        found = self._chosen.get(window)
+        if found is None:
             window = None if window is None else whole("window", window, 1)
-            cheaper = rows_are_cheaper(self._batch, window, self._shape)
-            self._chosen[window] = self._dense if cheaper else self._tree
-        return self._chosen[window]
+            found = self._choose(window)
+            self._chosen[window] = found
+        return found
+
+    def _choose(self, window: int | None) -> Attention:
+        if not rows_are_few(self._rows, window, shape_of(self._storage.form)):
+            if self._tree is None:
+                self._tree = TreeAttention(self._storage, self._rows, self._scratch, self._depth)
+            if self._tree.pays(window):
+                return self._tree
+        if self._dense is None:
+            self._dense = DenseAttention(self._storage, self._rows, self._scratch)
+        return self._dense
 
     def attend(
         self,

@@ -1,10 +1,11 @@
-"""What a step asks of attention over pages, and what it says of its rows."""
+"""What a step asks of attention over pages, and what it says of its rows. No tensors in here."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Rows(NamedTuple):

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from paged_kv.attention.contract import Rows
 from paged_kv.attention.parts import Batch, Group, Part, divided, parted
 from paged_kv.attention.runs import TOP
 
-PART = 60e-6  # seconds that a part takes in a layer beside its work: some ten calls of torch
-LAYER = 40e-6  # that queries, merge and result take in a layer
-DENSE_LAYER = 45e-6  # that gather and attention by rows take in a layer
+PART = 75e-6  # seconds that a part takes in a layer beside its work: some ten calls of torch
+LAYER = 60e-6  # that queries, merge and result take in a layer
+ROWS_LAYER = 45e-6  # that gather and attention by rows take in a layer
 BYTE = 1 / 8.3e9  # to read a byte of K or V out of the pages, and once more out of the scratch
-DENSE_BYTE = 1 / 5.5e9  # the same by rows, one query at a time
 SCORE = 0.7e-9  # softmax of one number
 FLOP = 1 / 80e9
-DENSE_FLOP = 1 / 55e9
+ROWS_BYTE = 1 / 6.9e9  # to read a byte by rows, with one query at a time
+ROWS_FLOP = 1 / 55e9
+ROWS_HALF = 100e-9  # that torch takes beside it for a slot and a head where numbers have 16 bits
 MOST_SLOTS = 4096  # of a group: longer runs are attended piece by piece
 MOST_PART_SLOTS = 16384  # of all groups of a part that has several
 
@@ -56,15 +58,19 @@ class Shape(NamedTuple):
         """All parts, in a layer."""
         return LAYER + sum([self.part_seconds(part) for part in parts])
 
-    def dense_seconds(self, groups: Sequence[Group]) -> float:
-        """Rows one by one, padded to the longest, in a layer."""
-        if not groups:
-            return 0.0
-        slots = max([group.tokens for group in groups])
-        queries = max([group.queries for group in groups])
+    def rows_seconds(self, rows: int, slots: int, queries: int) -> float:
+        """Rows one by one, padded to one length, in a layer."""
         flops = 2 * self.heads * (self.head_size + self.value_head_size) * queries
-        row = slots * (self.token_bytes * DENSE_BYTE + flops * DENSE_FLOP)
-        return DENSE_LAYER + len(groups) * row
+        slot = self.token_bytes * ROWS_BYTE + flops * ROWS_FLOP
+        if self.itemsize == 2:
+            slot += self.heads * ROWS_HALF
+        return ROWS_LAYER + rows * slots * slot
+
+    def dense_seconds(self, groups: Sequence[Group]) -> float:
+        """As `rows_seconds`, of groups that are rows."""
+        slots = max([group.tokens for group in groups], default=0)
+        queries = max([group.queries for group in groups], default=0)
+        return self.rows_seconds(len(groups), slots, queries)
 
 
 def worth_keeping(batch: Batch, window: int | None, shape: Shape) -> list[bool]:
@@ -114,8 +120,19 @@ def arranged(
     ]
 
 
-def rows_are_cheaper(batch: Batch, window: int | None, shape: Shape) -> bool:
-    """Whether a layer costs less where each row is read by itself."""
+def rows_are_few(rows: Rows, window: int | None, shape: Shape) -> bool:
+    """Whether reading each row by itself costs no more than two parts do beside their work, so that
+    nothing needs to be planned: a run that is shared, and what is not.
+    """
+    queries = max(rows.counts, default=0)
+    slots = max(rows.lengths, default=0) + queries
+    if window is not None:
+        slots = min(slots, window + queries)
+    return shape.rows_seconds(len(rows.counts), slots, queries) <= LAYER + 2 * PART
+
+
+def rows_are_cheaper(batch: Batch, window: int | None, shape: Shape, parts: Sequence[Part]) -> bool:
+    """Whether a layer costs less where each row is read by itself than in these parts."""
     levels = batch.levels([False] * len(batch.forest.shared), window)
     rows = levels[0] if levels else []
-    return shape.dense_seconds(rows) <= shape.tree_seconds(arranged(batch, window, shape))
+    return shape.dense_seconds(rows) <= shape.tree_seconds(parts)

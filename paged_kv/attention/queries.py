@@ -21,13 +21,15 @@ class Call:
         self,
         form: Form,
         rows: Rows,
+        layer: int,
         queries: torch.Tensor,
         scale: float | None,
         window: int | None,
         soft_cap: float | None,
     ) -> None:
-        heads = form.parts[0].heads
-        size = form.parts[0].head_size
+        parts, heads, size = form.parts[0]
+        layers = parts * len(form.parts) // 2
+        self.layer = whole("layer", layer, 0, layers - 1)
         columns = max(rows.counts, default=0)
         check_dense("queries", queries)
         found = queries.shape[1] if queries.dim() == 4 else 0

@@ -41,7 +41,7 @@ class DenseAttention:
         soft_cap: float | None = None,
     ) -> torch.Tensor:
         """See `Attention`."""
-        call = Call(self._storage.form, self._rows, queries, scale, window, soft_cap)
+        call = Call(self._storage.form, self._rows, layer, queries, scale, window, soft_cap)
         if not any(self._rows.counts):
             return call.nothing()
         columns = self._columns.get(call.window)
@@ -49,7 +49,7 @@ class DenseAttention:
             columns = Columns(self._storage, self._rows, call.window)
             self._columns[call.window] = columns
         with torch.no_grad():
-            keys, values = columns.read(self._storage, layer, self._scratch)
+            keys, values = columns.read(self._storage, call.layer, self._scratch)
             result = _attended(call, keys, values, columns.mask)
             if self._unused is not None:
                 result = result.masked_fill(self._unused, 0)
@@ -133,9 +133,10 @@ def _attended(
         keys = keys.repeat_interleave(call.groups, dim=1)
         values = values.repeat_interleave(call.groups, dim=1)
     if call.soft_cap is None:
-        return F.scaled_dot_product_attention(
-            call.queries, keys, values, attn_mask=mask, scale=call.scale
-        )
+        with torch.autocast(keys.device.type, enabled=False):
+            return F.scaled_dot_product_attention(
+                call.queries, keys, values, attn_mask=mask, scale=call.scale
+            )
     precise = torch.float64 if keys.dtype == torch.float64 else torch.float32
     scores = torch.matmul(call.queries.to(precise), keys.to(precise).transpose(2, 3))
     scores.mul_(call.scale / call.soft_cap).tanh_().mul_(call.soft_cap)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 
 from paged_kv.attention.contract import Rows
-from paged_kv.attention.cost import Shape, arranged
+from paged_kv.attention.cost import Shape, arranged, rows_are_cheaper
 from paged_kv.attention.layout import PartLayout, lay_out
-from paged_kv.attention.parts import Batch
+from paged_kv.attention.parts import Batch, Part
 from paged_kv.attention.queries import Call, Packing
+from paged_kv.attention.runs import plant
 from paged_kv.attention.scratch import Scratch
 from paged_kv.pages.buffers import Form
 from paged_kv.pages.storage import Storage
@@ -33,23 +34,23 @@ class TreeAttention:
     """
 
     def __init__(
-        self,
-        storage: Storage,
-        rows: Rows,
-        batch: Batch,
-        shape: Shape,
-        scratch: Scratch,
-        depth: int | None = None,
+        self, storage: Storage, rows: Rows, scratch: Scratch, depth: int | None = None
     ) -> None:
-        self._depth = depth
+        form = storage.form
         self._storage = storage
         self._rows = rows
-        self._batch = batch
-        self._shape = shape
         self._scratch = scratch
-        self._packing = Packing(batch.forest.order, rows, storage.form.device)
+        self._depth = depth
+        self._shape = shape_of(form)
+        self._batch = Batch(rows, form.page_size, plant(rows, form.page_size))
+        self._packing = Packing(self._batch.forest.order, rows, form.device)
+        self._parts: dict[int | None, list[Part]] = {}
         self._layouts: dict[int | None, list[PartLayout]] = {}
         self._works: dict[tuple[int | None, int], Work] = {}
+
+    def pays(self, window: int | None) -> bool:
+        """Whether it costs less than attending each row by itself."""
+        return not rows_are_cheaper(self._batch, window, self._shape, self._arranged(window))
 
     def attend(
         self,
@@ -62,14 +63,14 @@ class TreeAttention:
     ) -> torch.Tensor:
         """See `Attention`."""
         form = self._storage.form
-        call = Call(form, self._rows, queries, scale, window, soft_cap)
+        call = Call(form, self._rows, layer, queries, scale, window, soft_cap)
         if not self._packing.size:
             return call.nothing()
         with torch.no_grad():
             work = self._work(call)
             self._packing.pack(call, work.queries)
             for part in work.parts:
-                part.attend(self._storage, layer, call.soft_cap)
+                part.attend(self._storage, call.layer, call.soft_cap)
             return self._packing.unpack(work.merged(), form.dtype)
 
     def _work(self, call: Call) -> Work:
@@ -89,10 +90,17 @@ class TreeAttention:
     def _layout(self, window: int | None) -> list[PartLayout]:
         layouts = self._layouts.get(window)
         if layouts is None:
-            parts = arranged(self._batch, window, self._shape, self._depth)
+            parts = self._arranged(window)
             layouts = [lay_out(part, self._batch, window, self._storage) for part in parts]
             self._layouts[window] = layouts
         return layouts
+
+    def _arranged(self, window: int | None) -> list[Part]:
+        parts = self._parts.get(window)
+        if parts is None:
+            parts = arranged(self._batch, window, self._shape, self._depth)
+            self._parts[window] = parts
+        return parts
 
 
 class Work:
@@ -325,6 +333,12 @@ class PartWork:
         if tensor.dtype == dtype:
             return tensor
         return self._scratch.take(name, tuple(tensor.shape), dtype).copy_(tensor)
+
+
+def shape_of(form: Form) -> Shape:
+    """What a token takes in a layer."""
+    keys = form.parts[0]
+    return Shape(keys.heads, keys.head_size, form.parts[-1].head_size, form.dtype.itemsize)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -24,7 +24,14 @@ CORE = [
     {"pages.books"},
     {"pages.audit", "pages.block_tables", "pages.lease"},
     {"pages.open_steps", "tensors", "scope", "weights"},
-    {"turns", "pages.pool", "attention"},
+    {"attention.contract", "attention.scratch"},
+    {"attention.runs", "attention.queries"},
+    {"attention.parts"},
+    {"attention.cost", "attention.layout"},
+    {"attention.rowwise", "attention.tree"},
+    {"attention.choice"},
+    {"turns", "pages.pool", "attention.dense", "attention.kernels"},
+    {"attention"},
     {"pages.making"},
     {"append", "gather", "step"},
     {"cache"},
@@ -50,7 +57,7 @@ LAYERS = [
     {"tools", "__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-SPLIT = ("pages", "tools")  # folders of several layers
+SPLIT = ("pages", "attention", "tools")  # folders of several layers
 NO_TORCH = [
     "errors",
     "stats",
@@ -66,6 +73,10 @@ NO_TORCH = [
     "pages.block_tables",
     "pages.lease",
     "pages.open_steps",
+    "attention.contract",
+    "attention.runs",
+    "attention.parts",
+    "attention.cost",
     "events",
     "turns",
     "scope",
