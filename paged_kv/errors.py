@@ -144,6 +144,16 @@ class ClosedStep(PagedKVError, RuntimeError):
         super().__init__(f"{what}() of a closed step: call open() again")
 
 
+class UnfitForKernel(PagedKVError, ValueError):
+    """Pages that the format of a kernel has no place for."""
+
+    def __init__(self, kernel: str, found: str, allowed: str) -> None:
+        super().__init__(f"{kernel} cannot read these pages: {found}, allowed is {allowed}")
+        self.kernel = kernel
+        self.found = found
+        self.allowed = allowed
+
+
 class ConcurrentCall(PagedKVError, RuntimeError):
     """A call from a second thread while another one is running."""
 

@@ -2,6 +2,14 @@
 
 from paged_kv.attention.choice import make_attention
 from paged_kv.attention.contract import Attention, Rows
+from paged_kv.attention.kernels import flash_attention_pages, flashinfer_pages
 from paged_kv.attention.scratch import Scratch
 
-__all__ = ["Attention", "Rows", "Scratch", "make_attention"]
+__all__ = [
+    "Attention",
+    "Rows",
+    "Scratch",
+    "make_attention",
+    "flash_attention_pages",
+    "flashinfer_pages",
+]

@@ -6,6 +6,7 @@ import torch
 
 from paged_kv.attention.contract import Attention, Rows
 from paged_kv.attention.cost import rows_are_few
+from paged_kv.attention.queries import Call
 from paged_kv.attention.rowwise import DenseAttention
 from paged_kv.attention.scratch import Scratch
 from paged_kv.attention.tree import TreeAttention, shape_of
@@ -51,22 +52,22 @@ class CheaperAttention:
         self._depth = depth
         self._tree: TreeAttention | None = None  # planned where it may pay
         self._dense: DenseAttention | None = None
-        self._chosen: dict[int | None, Attention] = {}
+        self._chosen: dict[tuple[int | None, int], TreeAttention | DenseAttention] = {}
 
-    def chosen(self, window: int | None = None) -> Attention:
-        """The one that attends such windows. Raises BadCount."""
-        found = self._chosen.get(window)
+    def chosen(self, groups: int = 1, window: int | None = None) -> TreeAttention | DenseAttention:
+        """The one that attends such windows with so many query heads for each K/V head."""
+        found = self._chosen.get((window, groups))
         if found is None:
-            window = None if window is None else whole("window", window, 1)
-            found = self._choose(window)
-            self._chosen[window] = found
+            found = self._choose(groups, window)
+            self._chosen[window, groups] = found
         return found
 
-    def _choose(self, window: int | None) -> Attention:
-        if not rows_are_few(self._rows, window, shape_of(self._storage.form)):
+    def _choose(self, groups: int, window: int | None) -> TreeAttention | DenseAttention:
+        shape = shape_of(self._storage.form)._replace(groups=groups)
+        if not rows_are_few(self._rows, window, shape):
             if self._tree is None:
                 self._tree = TreeAttention(self._storage, self._rows, self._scratch, self._depth)
-            if self._tree.pays(window):
+            if self._tree.pays(window, groups):
                 return self._tree
         if self._dense is None:
             self._dense = DenseAttention(self._storage, self._rows, self._scratch)
@@ -82,5 +83,5 @@ class CheaperAttention:
         soft_cap: float | None = None,
     ) -> torch.Tensor:
         """See `Attention`."""
-        chosen = self.chosen(window)
-        return chosen.attend(layer, queries, scale=scale, window=window, soft_cap=soft_cap)
+        call = Call(self._storage.form, self._rows, layer, queries, scale, window, soft_cap)
+        return self.chosen(call.groups, call.window).answer(call)

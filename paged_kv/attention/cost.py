@@ -22,7 +22,8 @@ SCORE = 0.7e-9  # softmax of one number
 FLOP = 1 / 80e9
 ROWS_BYTE = 1 / 6.9e9  # to read a byte by rows, with one query at a time
 ROWS_FLOP = 1 / 55e9
-ROWS_HALF = 100e-9  # that torch takes beside it for a slot and a head where numbers have 16 bits
+HALF = 40e-9  # what a slot of a head takes more where numbers have 16 bits, to be made wider
+ROWS_HALF = 100e-9  # the same by rows, where torch is slow at single queries
 MOST_SLOTS = 4096  # of a group: longer runs are attended piece by piece
 MOST_PART_SLOTS = 16384  # of all groups of a part that has several
 
@@ -34,6 +35,7 @@ class Shape(NamedTuple):
     head_size: int
     value_head_size: int
     itemsize: int
+    groups: int = 1  # query heads of each K/V head
 
     @property
     def token_bytes(self) -> int:
@@ -44,11 +46,17 @@ class Shape(NamedTuple):
     def score_seconds(self) -> float:
         """One query and one token, all heads."""
         flops = 2 * (self.head_size + self.value_head_size)
-        return self.heads * (flops * FLOP + SCORE)
+        return self.heads * self.groups * (flops * FLOP + SCORE)
+
+    @property
+    def half_heads(self) -> int:
+        """Heads whose numbers have 16 bits."""
+        return self.heads if self.itemsize == 2 else 0
 
     def group_seconds(self, slots: int, queries: int) -> float:
         """A group of a part, in a layer."""
-        return slots * (self.token_bytes * BYTE + queries * self.score_seconds)
+        slot = self.token_bytes * BYTE + self.half_heads * HALF
+        return slots * (slot + queries * self.score_seconds)
 
     def part_seconds(self, part: Part) -> float:
         """A part, in a layer."""
@@ -59,12 +67,10 @@ class Shape(NamedTuple):
         return LAYER + sum([self.part_seconds(part) for part in parts])
 
     def rows_seconds(self, rows: int, slots: int, queries: int) -> float:
-        """Rows one by one, padded to one length, in a layer."""
+        """Rows one by one, padded to one length, in a layer; K and V once for each query head."""
         flops = 2 * self.heads * (self.head_size + self.value_head_size) * queries
-        slot = self.token_bytes * ROWS_BYTE + flops * ROWS_FLOP
-        if self.itemsize == 2:
-            slot += self.heads * ROWS_HALF
-        return ROWS_LAYER + rows * slots * slot
+        slot = self.token_bytes * ROWS_BYTE + flops * ROWS_FLOP + self.half_heads * ROWS_HALF
+        return ROWS_LAYER + rows * slots * slot * self.groups
 
     def dense_seconds(self, groups: Sequence[Group]) -> float:
         """As `rows_seconds`, of groups that are rows."""

@@ -41,7 +41,11 @@ class DenseAttention:
         soft_cap: float | None = None,
     ) -> torch.Tensor:
         """See `Attention`."""
-        call = Call(self._storage.form, self._rows, layer, queries, scale, window, soft_cap)
+        form = self._storage.form
+        return self.answer(Call(form, self._rows, layer, queries, scale, window, soft_cap))
+
+    def answer(self, call: Call) -> torch.Tensor:
+        """Attend what was checked."""
         if not any(self._rows.counts):
             return call.nothing()
         columns = self._columns.get(call.window)

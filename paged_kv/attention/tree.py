@@ -48,9 +48,10 @@ class TreeAttention:
         self._layouts: dict[int | None, list[PartLayout]] = {}
         self._works: dict[tuple[int | None, int], Work] = {}
 
-    def pays(self, window: int | None) -> bool:
+    def pays(self, window: int | None, groups: int) -> bool:
         """Whether it costs less than attending each row by itself."""
-        return not rows_are_cheaper(self._batch, window, self._shape, self._arranged(window))
+        shape = self._shape._replace(groups=groups)
+        return not rows_are_cheaper(self._batch, window, shape, self._arranged(window))
 
     def attend(
         self,
@@ -63,7 +64,10 @@ class TreeAttention:
     ) -> torch.Tensor:
         """See `Attention`."""
         form = self._storage.form
-        call = Call(form, self._rows, layer, queries, scale, window, soft_cap)
+        return self.answer(Call(form, self._rows, layer, queries, scale, window, soft_cap))
+
+    def answer(self, call: Call) -> torch.Tensor:
+        """Attend what was checked."""
         if not self._packing.size:
             return call.nothing()
         with torch.no_grad():
@@ -71,7 +75,7 @@ class TreeAttention:
             self._packing.pack(call, work.queries)
             for part in work.parts:
                 part.attend(self._storage, call.layer, call.soft_cap)
-            return self._packing.unpack(work.merged(), form.dtype)
+            return self._packing.unpack(work.merged(), self._storage.form.dtype)
 
     def _work(self, call: Call) -> Work:
         """Views of the scratch for calls of this kind: made once for all layers."""

@@ -27,6 +27,7 @@ EXAMPLES: list[PagedKVError] = [
     errors.BadDtype("keys", "float64", "float32"),
     errors.BadDevice("keys", "meta", "cpu"),
     errors.ClosedStep("commit"),
+    errors.UnfitForKernel("FlashInfer", "row 1 has no token", "at least one in every row"),
     errors.ConcurrentCall("new"),
     errors.NestedCall("new", "append"),
     errors.NotCopyable("PagedKVCache"),
