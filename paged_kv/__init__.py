@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from paged_kv.gather import Gathered
     from paged_kv.index import CacheIndex
     from paged_kv.manager import KVCacheManager
+    from paged_kv.paged_step import PagedStep
     from paged_kv.pages.pool import Reclaimer
     from paged_kv.scope import Scope
     from paged_kv.stats import CacheStats
@@ -39,6 +40,7 @@ __all__ = [
     "LRU",
     "PagedKVCache",
     "PagedKVError",
+    "PagedStep",
     "Policy",
     "Priority",
     "Reclaimer",
@@ -58,6 +60,7 @@ _HOMES = {
     "LRU": "eviction",
     "PagedKVCache": "cache",
     "PagedKVError": "errors",
+    "PagedStep": "paged_step",
     "Policy": "eviction",
     "Priority": "eviction",
     "Reclaimer": "pages.pool",

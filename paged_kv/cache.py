@@ -10,7 +10,14 @@ from weakref import ref
 import torch
 
 from paged_kv.append import Appender
-from paged_kv.checks import Counts, flag, function, handle, handles
+from paged_kv.attention.contract import Rows
+from paged_kv.attention.kernels import (
+    FlashAttentionPages,
+    FlashInferPages,
+    flash_attention_pages,
+    flashinfer_pages,
+)
+from paged_kv.checks import Counts, flag, function, handle, handles, whole
 from paged_kv.errors import (
     BadArgument,
     ConcurrentCall,
@@ -19,13 +26,15 @@ from paged_kv.errors import (
 )
 from paged_kv.events import Listener
 from paged_kv.gather import Gathered, gather_windows
+from paged_kv.opening import Opener
+from paged_kv.paged_step import PagedStep
 from paged_kv.pages.audit import audit
 from paged_kv.pages.books import Books
 from paged_kv.pages.making import Bounds, Sizes, make_pool
 from paged_kv.pages.pool import Reclaimer
 from paged_kv.scope import Scope
 from paged_kv.stats import CacheStats
-from paged_kv.step import Hook, Opener, Step
+from paged_kv.step import Hook, Step
 from paged_kv.tensors import is_left
 from paged_kv.turns import Turns, reader, verb
 
@@ -310,6 +319,29 @@ class PagedKVCache:
         pages = torch.tensor(padded, **options).reshape(len(tables), longest)  # type: ignore[arg-type]
         return pages, torch.tensor(lengths, **options), torch.tensor(starts, **options)  # type: ignore[arg-type]
 
+    @reader
+    def flashinfer_pages(self, seqs: Iterable[int], layer: int) -> FlashInferPages:
+        """A layer as FlashInfer's wrappers read it, without a copy; good until the pool grows or is
+        trimmed. Raises UnfitForKernel, BadCount.
+        """
+        return flashinfer_pages(self._pool.storage, *self._rows_and_layer(seqs, layer))
+
+    @reader
+    def flash_attention_pages(
+        self, seqs: Iterable[int], layer: int, *, multiple: int = 256
+    ) -> FlashAttentionPages:
+        """A layer as `flash_attn_with_kvcache` reads it, without a copy; good until the pool grows
+        or is trimmed. `multiple`: what the kernel wants page_size to be one of. Raises
+        UnfitForKernel, BadCount.
+        """
+        rows, index = self._rows_and_layer(seqs, layer)
+        return flash_attention_pages(self._pool.storage, rows, index, multiple=multiple)
+
+    def _rows_and_layer(self, seqs: Iterable[int], layer: int) -> tuple[Rows, int]:
+        tables, starts, lengths = self._pool.books.windows(handles(seqs))
+        rows = Rows(tables, starts, lengths, [0] * len(lengths))
+        return rows, whole("layer", layer, 0, self.layers - 1)
+
     # -- a model step
 
     def open(
@@ -327,6 +359,16 @@ class PagedKVCache:
         `then` and `now`, and where it raises the step is closed.
         """
         return self._opener.open(seqs, room, pad, rebase)
+
+    def attend(self, seqs: Iterable[int], counts: Counts, *, backend: str = "auto") -> PagedStep:
+        """A step whose layers write `counts` new tokens (one number, or one a sequence) into pages
+        and attend to them there: no dense copy.
+
+        The pages are taken now: raises OutOfPages before the model has worked. `backend` is "tree",
+        which reads each page that rows share once, "dense", which reads it for each row, or "auto",
+        the cheaper one by its estimate.
+        """
+        return self._opener.attend(seqs, counts, backend)
 
     # -- room
 
@@ -408,6 +450,7 @@ class PagedKVCache:
         Handles stay as they are. Cost: bytes of the pages in use, and all block tables.
         """
         self._pool.trim()
+        self._opener.scratch.trim()
 
     @reader
     def look(self, read: Callable[[Books], T]) -> T:
@@ -495,10 +538,10 @@ class PagedKVCache:
 
     @property
     def working_bytes(self) -> int:
-        """Bytes held beside the pages: the buffers of steps and of
+        """Bytes held beside the pages: the buffers of steps, of attention and of
         `gather(reuse=True)`, positions.
         """
-        return self._pool.working_bytes
+        return self._pool.working_bytes + self._opener.scratch.nbytes
 
     @property
     def open_steps(self) -> int:

@@ -4,22 +4,22 @@ come of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
-from weakref import ref
 
 import torch
 
+from paged_kv import checks
 from paged_kv.attention.dense import DenseLayer, Windows
-from paged_kv.checks import Counts, amount, counts, function, handles, whole
-from paged_kv.errors import BadCount, NotCopyable, OutOfPages
+from paged_kv.checks import Counts, whole
+from paged_kv.errors import BadCount, NotCopyable
 from paged_kv.pages.buffers import Ints, Layout
 from paged_kv.pages.lease import Lease
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
 from paged_kv.pages.storage import Places
-from paged_kv.tensors import is_left, own_positions
-from paged_kv.turns import Turns, light_verb, reader, verb
+from paged_kv.tensors import own_positions
+from paged_kv.turns import Turns, light_verb, reader
 
 Hook = Callable[["Step"], None]
 
@@ -174,14 +174,19 @@ class Step:
 
     @light_verb
     def commit(
-        self, *, slide: Counts = 0, positions: torch.Tensor | Ints | None = None
+        self,
+        *,
+        counts: Counts | None = None,
+        slide: Counts = 0,
+        positions: torch.Tensor | Ints | None = None,
     ) -> list[int]:
         """Store the new tokens and return the children, one a row; ends the step.
 
-        `slide`: tokens that each child drops from the front, one number or one a row, at most the
-        length of its window. `positions` [B, n] of the new tokens; by default they go on where the
-        last token of the window was placed. One kernel for all layers. Raises BadCount, BadShape,
-        BadDtype, BadArgument, BadDevice, ClosedStep.
+        `counts`: new tokens that each child keeps, the first ones; all by default. `slide`: tokens
+        that each child drops from the front, one number or one a row, at most the length of its
+        window. `positions` [B, n] of the new tokens; by default they go on where the last token of
+        the window was placed. One kernel for all layers. Raises BadCount, BadShape, BadDtype,
+        BadArgument, BadDevice, ClosedStep.
         """
         lease = self._lease
         books = self._pool.books
@@ -189,6 +194,7 @@ class Step:
         if (
             lease.number in books.light
             and positions is None
+            and counts is None
             and new == self.room
             and type(slide) is int
             and 0 <= slide <= self.past
@@ -199,19 +205,29 @@ class Step:
             self.turns.settle()
         records = lease.windows("commit")
         rows = len(records)
+        filled = [new] * rows
+        if counts is not None:
+            filled = checks.counts("counts", counts, filled)
         slides = None
         if type(slide) is not int or slide:
-            slides = counts("slide", slide, self.lengths)
+            slides = checks.counts("slide", slide, self.lengths)
         places = None
         placed: Places = [record[4] - self.room for record in records]
         if positions is not None:
             placed = own_positions(positions, (rows, new))
-            places = (placed[:, -1] + 1).tolist() if new else None
+            places = self._places_behind(placed, filled, [record[4] for record in records])
         if new:
             ends = [start + length for start, length in self._sizes]
             plan = Plan(self.parents, [new] * rows, books.page_size, records, ends, 0)
             self._pool.write(plan, self._layout.columns(self.past, self.past + new), placed)
-        return self._pool.steps.publish(lease.number, new, slides, places)
+        return self._pool.steps.publish(lease.number, filled, slides, places)
+
+    def _places_behind(self, placed: Ints, filled: list[int], all_filled: list[int]) -> list[int]:
+        """Where the next token of each child goes: behind the last one that it keeps."""
+        return [
+            int(row[kept - 1]) + 1 if kept else place - self.room
+            for row, kept, place in zip(placed, filled, all_filled)
+        ]
 
     def _extend(self, drop: int) -> list[int]:
         """Commit a light step whose room is filled; each child drops so many pages in front."""
@@ -235,54 +251,3 @@ class Step:
         May be called at any time, as `PagedKVCache.release`.
         """
         self.turns.abandon(self._lease.number)
-
-
-class Opener:
-    """Opens the steps on one pool."""
-
-    def __init__(self, pool: Pool, turns: Turns) -> None:
-        self.pool = pool
-        self.turns = turns
-
-    def open(self, seqs: Iterable[int], room: int, pad: str, hook: Hook | None) -> Step:
-        """A step on these sequences: see `PagedKVCache.open`."""
-        if hook is not None:
-            function("rebase", hook, "None or a function of the step")
-        parents = handles(seqs)
-        room = amount("room", room, 0)
-        left = is_left(pad)
-        try:
-            step = self._open(parents, room, left)
-        except OutOfPages as full:
-            self.pool.reclaim(full, parents)
-            step = self._open(parents, room, left)
-        if hook is not None:
-            try:
-                hook(step)
-            except BaseException:
-                step.close()
-                raise
-        return step
-
-    @verb
-    def _open(self, parents: list[int], room: int, left: bool) -> Step:
-        """Gather, take the pages, keep the children."""
-        pool = self.pool
-        books = pool.books
-        records = books.records(parents)
-        sizes = [record[1:3] for record in records]
-        alike = bool(sizes) and sizes.count(sizes[0]) == len(sizes)
-        light = alike and pool.steps.can_be_light(records, room)
-        plan = None if light else pool.plan_step(parents, records, room)
-        buffer = pool.buffers.take(books.pending)
-        layout = pool.read(records, room, buffer, left=left, alike=alike)
-        number = pool.steps.number()
-        lease = Lease(books, number, parents, records)
-        buffer.step = number
-        if plan is None:
-            books.light[number] = ref(lease)
-        else:
-            if plan.copies:
-                pool.storage.copy_pages(plan.copies)
-            pool.steps.open(number, plan, room, self.turns.watch(lease, number))
-        return Step(pool, self.turns, lease, layout, sizes, left, alike)

@@ -36,7 +36,7 @@ class Pending(NamedTuple):
     """
 
     records: list[Record]
-    room: int  # tokens of each row
+    rooms: list[int]  # new tokens of each row
     fresh: int  # pages that were taken for them
     copied: int  # and filled with copies
     user: (

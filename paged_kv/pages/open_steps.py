@@ -25,11 +25,11 @@ class OpenSteps:
     >>> steps = OpenSteps(tables)
     >>> root, = tables.new(1)
     >>> number = steps.number()
-    >>> plan = steps.plan([root], tables.books.records([root]), room=6)
-    >>> steps.open(number, plan, room=6, user=None)
+    >>> plan = steps.plan([root], tables.books.records([root]), rooms=[6])
+    >>> steps.open(number, plan, user=None)
     >>> tables.books.pages.used_count, tables.books.live_count
     (2, 1)
-    >>> child, = steps.publish(number, 3)          # half of the room is filled
+    >>> child, = steps.publish(number, [3])        # half of the room is filled
     >>> tables.books.pages.used_count, tables.books.lengths([child])
     (1, [3])
     """
@@ -48,13 +48,12 @@ class OpenSteps:
 
     # -- steps begin
 
-    def plan(self, seqs: list[int], records: list[Record], room: int) -> Plan:
-        """Plan children with `room` new tokens."""
+    def plan(self, seqs: list[int], records: list[Record], rooms: list[int]) -> Plan:
+        """Plan children with so many new tokens each."""
         books = self.books
-        added = [room] * len(seqs)
-        return plan_growth(seqs, records, added, books.page_size, books.pages, fork=True)
+        return plan_growth(seqs, records, rooms, books.page_size, books.pages, fork=True)
 
-    def open(self, number: int, plan: Plan, room: int, user: object) -> None:
+    def open(self, number: int, plan: Plan, user: object) -> None:
         """Keep the children of a plan that forks from being seen, as a step of this number.
 
         `user` is kept as long as the step is open. What is counted is counted when it ends, so one
@@ -65,7 +64,7 @@ class OpenSteps:
         fresh = plan.fresh
         taken = pages.free[-fresh:] if fresh and books.told is not None else []
         books.change = NOTHING
-        books.pending[number] = Pending(plan.becomes, room, fresh, len(plan.copies), user)
+        books.pending[number] = Pending(plan.becomes, plan.counts, fresh, len(plan.copies), user)
         if fresh:
             pages.take(fresh)
         pages.hold(itertools.chain.from_iterable([record[0] for record in plan.becomes]))
@@ -98,8 +97,8 @@ class OpenSteps:
         """Have a light step take its pages."""
         books = self.books
         if number not in books.pending:  # else an interrupt came before the last line
-            room = books.page_size
-            self.open(number, self.plan(light.parents, light.records, room), room, user)
+            rooms = [books.page_size] * len(light.records)
+            self.open(number, self.plan(light.parents, light.records, rooms), user)
         del books.light[number]
 
     # -- steps end
@@ -132,21 +131,24 @@ class OpenSteps:
     def publish(
         self,
         number: int,
-        new: int,
+        filled: list[int],
         slides: Sequence[int] | None = None,
         places: Sequence[int] | None = None,
     ) -> list[int]:
-        """End a step with its children, of which `new` tokens of the room are filled.
+        """End a step with its children, whose rooms are filled with so many new tokens.
 
         `slides` are tokens that each child drops from the front, `places` as in `carry_out`.
         """
         books = self.books
         size = books.page_size
-        records, room, fresh, copies, _ = books.pending[number]
+        records, rooms, fresh, copies, _ = books.pending[number]
         lost: list[int] = []
         fills: Fills = []
-        if new < room:
-            records = [unfilled(record, room - new, size, lost, fills) for record in records]
+        if filled != rooms:
+            records = [
+                unfilled(record, room - new, size, lost, fills)
+                for record, room, new in zip(records, rooms, filled)
+            ]
         if slides is not None:
             records = [slid(record, drop, size, lost) for record, drop in zip(records, slides)]
         if places is not None:
@@ -176,8 +178,8 @@ class OpenSteps:
         if step is not None:
             lost: list[int] = []
             fills: Fills = []
-            for record in step.records:
-                kept = unfilled(record, step.room, books.page_size, lost, fills)
+            for record, room in zip(step.records, step.rooms):
+                kept = unfilled(record, room, books.page_size, lost, fills)
                 lost += kept[0]
             change.ends = (number,)
             change.lost = lost

@@ -71,12 +71,12 @@ class Pool:
             plan = self.tables.plan(seqs, count, fork=fork)
         return plan
 
-    def plan_step(self, seqs: list[int], records: list[Record], room: int) -> Plan:
+    def plan_step(self, seqs: list[int], records: list[Record], rooms: list[int]) -> Plan:
         """As `plan`, of the children of a step."""
-        plan = self.steps.plan(seqs, records, room)
+        plan = self.steps.plan(seqs, records, rooms)
         if plan.fresh > self.pages.free_count:
             self.grow_for(plan.fresh)
-            plan = self.steps.plan(seqs, records, room)
+            plan = self.steps.plan(seqs, records, rooms)
         return plan
 
     def grow_for(self, need: int) -> None:

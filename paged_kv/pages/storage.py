@@ -63,6 +63,9 @@ class Storage(Protocol):
     def write_slots(self, slots: Sequence[int], sources: Tensors, positions: Places) -> None:
         """Write tokens to B * n slots."""
 
+    def place(self, slots: list[int], positions: list[int]) -> None:
+        """Note where the tokens in these slots were placed."""
+
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination)."""
 
@@ -301,6 +304,10 @@ class PagePlanes:
             at = torch.from_numpy(first + plane.offsets[False]).to(self.device)
             plane.rows.index_put_((at,), source)
         self.positions[pages, offsets] = placed(positions, rows, new)
+
+    def place(self, slots: list[int], positions: list[int]) -> None:
+        """Note where the tokens in these slots were placed."""
+        self.positions.reshape(-1)[slots] = positions
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination), all layers, in two kernels a plane."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from paged_kv.events import Event
+from paged_kv.paged_step import PagedStep
 from paged_kv.pages.change import Change, Entry
 from paged_kv.pages.records import Record
 from paged_kv.recording.figures import Names
@@ -46,7 +47,7 @@ class AccessLog:
 
     def read(self, event: Event) -> None:
         """A verb opened a step, or an index found something."""
-        if isinstance(event.result, Step):
+        if isinstance(event.result, (Step, PagedStep)):
             self._noted.append(Access(event.end, OPEN, self._numbers(event.result.parents)))
             return
         found = [

@@ -16,6 +16,7 @@ from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadArgument, NestedCall
 from paged_kv.events import Event
 from paged_kv.gather import Gathered
+from paged_kv.paged_step import PagedStep
 from paged_kv.pages.books import Books
 from paged_kv.pages.change import Told
 from paged_kv.recording.accesses import AccessLog
@@ -34,6 +35,7 @@ COUNTED = (
     "slide",
     "truncate",
     "gather",
+    "attend",
     "open",
     "commit",
     "close",
@@ -169,6 +171,6 @@ class Verbs:
 
 def _rows(result: object) -> int:
     """Sequences that a verb read."""
-    if isinstance(result, Step):
+    if isinstance(result, (Step, PagedStep)):
         return len(result.parents)
     return len(result.lengths) if isinstance(result, Gathered) else 0

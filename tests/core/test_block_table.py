@@ -37,7 +37,7 @@ class Opened(NamedTuple):
 
     parents: list[int]
     tokens: list[list[int]]
-    room: int
+    rooms: list[int]
 
 
 class TablesMachine(RuleBasedStateMachine):
@@ -211,43 +211,46 @@ class TablesMachine(RuleBasedStateMachine):
             assert result == seqs
             self.tokens.update(zip(seqs, grown))
 
-    @rule(data=st.data(), room=st.integers(0, 5))
+    @rule(data=st.data(), alike=st.booleans())
     @precondition(lambda self: len(self.steps) < 3)
-    def open(self, data: st.DataObject, room: int) -> None:
+    def open(self, data: st.DataObject, alike: bool) -> None:
         parents = self.draw(data, distinct=False)
-        plan = self.plan(parents, room, fork=True)
+        rooms = [data.draw(st.integers(0, 5)) for _ in parents]
+        if alike:
+            rooms = rooms[:1] * len(rooms)
+        plan = self.plan(parents, rooms, fork=True)
         if plan is None:
             return
         live = self.books.live()
         number = self.open_steps.number()
-        self.take(plan, lambda: self.open_steps.open(number, plan, room, self))
+        self.take(plan, lambda: self.open_steps.open(number, plan, self))
         assert self.books.live() == live
         tokens = [list(self.tokens[seq]) for seq in parents]
-        self.steps[number] = Opened(parents, tokens, room)
+        self.steps[number] = Opened(parents, tokens, rooms)
 
     @rule(data=st.data())
     @precondition(lambda self: self.steps)
     def publish(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(list(self.steps)))
         opened = self.steps[number]
-        new = data.draw(st.integers(0, opened.room))
+        filled = [data.draw(st.integers(0, room)) for room in opened.rooms]
         slides = [data.draw(st.integers(0, len(tokens))) for tokens in opened.tokens]
         records = self.books.pending[number].records
         slots = [
             self.places(record)[len(tokens) : len(tokens) + new]
-            for record, tokens in zip(records, opened.tokens)
+            for record, tokens, new in zip(records, opened.tokens, filled)
         ]
         written = self.write(list(itertools.chain.from_iterable(slots)))
         used = self.pages.used_count
-        children = self.changed(lambda: self.open_steps.publish(number, new, slides, None))
+        children = self.changed(lambda: self.open_steps.publish(number, filled, slides, None))
         assert self.pages.used_count <= used
         rows = len(opened.parents)
         self.count(forks=rows, appends=rows)
         del self.steps[number]
-        tokens = [
-            (kept + written[row * new : (row + 1) * new])[drop:]
-            for row, (kept, drop) in enumerate(zip(opened.tokens, slides))
-        ]
+        tokens = []
+        for kept, drop, new in zip(opened.tokens, slides, filled):
+            tokens.append((kept + written[:new])[drop:])
+            del written[:new]
         self.make(children, opened.parents, tokens)
 
     @rule(data=st.data())

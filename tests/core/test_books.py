@@ -32,8 +32,8 @@ def life(tables: BlockTables) -> Iterator[str]:
 
     def opened(parents: list[int], room: int) -> int:
         number = steps.number()
-        plan = steps.plan(parents, tables.books.records(parents), room)
-        steps.open(number, plan, room, None)
+        plan = steps.plan(parents, tables.books.records(parents), [room] * len(parents))
+        steps.open(number, plan, None)
         return number
 
     root, other = filled(tables, 3, 4)
@@ -54,7 +54,7 @@ def life(tables: BlockTables) -> Iterator[str]:
     yield "parents released"
     steps.abandon(lost)
     yield "given up"
-    steps.publish(kept, 1, [1, 0], [70, 80])
+    steps.publish(kept, [1, 1], [1, 0], [70, 80])
     yield "published"
     tables.release([first, second])
     yield "branches released"
@@ -161,7 +161,7 @@ def test_a_step_that_was_interrupted_while_it_opened_can_be_given_up(
     tables = made(2)
     (root,) = filled(tables, 3)
     steps = OpenSteps(tables)
-    plan = steps.plan([root], tables.books.records([root]), 2)
+    plan = steps.plan([root], tables.books.records([root]), [2])
 
     def interrupted(pages: PageAllocator, *arguments: object) -> None:
         raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_a_step_that_was_interrupted_while_it_opened_can_be_given_up(
     with monkeypatch.context() as patch:
         patch.setattr(PageAllocator, where, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            steps.open(1, plan, 2, None)
+            steps.open(1, plan, None)
     tables.books.settle()
     audit(tables.books)
     assert tables.books.pages.used_count == 3
@@ -209,12 +209,12 @@ def test_pages_of_a_step_count_as_taken_and_copied_however_it_ends(commit: bool)
     tables = made(2)
     (root,) = filled(tables, 3)
     steps = OpenSteps(tables)
-    plan = steps.plan([root, root], tables.books.records([root, root]), 2)
+    plan = steps.plan([root, root], tables.books.records([root, root]), [2, 2])
     number = steps.number()
-    steps.open(number, plan, 2, None)
+    steps.open(number, plan, None)
     assert tables.books.figures == Figures(0, 1, 2 + 3, 1)
     if commit:
-        steps.publish(number, 2)
+        steps.publish(number, [2, 2])
         assert tables.books.figures == Figures(2, 3, 2 + 3, 1)
     else:
         steps.abandon(number)
@@ -245,7 +245,7 @@ def test_a_page_that_is_read_further_than_it_was_written_to() -> None:
 def test_an_open_step_that_is_broken() -> None:
     tables = made(2)
     filled(tables, 2)
-    tables.books.pending[1] = Pending([((1, 1), 0, 3, 0, 3)], 1, 0, 0, None)
+    tables.books.pending[1] = Pending([((1, 1), 0, 3, 0, 3)], [1], 0, 0, None)
     with pytest.raises(CorruptCache, match=r"^an open step holds a page twice: \(1, 1\)"):
         audit(tables.books)
 

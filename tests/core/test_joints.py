@@ -32,8 +32,8 @@ class Garden:
 
     def open(self, parents: list[int]) -> int:
         number = self.steps.number()
-        plan = self.steps.plan(parents, self.tables.books.records(parents), 1)
-        self.steps.open(number, plan, 1, None)
+        plan = self.steps.plan(parents, self.tables.books.records(parents), [1] * len(parents))
+        self.steps.open(number, plan, None)
         return number
 
     def release(self, *names: str) -> None:
@@ -45,7 +45,8 @@ class Garden:
         audit(self.tables.books)
 
     def publish(self, number: int) -> list[int]:
-        children = self.steps.publish(number, 1)
+        filled = [1] * len(self.tables.books.pending[number].records)
+        children = self.steps.publish(number, filled)
         audit(self.tables.books)
         return children
 

@@ -68,7 +68,7 @@ def test_each_verb_is_told_with_its_sequences_and_pages() -> None:
     opened, committed = ear.heard
     (told,) = opened.told
     assert (opened.verb, told.change.puts) == ("open", {})
-    assert [pending.room for pending in told.change.opens.values()] == [2]
+    assert [pending.rooms for pending in told.change.opens.values()] == [[2]]
     assert (list(told.taken), list(told.freed)) == ([3], [])
     ear.heard = [committed]
     assert ear.last() == ("commit", [grandchild], [], [], [])

@@ -111,13 +111,13 @@ def test_a_step_is_a_fork_that_nobody_sees_yet(length: int, drop: int) -> None:
     long = made(2, 16)
     roots = [filled(tables, length, length) for tables in (short, long)]
     steps = OpenSteps(short)
-    plan = steps.plan(roots[0], short.books.records(roots[0]), 2)
+    plan = steps.plan(roots[0], short.books.records(roots[0]), [2, 2])
     number = steps.number()
-    steps.open(number, plan, 2, None)
+    steps.open(number, plan, None)
     assert short.books.live() == roots[0]
-    assert short.books.pending[number].room == 2
+    assert short.books.pending[number].rooms == [2, 2]
     assert short.books.pending_pages == plan.fresh == 2
-    children = steps.publish(number, 2, [drop, drop] if drop else None)
+    children = steps.publish(number, [2, 2], [drop, drop] if drop else None)
     others = long.carry_out(long.plan(roots[1], 2, fork=True))
     long.slide(others, drop)
     assert short.books.pending == {}
@@ -133,8 +133,8 @@ def test_room_that_was_not_filled_is_given_back(new: int) -> None:
     roots = [filled(tables, 3) for tables in (short, long)]
     steps = OpenSteps(short)
     number = steps.number()
-    steps.open(number, short.plan(roots[0], 4, fork=True), 4, None)
-    children = steps.publish(number, new)
+    steps.open(number, short.plan(roots[0], 4, fork=True), None)
+    children = steps.publish(number, [new])
     others = long.carry_out(long.plan(roots[1], new, fork=True))
     assert short.books.windows(children) == long.books.windows(others)
     assert short.books.pages.refs == long.books.pages.refs
@@ -149,7 +149,7 @@ def test_a_step_that_is_given_up_leaves_nothing() -> None:
     plan = tables.plan(roots, 3, fork=True)
     steps = OpenSteps(tables)
     number = steps.number()
-    steps.open(number, plan, 3, None)
+    steps.open(number, plan, None)
     assert tables.books.pages.refs != refs
     assert tables.plan(roots[:1], 1).copies, "the step has the rest of the page"
     steps.abandon(number)
@@ -162,8 +162,8 @@ def test_a_step_that_is_given_up_leaves_nothing() -> None:
 def opened(steps: OpenSteps, parents: list[int], room: int) -> int:
     """The number of a new step."""
     number = steps.number()
-    plan = steps.plan(parents, steps.books.records(parents), room)
-    steps.open(number, plan, room, None)
+    plan = steps.plan(parents, steps.books.records(parents), [room] * len(parents))
+    steps.open(number, plan, None)
     return number
 
 

@@ -65,6 +65,7 @@ class CacheMachine(RuleBasedStateMachine):
     """A cache and the oracle side by side. `names` maps a sequence of the cache to the oracle's."""
 
     device = "cpu"
+    other_steps = 0  # that are open and not in `steps`
 
     @initialize(data=st.data())
     def build(self, data: st.DataObject) -> None:
@@ -368,6 +369,9 @@ class CacheMachine(RuleBasedStateMachine):
         rows = len(step.parents)
         new = step.size - step.past
         slide = self.per_row(data, step.lengths)
+        counts = None
+        if data.draw(st.booleans()):
+            counts = [data.draw(st.integers(0, new)) for _ in range(rows)]
         positions = None
         placed = None
         if data.draw(st.booleans()):
@@ -375,7 +379,9 @@ class CacheMachine(RuleBasedStateMachine):
             placed = positions.numpy().copy()
         taken = self.cache.stats.allocated_pages
         with fault(self.cache, name, after):
-            done, children = self.attempt(lambda: step.commit(slide=slide, positions=placed))
+            done, children = self.attempt(
+                lambda: step.commit(counts=counts, slide=slide, positions=placed)
+            )
         if placed is not None:
             placed.fill(77)
         if not done:
@@ -384,7 +390,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.stats.allocated_pages == taken
         at = None if positions is None else positions.to(self.device)
         names = self.oracle.commit(
-            opened.windows, opened.keys, opened.values, slide=slide, positions=at
+            opened.windows, opened.keys, opened.values, counts=counts, slide=slide, positions=at
         )
         self.names.update(zip(children, names, strict=True))
         self.steps.remove(opened)
@@ -419,8 +425,13 @@ class CacheMachine(RuleBasedStateMachine):
             gc.collect(0 if way == "drop" else 2)
         else:
             self.see_closed(step)
-        assert self.cache.open_steps == len(self.steps)
-        if not self.steps:
+        self.see_steps()
+
+    def see_steps(self) -> None:
+        """Open steps are counted, and hold pages as long as there are any."""
+        steps = len(self.steps) + self.other_steps
+        assert self.cache.open_steps == steps
+        if not steps:
             assert self.held_by_steps_alone() == 0
 
     # -- mistakes
@@ -492,7 +503,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert cache.live() == list(self.names), "the oldest first"
         assert cache.live_sequences == len(self.names)
         assert cache.logical_tokens == sum(window.length for window in self.oracle.windows.values())
-        assert cache.open_steps == len(self.steps)
+        assert cache.open_steps == len(self.steps) + self.other_steps
         assert cache.stored_tokens <= min(cache.logical_tokens, cache.pages_in_use * self.page_size)
         assert cache.pages_in_use + cache.pages_free == cache.pages_reserved
         assert self.limit is None or cache.pages_reserved <= self.limit

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, Scope, Step
+from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, PagedStep, Scope, Step
 from paged_kv.events import Event
 from paged_kv.eviction import LRU, EntryView
 from paged_kv.pages.books import Books
@@ -85,6 +85,7 @@ class World:
         self._indexes: list[CacheIndex] = []
         self.seqs: dict[str, int] = {}
         self.steps: list[Step] = []
+        self.paged_steps: list[PagedStep] = []
         self.scope: Scope | None = None
         self.manager: KVCacheManager | None = None
 
@@ -126,6 +127,13 @@ class World:
             self.update(*[word] * len(names))
         return self.step
 
+    def attend(self, *names: str, counts: Any = 2, word: str = "") -> PagedStep:
+        """A step on the pages of these sequences, with new tokens in it."""
+        self.paged_steps.append(self.cache.attend(self.of(*names), counts))
+        if word:
+            self.see(*[word] * len(names))
+        return self.paged
+
     # -- to call a verb
 
     def of(self, *names: str) -> list[int]:
@@ -140,6 +148,16 @@ class World:
         """Append a word to each row of the step."""
         keys, values = tokens(*rows)
         self.step.update(0, keys[0], values[0])
+
+    def see(self, *rows: str) -> list[float]:
+        """Write a word to each row of the paged step, and return what the queries find."""
+        keys, values = tokens(*rows)
+        return self.paged.layers[0].attend(keys[0], keys[0], values[0]).flatten().tolist()
+
+    @property
+    def paged(self) -> PagedStep:
+        """The step on pages that was opened last."""
+        return self.paged_steps[-1]
 
     @property
     def indexes(self) -> list[CacheIndex]:
@@ -205,6 +223,8 @@ class World:
         """End all there is: no page may be left."""
         for step in self.steps:
             step.close()
+        for paged in self.paged_steps:
+            paged.close()
         for index in self.indexes:
             index.clear()
         self.cache.release(self.cache.live())
@@ -364,6 +384,17 @@ def opened(*names: str, word: str = "", pad: str = "left") -> Callable[[], World
 OPENED = f"{TREE} ef"
 
 
+def attending(*names: str, word: str = "", counts: Any = 2) -> Callable[[], World]:
+    """The tree, with a step on the pages of some of its sequences."""
+
+    def prepare() -> World:
+        world = tree()
+        world.attend(*names, word=word, counts=counts)
+        return world
+
+    return prepare
+
+
 def busy() -> World:
     """Two steps that are open, one of a fork and one of its parent."""
     world = opened("b", "z", word="s")()
@@ -479,6 +510,54 @@ def entered(world: World) -> None:
         keys, values = tokens("s", "s")
         step.update(0, keys[0], values[0])
         step.commit()
+
+
+def attend(*names: str, **options: Any) -> Call:
+    """Opens a step on the pages of some sequences."""
+    return lambda world: world.attend(*names, **options)
+
+
+def attended_in_vain(*names: str, counts: Any = 2) -> Call:
+    """A step on pages was opened, and dropped at once."""
+
+    def call(world: World) -> None:
+        world.cache.attend(world.of(*names), counts)
+
+    return call
+
+
+def published(*counts: int) -> Call:
+    """Commits the step on pages."""
+    return lambda world: world.paged.commit(list(counts) if counts else None)
+
+
+def paged_closed(world: World) -> None:
+    """The step on pages is closed."""
+    world.paged.close()
+
+
+def paged_left(world: World) -> None:
+    """The block of the step on pages ends."""
+    world.paged.__exit__()
+
+
+def layer_shapes(world: World) -> list[list[int]]:
+    """What kernels of others are shown."""
+    return [list(view.shape) for view in world.cache._pool.storage.layer_view(0)]
+
+
+def for_kernels(world: World) -> object:
+    """Tables as kernels of others read them."""
+    seqs = world.of("a", "z")
+    flash = world.cache.flash_attention_pages(seqs, 0, multiple=1)
+    found = world.cache.flashinfer_pages(seqs, 0)
+    return flash.cache_seqlens.tolist(), found.last_page_len.tolist()
+
+
+def paged_said(world: World) -> object:
+    """What a step on pages says of itself."""
+    step = world.paged
+    return repr(step), step.closed, step.lengths, step.counts
 
 
 def open_step(*names: str, **options: Any) -> Call:
@@ -820,6 +899,28 @@ STEPS = (
         (reclaimed_but_x, given_up("x")),
         True,
     ),
+    Scenario("attend", tree, attend("a", "c"), TREE, TREE, (attended_in_vain("a", "c"),), True),
+    Scenario(
+        "attend, unequal",
+        tree,
+        attend("z", "a", counts=[3, 1]),
+        TREE,
+        TREE,
+        (attended_in_vain("z", "a", counts=[3, 1]),),
+        True,
+    ),
+    Scenario("attend, no room", full, attend("a", "b", counts=5), FULL, FULL),
+    Scenario("see", attending("a", "z"), lambda w: w.see("st", "uv"), TREE, TREE),
+    Scenario("say", attending("a", "z"), paged_said, TREE, TREE),
+    Scenario("publish", attending("z", "a", word="st"), published(), TREE, f"{TREE} xyst abcst"),
+    Scenario(
+        "publish some", attending("z", "a", word="st"), published(1, 0), TREE, f"{TREE} xys abc"
+    ),
+    Scenario("publish too early", attending("z"), published(), TREE, TREE),
+    Scenario("give up pages", attending("z", "a", word="st"), paged_closed, TREE, TREE),
+    Scenario("leave pages", attending("z", "a"), paged_left, TREE, TREE),
+    Scenario("look at a layer", tree, layer_shapes, TREE, TREE),
+    Scenario("for kernels", tree, for_kernels, TREE, TREE),
     Scenario("open, no room", full, open_step("a", "b", room=5), FULL, FULL),
     Scenario(
         "a step in a block",

@@ -147,7 +147,7 @@ class _Reader:
     def pending(self, number: int, step: Pending) -> Rows:
         """An open step: given up or not."""
         rows = tuple([self.record(record) for record in step.records])
-        return step.room, -number in self.turns.tickets, rows
+        return tuple(step.rooms), -number in self.turns.tickets, rows
 
     def light(self, lease: Light | None) -> tuple[int, ...]:
         """A step that has taken nothing yet; nothing at all where nobody holds it any more."""

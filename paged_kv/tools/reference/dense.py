@@ -175,16 +175,18 @@ class DenseOracle:
         keys: torch.Tensor,
         values: torch.Tensor,
         *,
+        counts: Sequence[int] | None = None,
         slide: Counts = 0,
         positions: torch.Tensor | None = None,
     ) -> list[int]:
         """Children of what was opened, with `slide` tokens less at the front and the new ones at
-        the end.
+        the end: all, or the first `counts` of each row.
         """
         children = []
         for row, (parent, window) in enumerate(opened):
-            placed = None if positions is None else positions[row]
-            grown = window.longer(keys[:, row], values[:, row], placed)
+            new = keys.shape[3] if counts is None else counts[row]
+            placed = None if positions is None else positions[row, :new]
+            grown = window.longer(keys[:, row, :, :new], values[:, row, :, :new], placed)
             children.append(self._add(grown, parent))
         self.slide(children, slide)
         return children
