@@ -75,25 +75,33 @@ class Packing:
 
     def pack(self, call: Call, out: torch.Tensor) -> None:
         """Fill `out` [heads, N, groups, size] with the queries that are used, times the scale."""
-        rows = self.rows
-        columns = self.columns
-        shape = (rows, call.heads, call.groups, columns, call.queries.shape[3])
-        split = call.queries.reshape(shape).permute(1, 0, 3, 2, 4)
-        if self._all:
-            out.view(split.shape).copy_(split)
-        else:
-            flat = split.reshape(call.heads, rows * columns, call.groups, -1)
-            out.copy_(flat.index_select(1, self._taken))
-        out.mul_(call.scale)
-
-    def unpack(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """[heads, N, groups, size] as columns of the batch, zero where nothing was used."""
-        heads, _, groups, size = packed.shape
-        rows = self.rows
-        columns = self.columns
+        split = self._split(call.queries, call.heads)
         if not self._all:
-            flat = packed.new_zeros(heads, rows * columns, groups, size)
-            packed = flat.index_copy_(1, self._taken, packed)
-        split = packed.view(heads, rows, columns, groups, size).permute(1, 0, 3, 2, 4)
-        result = torch.empty(split.shape, dtype=dtype, device=packed.device)
-        return result.copy_(split).view(rows, heads * groups, columns, size)
+            split = split.flatten(1, 2).index_select(1, self._taken)
+        if split.dtype == out.dtype:
+            torch.mul(split, call.scale, out=out.view(split.shape))
+        else:
+            out.view(split.shape).copy_(split).mul_(call.scale)
+
+    def unpack(self, products: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The sum of what parts found [parts, heads, N, groups, size] as columns of the batch, zero
+        where nothing was used.
+        """
+        _, heads, _, groups, size = products.shape
+        shape = (self.rows, heads * groups, self.columns, size)
+        result = torch.empty(shape, dtype=dtype, device=products.device)
+        split = self._split(result, heads)
+        if not self._all:
+            packed = products.sum(0).to(dtype)
+            flat = packed.new_zeros(heads, self.rows * self.columns, groups, size)
+            split.copy_(flat.index_copy_(1, self._taken, packed).view(split.shape))
+        elif len(products) == 1:
+            split.copy_(products[0].view(split.shape))
+        else:
+            torch.sum(products.view(len(products), *split.shape), 0, dtype=dtype, out=split)
+        return result
+
+    def _split(self, columns: torch.Tensor, heads: int) -> torch.Tensor:
+        """Columns [B, query heads, n, size] as [heads, B, n, groups, size]."""
+        shape = (self.rows, heads, columns.shape[1] // heads, self.columns, columns.shape[3])
+        return columns.reshape(shape).permute(1, 0, 3, 2, 4)

@@ -84,7 +84,7 @@ class Columns:
         for row, table in zip(pages, tables):
             row[: len(table)] = table
         self.size = int(end.max())
-        self.index = storage.layer_index(pages.reshape(-1))
+        self.index = storage.layer_index(pages.reshape(-1)).view(-1)
         slot = np.arange(self.size)
         held = (slot >= start - skipped * size) & (slot < end)
         self.dead = None
@@ -120,8 +120,8 @@ class Columns:
         shape = (form.parts[0].heads, self.rows, self.width * form.page_size)
         keys = scratch.take("row keys", (*shape, form.parts[0].head_size), form.dtype)
         values = scratch.take("row values", (*shape, form.parts[-1].head_size), form.dtype)
-        storage.read_keys(layer, self.index, keys)
-        storage.read_values(layer, self.index, values)
+        storage.read_keys(layer, self.index, storage.as_rows(keys))
+        storage.read_values(layer, self.index, storage.as_rows(values))
         pair = [rows.transpose(0, 1)[:, :, : self.size] for rows in (keys, values)]
         if self.dead is not None:
             for part in pair:

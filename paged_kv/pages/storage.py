@@ -87,12 +87,16 @@ class Storage(Protocol):
         Any of it may be left out.
         """
 
-    def read_keys(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Fill contiguous memory with the keys of a layer in the order of `index`: [page_size,
-        size] for each of its numbers. One kernel.
+    def as_rows(self, memory: torch.Tensor) -> torch.Tensor:
+        """Contiguous memory as what `read_keys` and `read_values` fill: a view."""
+
+    def read_keys(self, layer: int, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """Fill rows with the keys of a layer, [page_size, size] for each number of `index` [n].
+
+        One kernel.
         """
 
-    def read_values(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
+    def read_values(self, layer: int, index: torch.Tensor, rows: torch.Tensor) -> None:
         """As `read_keys`."""
 
     def layer_view(self, layer: int) -> Tensors:
@@ -138,17 +142,22 @@ class Plane:
         # as a batch lies: [parts, pages, heads, page_size, head_size]
         self.targets = self.pages.transpose(0, 1)
         self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
+        self._rows_of: dict[int, torch.Tensor] = {}
 
     def layer(self, layer: int) -> torch.Tensor:
         """The parts of one layer [pages, layer_parts, heads, page_size, head_size], as a view."""
         first = layer * self.layer_parts
         return self.pages[:, first : first + self.layer_parts]
 
-    def read(self, part: int, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Fill contiguous memory with page rows of a part; `index` has those of part 0."""
-        rows = self.sources[True][part * self.heads :]
-        target = wide(out.view(-1, self.page_size * self.head_size))
-        torch.index_select(rows, 0, index.view(-1), out=target)
+    def rows_of(self, part: int) -> torch.Tensor:
+        """All page rows from the first one of a part on: what has a number among those of part 0
+        has it among these.
+        """
+        rows = self._rows_of.get(part)
+        if rows is None:
+            rows = ordinary(lambda: self.sources[True][part * self.heads :])
+            self._rows_of[part] = rows
+        return rows
 
     def resized(self, pages: int) -> Plane:
         """A plane with the same contents and room for `pages` pages beside the null page.
@@ -336,15 +345,19 @@ class PagePlanes:
         heads = np.arange(self.planes[0].heads, dtype=np.int64)[:, None]
         return torch.from_numpy(heads + pages * self.page_rows).to(self.device)
 
-    def read_keys(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Read pages of one layer, one kernel."""
-        plane = self.planes[0]
-        plane.read(layer * plane.layer_parts, index, out)
+    def as_rows(self, memory: torch.Tensor) -> torch.Tensor:
+        """Contiguous memory as pages of one head, in numbers as wide as may be."""
+        return ordinary(lambda: wide(memory.view(-1, self.page_size * memory.shape[-1])))
 
-    def read_values(self, layer: int, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Read pages of one layer, one kernel."""
+    def read_keys(self, layer: int, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """Read pages of one layer."""
+        plane = self.planes[0]
+        torch.index_select(plane.rows_of(layer * plane.layer_parts), 0, index, out=rows)
+
+    def read_values(self, layer: int, index: torch.Tensor, rows: torch.Tensor) -> None:
+        """Read pages of one layer."""
         plane = self.planes[-1]
-        plane.read((layer + 1) * plane.layer_parts - 1, index, out)
+        torch.index_select(plane.rows_of((layer + 1) * plane.layer_parts - 1), 0, index, out=rows)
 
     def layer_view(self, layer: int) -> Tensors:
         """Views of one layer."""

@@ -265,8 +265,9 @@ def test_a_layer_is_written_and_read_alone(device: str, value_head_size: int | N
     ):
         size = expected.shape[-1]
         out = torch.empty(2, 2, 4, size, device=device)
-        read(1, index, out)
+        read(1, index.reshape(-1), scene.storage.as_rows(out))
         assert torch.equal(out.view(2, 8, size), expected[1, 0])
         one = torch.empty(1, 4, size, device=device)
-        read(2, index[1:, 1:], one)  # one head of one page
+        # one head of one page
+        read(2, index[1:, 1:].reshape(-1), scene.storage.as_rows(one))
         assert torch.equal(one[0], expected[2, 0, 1, 4:])

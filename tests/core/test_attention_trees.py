@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from paged_rows import Scene, assert_close
 
-from paged_kv.attention import Scratch, cost, make_attention, tree
+from paged_kv.attention import Scratch, cost, make_attention, part_work
 
 MOST_LIVE = 12
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -77,8 +77,8 @@ class AttentionMachine(RuleBasedStateMachine):
         soft_cap=st.sampled_from([None, 1.5]),
         part=st.sampled_from([0.0, 1e-9, cost.PART]),
         most=st.sampled_from([1, 3, 6, 1000]),
-        read=st.sampled_from([1, 100, tree.MOST_READ]),
-        scores=st.sampled_from([1, 100, tree.MOST_SCORES]),
+        read=st.sampled_from([1, 100, part_work.MOST_READ]),
+        scores=st.sampled_from([1, 100, part_work.MOST_SCORES]),
     )
     def attend(self, data, groups, alike, window, soft_cap, part, most, read, scores):
         """A step in which rows may be twice, and have new tokens or none."""
@@ -91,7 +91,7 @@ class AttentionMachine(RuleBasedStateMachine):
         options = dict(scale=0.6, window=window, soft_cap=soft_cap)
         with (
             patch.multiple(cost, PART=part, MOST_SLOTS=most, MOST_PART_SLOTS=2 * most),
-            patch.multiple(tree, MOST_READ=read, MOST_SCORES=scores),
+            patch.multiple(part_work, MOST_READ=read, MOST_SCORES=scores),
         ):
             attentions = [
                 make_attention(

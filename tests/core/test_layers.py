@@ -28,6 +28,7 @@ CORE = [
     {"attention.runs", "attention.queries"},
     {"attention.parts"},
     {"attention.cost", "attention.layout"},
+    {"attention.part_work"},
     {"attention.rowwise", "attention.tree"},
     {"attention.choice"},
     {"turns", "pages.pool", "attention.dense", "attention.kernels"},
@@ -180,6 +181,10 @@ OTHERS = {
     *("_asdict", "_make", "_replace"),  # of named tuples
     *("_C", "_schema", "_version", "_parameters", "_buffers", "_modules"),  # of torch
     *("_current_frames", "_getframe"),  # of sys
+    # of transformers
+    *("_attn_implementation", "_supports_attention_backend", "_is_stateful"),
+    *("_prepare_generation_config", "_prepare_special_tokens"),
+    *("_get_logits_processor", "_get_stopping_criteria"),
     # of LightZero: contexts, models, policies, environments
     *("_cache", "_k_cache", "_v_cache", "_reanalysis_seeded_root_keys"),
     *("_initialize_cache_structures", "_initialize_transformer_keys_values"),
