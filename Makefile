@@ -1,7 +1,9 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
-# make test   lint, types, the documentation, all tests with coverage, then the core alone with the newest numpy
+# make test   lint, types, the documentation, all tests with coverage, the core alone with the newest numpy, and the oldest
+#             transformers
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
+# make bench-llm  searches over a language model, part by part; PAGED_KV_SMOLLM2=FOLDER names the model (20 minutes)
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
 # make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.tree*" says where
@@ -16,15 +18,18 @@ PIP_ARGS ?=
 PROFILE_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
+LLM_PARTS ?= step memory beams exact
 SOAK_ARGS ?= --json benchmarks/results/soak.json
 VLLM ?=
 BOOKS := records allocator plan open_steps books block_tables tree change lease audit handles
 MUTANTS ?= $(foreach part,$(BOOKS),paged_kv.pages.$(part)*) paged_kv.eviction* paged_kv.index*
 MUTANTS_ARGS ?= --max-children 2
+OLD_TRANSFORMERS := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 OLDEST := torch==2.1.0 numpy==1.24.0 sortedcontainers==2.4.0
 
 BIN := .venv/bin
 CORE := .venv-core/bin
+OVERLAY := build/transformers-4.57
 INSTALL_BROWSER := apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium
 BENCH := .venv-bench/bin
 INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
@@ -32,7 +37,8 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench soak exhaustive mutants test-all test-core test-oldest environments browser clean
+.PHONY: demo test lint docs bench bench-llm soak exhaustive mutants test-all test-core test-transformers test-oldest environments \
+  browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -41,10 +47,14 @@ test:
 	@$(MAKE) --no-print-directory -j2 environments
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory docs
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-all test-core
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-all test-core test-transformers
 
 bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
 	PYTHONPATH=. $(BENCH)/python benchmarks/peers/run.py $(BENCH_ARGS)
+
+bench-llm: .venv/.dev
+	$(foreach part,$(LLM_PARTS),$(BIN)/python benchmarks/llm/run.py $(part) --json benchmarks/results/llm_$(part).json &&) \
+	  $(BIN)/python benchmarks/llm/tables.py --write
 
 soak: .venv/.dev
 	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
@@ -59,7 +69,7 @@ mutants: .venv-core/.dev
 	PAGED_KV_CORE_ONLY=1 $(CORE)/mutmut run $(MUTANTS_ARGS) $(foreach pattern,$(MUTANTS),"$(pattern)")
 	@$(CORE)/mutmut results
 
-environments: .venv/.dev .venv-core/.dev browser
+environments: .venv/.dev .venv-core/.dev $(OVERLAY)/.installed browser
 
 # The page is tested in a real browser. Where there is none and none can be installed, that test is skipped and says so.
 browser:
@@ -86,6 +96,10 @@ test-core: .venv-core/.dev
 	$(CORE)/python $(INSTALL) --force-reinstall --no-deps .
 	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider $(PYTEST_ARGS)
 
+# The oldest transformers that is promised, laid over the newest one.
+test-transformers: .venv/.dev $(OVERLAY)/.installed
+	PYTHONPATH=.:$(OVERLAY) $(BIN)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/huggingface $(PYTEST_ARGS)
+
 # No part of `test`: a torch this old comes with 2 GB of CUDA, whatever is asked for.
 test-oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
@@ -105,9 +119,17 @@ test-oldest:
 	$(BIN)/python $(INSTALL) -e ".[cli,report]"
 	@touch $@
 
+# KGen is a program that the tests put on pages (7 MB, most of it lists of words); what it needs is there.
 .venv/.dev: .venv/.lightzero pyproject.toml
-	$(BIN)/python $(INSTALL) -e ".[cli,report,dev,docs]"
+	$(BIN)/python $(INSTALL) --no-deps tipo-kgen==0.3.1
+	$(BIN)/python $(INSTALL) -e ".[cli,report,huggingface,dev,docs]"
 	@touch $@ .venv/.package
+
+# A folder and no environment of its own: all else is the same, torch too.
+$(OVERLAY)/.installed: .venv/.lightzero
+	rm -rf $(OVERLAY)
+	$(BIN)/python -m pip --disable-pip-version-check -qq install $(PIP_ARGS) --no-deps --target $(OVERLAY) $(OLD_TRANSFORMERS)
+	@touch $@
 
 .venv-core/.dev: constraints.txt
 	$(PYTHON) -m venv --clear .venv-core

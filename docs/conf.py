@@ -33,6 +33,10 @@ try:
         import paged_kv.integrations.lightzero
 except ImportError:  # its page documents what can only be imported beside LightZero
     exclude_patterns.append("api/lightzero.md")
+try:
+    import paged_kv.integrations.huggingface
+except ImportError:  # and beside transformers
+    exclude_patterns.append("api/huggingface.md")
 
 FLAT = (
     "index",
@@ -44,8 +48,11 @@ FLAT = (
     "glossary",
     "site",
 )  # pages with none below them
-# Pages that may not be there: some are written beside their code, one needs LightZero.
-OPTIONAL = {"tools": ("recording", "report", "estimate", "benchmarks"), "api/index": ("lightzero",)}
+# Pages that may not be there: some are written beside their code, two need a client.
+OPTIONAL = {
+    "tools": ("recording", "report", "estimate", "benchmarks"),
+    "api/index": ("lightzero", "huggingface"),
+}
 
 # Markdown as GitHub reads it, and headings that can be linked to.
 myst_enable_extensions = ["colon_fence"]
@@ -58,6 +65,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(torch|numpy|np|npt|collections|typing|threading|os|pathlib|sortedcontainers|prometheus_client)\b.*",
     ),
+    (r"py:class", r"transformers\..*|paged_kv\.integrations\.huggingface\.feeding\..*"),
     (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
     # what verbs are made of: read by recordings, and no page of the reference
     (r"py:class", r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books)|cache\.T)"),

@@ -342,14 +342,13 @@ class UnannouncedNode(PagedKVError, RuntimeError):
 
 class WeightsChanged(PagedKVError, RuntimeError):
     """A search that would go on from contexts of other weights than the model has now, where that
-    is refused. `contexts` counts them.
+    is refused. `contexts` counts them; `ways` says what to do.
     """
 
-    def __init__(self, contexts: int) -> None:
+    def __init__(self, contexts: int, ways: str) -> None:
         super().__init__(
             f"the weights of the model changed, and {contexts} contexts of the old ones are held: "
-            'clear_caches() forgets them; attach(..., weights="drop") does so by itself, '
-            'weights="keep" goes on with them'
+            f"{ways}"
         )
         self.contexts = contexts
 
@@ -392,6 +391,43 @@ class MissingPackage(PagedKVError, ImportError, RuntimeError):
         super().__init__(f"{what} needs {needs}: pip install {install}")
         self.what = what
         self.needs = needs
+
+
+class UnsupportedModel(PagedKVError, ValueError):
+    """A Hugging Face model whose contexts cannot be held in pages."""
+
+    def __init__(self, model: object, why: str) -> None:
+        kind = type(model).__name__
+        super().__init__(f"{kind} cannot run on pages: {why}")
+        self.model = kind
+        self.why = why
+
+
+class ForeignNode(PagedKVError, ValueError):
+    """A value that is no node of this lm."""
+
+    def __init__(self, node: object) -> None:
+        super().__init__(f"{_quoted(node)} is not a node of this PagedLM")
+        self.node = node
+
+
+class ReleasedNode(PagedKVError, ValueError):
+    """A node that was released."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"node {number} was released and can no longer be used")
+        self.number = number
+
+
+class UnpagedAttention(PagedKVError, RuntimeError):
+    """A forward whose attention cannot be carried out over pages."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f'attn_implementation="paged_kv" cannot attend here: {why}. Dense attention can: '
+            'model.set_attn_implementation("sdpa")'
+        )
+        self.why = why
 
 
 def _told(value: object) -> str:

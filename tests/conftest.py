@@ -12,10 +12,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # The second environment of `make test` holds the core alone, and says so. Everywhere else a missing
-# LightZero is a failure: a skipped parity test would look like a passed one.
+# client is a failure: a skipped parity test would look like a passed one.
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 if CORE_ONLY:
-    collect_ignore_glob = ["*lightzero*", "*cli*", "*profile*", "*html*"]
+    collect_ignore_glob = ["*lightzero*", "*huggingface*", "*cli*", "*profile*", "*html*"]
+CLIENTS = {  # marker: what it needs, and the package to look for
+    "lightzero": ("LightZero", "lzero"),
+    "huggingface": ("transformers", "transformers"),
+    "kgen": ("KGen", "kgen"),
+}
 
 settings.register_profile(
     "ci",
@@ -51,14 +56,16 @@ def modes_as_they_were() -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs LightZero in the core environment; fail it anywhere else where LightZero is
+    """Skip what needs a client in the core environment; fail it anywhere else where the client is
     missing.
     """
-    if item.get_closest_marker("lightzero") is None:
-        return
-    if CORE_ONLY:
-        pytest.skip("the core environment has no LightZero")
-    if importlib.util.find_spec("lzero") is None:
-        pytest.fail(
-            "LightZero is missing: run make test, or test the core alone with PAGED_KV_CORE_ONLY=1"
-        )
+    for marker, (name, package) in CLIENTS.items():
+        if item.get_closest_marker(marker) is None:
+            continue
+        if CORE_ONLY:
+            pytest.skip(f"the core environment has no {name}")
+        if importlib.util.find_spec(package) is None:
+            pytest.fail(
+                f"{name} is missing: run make test, or test the core alone with "
+                "PAGED_KV_CORE_ONLY=1"
+            )

@@ -44,11 +44,13 @@ EXAMPLES: list[PagedKVError] = [
     errors.UnsupportedVersion("LightZero", "0.1", ("0.2.0",)),
     errors.BadConfig("a.py", "not\n  python"),
     errors.UnannouncedNode(3, None),
-    errors.WeightsChanged(3),
+    errors.WeightsChanged(3, "forget them"),
     errors.BadRecording("a.json", "no JSON"),
     errors.AlreadyRecording("a.json"),
     errors.NothingToRecord(3),
     errors.MissingPackage("a figure", "altair", "paged-kv[report]"),
+    errors.UnsupportedModel(object(), "it has no layers"),
+    errors.UnpagedAttention("it adds to its scores"),
 ]
 CLASSES = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)

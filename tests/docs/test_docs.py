@@ -21,6 +21,7 @@ PACKAGE = Path(paged_kv.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 NEEDS_MAIN = ("policy", "world_model")  # LightZero's main, that is
+BEYOND = r"lzero|transformers|integrations|prometheus|tools\.html"
 BEYOND_CORE = ("integrations", "tools", "__main__")
 
 
@@ -61,8 +62,10 @@ def run(page: Path) -> dict[str, Any]:
     What a block prints must be what stands below it.
     """
     names: dict[str, Any] = {}
+    if CORE_ONLY and page.stem == "huggingface":
+        return names
     for line, code, output in blocks(page):
-        if CORE_ONLY and re.search(r"lzero|integrations\.lightzero|prometheus|tools\.html", code):
+        if CORE_ONLY and re.search(BEYOND, code):
             continue
         # Blank lines in front make the line numbers of a traceback those of the page.
         with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -59,6 +59,14 @@ def test_the_reference_has_every_name_of_the_integration() -> None:
     assert sorted(set(names) - {"lightzero"}) == sorted(lightzero.__all__)
 
 
+@pytest.mark.huggingface
+@pytest.mark.skipif(CORE_ONLY, reason="the core alone has no transformers")
+def test_the_reference_has_every_name_for_transformers() -> None:
+    huggingface = importlib.import_module("paged_kv.integrations.huggingface")
+    names = [name.rpartition(".")[2] for name in documented("huggingface.md")]
+    assert sorted(set(names) - {"huggingface"}) == sorted(huggingface.__all__)
+
+
 def test_the_pictures_are_those_that_the_caches_draw() -> None:
     pictures = module("pictures")
     drawn = {f"{scene.__name__}.svg": scene().svg() for scene in pictures.SCENES}

@@ -30,6 +30,11 @@ LOSSES = (
     "such nodes are computed again, with more pages nothing is lost"
 )
 
+FORGET = (
+    'clear_caches() forgets them; attach(..., weights="drop") does so by itself, weights="keep" '
+    "goes on with them"
+)
+
 
 class Roots(NamedTuple):
     """Rows of a batch, the environments they are, and the observations of the whole batch."""
@@ -158,7 +163,7 @@ class PagedState:
             return
         held = self._roots_held()
         if held and self.choices.weights == "refuse":
-            raise WeightsChanged(len(held))
+            raise WeightsChanged(len(held), FORGET)
         if held and self.choices.weights == "drop":
             self.forget_nodes()
             for env in range(self.envs):
