@@ -52,7 +52,7 @@ class CacheMachine(RuleBasedStateMachine):
     def feed(self, data: st.DataObject, new: int) -> None:
         """A row that holds something gets as many tokens as the widest; others may be padded."""
         for row in self.rows:
-            count = new if row else data.draw(st.integers(1, new))
+            count = new if row else data.draw(st.integers(0, new))
             row.extend(data.draw(st.lists(TOKENS, min_size=count, max_size=count)))
         self.columns += new
         padding = [self.columns - len(row) for row in self.rows]
@@ -68,6 +68,8 @@ class CacheMachine(RuleBasedStateMachine):
             )
         for logits, row in zip(out.logits, self.rows):
             count = min(new, len(row))
+            if not count:
+                continue
             expected = whole(self.dense, row)[-count:]
             torch.testing.assert_close(logits[-count:], expected, atol=1e-4, rtol=1e-4)
 

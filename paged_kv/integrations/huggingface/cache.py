@@ -73,6 +73,7 @@ class PagedCache(FeedCache):
             lengths = [length - 1 for length in lengths]
         columns = max(lengths, default=0)
         self.rows.become(lambda: (pages.fork(parents, at=lengths), columns))
+        self.rows.began = min(lengths, default=0)
 
     def __repr__(self) -> str:
         state = f"{self.rows.rows} rows of {self.rows.columns} columns"
@@ -89,6 +90,7 @@ class PagedCache(FeedCache):
         twin.mixed = self.mixed
         state = mine.state
         rows.become(lambda: (mine.pages.fork(state.seqs), state.columns))
+        rows.began = mine.began
         memo[id(self)] = twin
         return twin
 

@@ -52,6 +52,7 @@ class Rows:
         self.state = State((), (), 0)
         self._step: Step | None = None
         self._ahead = AHEAD
+        self.began = 0  # tokens that every row held when it was handed over
         self.alike = alike  # rows side by side that share the K/V of the first forward
         self._paged: PagedStep | None = None
         self._padding: Padding | None = None
@@ -197,14 +198,14 @@ class Rows:
     def _check_positions(self, new: int, more: Any) -> None:
         """Raise BadArgument where a prompt that the rows hold is fed from its beginning again.
 
-        So generate() does where nothing is left to feed: `input_ids[:, -0:]` is all of it.
+        So generate() does where nothing is left to feed: `input_ids[:, -0:]` is all of it. Rows
+        that may hold nothing but padding tell nothing.
         """
+        held = min(self.state.lengths) if self.paged else min(self.began, self.columns)
         positions = _positions(more)
-        if new < 2 or not self.columns or positions is None or positions.dim() != 2:
+        if new < 2 or not held or positions is None or positions.dim() != 2:
             return
-        first = positions[:, 0].tolist()
-        lengths = self.state.lengths if len(first) == self.rows else [self.columns]
-        if any(length and not position for length, position in zip(lengths, first)):
+        if 0 in positions[:, 0].tolist():
             raise BadArgument(
                 "input_ids",
                 f"fed from position 0 on, where {self.columns} columns are held",
