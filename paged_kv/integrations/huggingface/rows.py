@@ -295,10 +295,12 @@ class Rows:
         """Be empty, with as many rows."""
         self._step = None  # which gives up what it holds
         self._paged = None
+        self.began = 0
         self.become(lambda: (self.pages.new(self.rows), 0))
 
     def shorten(self, count: int) -> None:
         """Drop the last `count` columns."""
+        self.began = max(0, self.began - count)
         step = self._even()
         if step is not None and count <= step.size - step.past:
             size = step.size - count
