@@ -159,5 +159,5 @@ class CacheMachine(RuleBasedStateMachine):
 def test_random_lives(family: str, attention: str) -> None:
     machine = type("Machine", (CacheMachine,), {"family": family, "attention": attention})
     case = machine.TestCase
-    case.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+    case.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
     case().runTest()

@@ -45,11 +45,12 @@ class State(NamedTuple):
 class Rows:
     """What the layers of a `PagedCache` hand their K/V to."""
 
+    state = State((), (), 0)  # of an object that an interrupt kept from being made, too
+
     def __init__(self, pages: PagedKVCache, config: Any, alike: int = 1) -> None:
         self.pages = pages
         self.config = config
         self.layers = pages.layers
-        self.state = State((), (), 0)
         self._step: Step | None = None
         self._ahead = AHEAD
         self.began = 0  # tokens that every row held when it was handed over
@@ -58,7 +59,7 @@ class Rows:
         self._padding: Padding | None = None
 
     def __del__(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not at_exit():  # where modules are gone
+        if self.state.seqs and not at_exit():  # where modules are gone
             self.pages.release(self.state.seqs, missing_ok=True)
 
     # -- as the layers see it
