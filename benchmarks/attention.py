@@ -150,10 +150,11 @@ class Scene:
             self.storage, self.rows, backend=backend, depth=depth, scratch=self.scratch
         )
         size = self.case.head_size
+        index = self.storage.slot_index(self.slots)
         for layer in range(self.case.layers):
-            self.storage.write_layer(
+            self.storage.write_tokens(
                 layer,
-                self.slots,
+                index,
                 self.keys.transpose(1, 2).reshape(-1, self.case.kv_heads, size),
                 self.values.transpose(1, 2).reshape(-1, self.case.kv_heads, size),
             )

@@ -60,8 +60,20 @@ class Piece(NamedTuple):
     shares: torch.Tensor
 
 
+class Joined(NamedTuple):
+    """Where the weights of a part are, if those of all parts are made at once."""
+
+    name: str  # of its scores
+    weights: torch.Tensor  # [heads, N, groups, T]
+    adds: bool  # whether another part has filled the results before
+
+
 class PartWork:
-    """Attends one part, a piece at a time. `alone`: there is nothing to merge with."""
+    """Attends one part, a piece at a time.
+
+    `merges`: whether there are other parts, and its results are merged with theirs. `joined`:
+    instead, weights are made for all parts at once, between `score` and `sum`.
+    """
 
     def __init__(
         self,
@@ -71,14 +83,16 @@ class PartWork:
         found: Found,
         scratch: Scratch,
         *,
-        alone: bool,
+        merges: bool = False,
+        joined: Joined | None = None,
     ) -> None:
         self._storage = storage
         self._layout = layout
         self._scratch = scratch
         self._queries = queries
         self._found = found
-        self._alone = alone
+        self._merges = merges
+        self._joined = joined
         self._chosen = queries
         self._partial = found
         self._dtype = queries.dtype
@@ -115,7 +129,8 @@ class PartWork:
         layout = self._layout
         form = self._storage.form
         shape = (end - first, layout.groups, chosen.stop - chosen.start, self._groups)
-        scores = self._scratch.take("scores", (*shape, layout.end - layout.begin), self._dtype)
+        name = "scores" if self._joined is None else self._joined.name
+        scores = self._scratch.take(name, (*shape, layout.end - layout.begin), self._dtype)
         widest = max(part.head_size for part in form.parts)
         head_bytes = layout.groups * layout.slots * widest * form.dtype.itemsize
         step = max(1, MOST_READ // head_bytes)
@@ -146,8 +161,14 @@ class PartWork:
             for each in (self._chosen, self._partial.results)
         ]
         keys = self._pages(count, parts[0].head_size, self._dtype)
-        values = self._pages(count, parts[-1].head_size, self._summed)
+        summed = summing(self._storage.form.dtype)
+        values = self._pages(count, parts[-1].head_size, summed)
         scores = scores[:count].view(rows)
+        if self._joined is None:
+            weights = self._other("weights", scores, summed)
+        else:
+            joined = self._joined.weights[first:end].flatten(1, 2)
+            weights = joined.view(count, layout.groups, -1, joined.shape[-1]).flatten(0, 1)
         return Block(
             layout.pages[first:end].reshape(-1),
             keys,
@@ -155,7 +176,7 @@ class PartWork:
             keys.wide.transpose(1, 2),
             queries,
             scores,
-            self._other("weights", scores, self._summed),
+            weights,
             results,
         )
 
@@ -175,72 +196,89 @@ class PartWork:
             return tensor
         return self._scratch.take(name, tuple(tensor.shape), dtype)
 
-    @property
-    def _summed(self) -> torch.dtype:
-        """The dtype that values are multiplied in: torch does it faster in bfloat16 than in
-        float32, and adds up in float32.
-        """
-        stored = self._storage.form.dtype
-        return stored if stored == torch.bfloat16 else self._dtype
-
     # -- a layer
 
     def attend(self, layer: int, soft_cap: float | None) -> None:
         """Attend to the pages of a layer."""
-        storage = self._storage
         layout = self._layout
         if layout.sources is not None:
             torch.index_select(self._queries, 1, layout.sources, out=self._chosen)
         for piece in self._pieces:
-            for block in piece.blocks:
-                storage.read_keys(layer, block.numbers, block.keys.rows)
-                self._score(block)
-            self._weigh(piece, soft_cap)
-            for block in piece.blocks:
-                storage.read_values(layer, block.numbers, block.values.rows)
-                self._sum(block)
+            self._score(piece, layer, soft_cap)
+            self._weigh(piece)
+            self._sum(piece, layer)
         if layout.targets is not None:
             for whole, partial in zip(self._found, self._partial):
                 torch.index_select(partial, 1, layout.targets, out=whole)
 
-    def _score(self, block: Block) -> None:
-        keys = block.keys
-        if keys.wide is not keys.seen:
-            keys.wide.copy_(keys.seen)
-        torch.bmm(block.queries, block.turned_keys, out=block.scores)
+    def score(self, layer: int, soft_cap: float | None) -> torch.Tensor:
+        """The scores of a part that is joined [heads, N, groups, T]."""
+        (piece,) = self._pieces
+        self._score(piece, layer, soft_cap)
+        return piece.scores.flatten(1, 2)
 
-    def _weigh(self, piece: Piece, soft_cap: float | None) -> None:
-        """Make weights of scores, in place.
+    def sum(self, layer: int) -> None:
+        """Sum values, once the weights of all parts are made."""
+        (piece,) = self._pieces
+        self._sum(piece, layer)
+
+    def _score(self, piece: Piece, layer: int, soft_cap: float | None) -> None:
+        """Make scores.
 
         What a query does not see is hidden by the least number and not by -inf, so that one which
         sees nothing here finds weights, if only such as the merge makes to nothing.
         """
-        scores = piece.scores
+        for block in piece.blocks:
+            keys = block.keys
+            self._storage.read_keys(layer, block.numbers, keys.rows)
+            if keys.wide is not keys.seen:
+                keys.wide.copy_(keys.seen)
+            torch.bmm(block.queries, block.turned_keys, out=block.scores)
         if soft_cap is not None:
-            scores.div_(soft_cap).tanh_().mul_(soft_cap)
+            piece.scores.div_(soft_cap).tanh_().mul_(soft_cap)
         if piece.hidden is not None:
             piece.masked.masked_fill_(piece.hidden, torch.finfo(self._dtype).min)
-        if not self._alone:
+
+    def _weigh(self, piece: Piece) -> None:
+        """Make weights of scores, in place."""
+        scores = piece.scores
+        if self._merges:
             torch.amax(scores, -1, out=piece.tops)
         torch.softmax(scores, -1, out=scores)
-        if not self._alone:
+        if self._merges:
             torch.amax(scores, -1, out=piece.shares)
 
-    def _sum(self, block: Block) -> None:
+    def _sum(self, piece: Piece, layer: int) -> None:
         """Sum values by their weights; those of slots without a token are zero, not NaN."""
-        values = block.values
-        if self._layout.dead is not None:
-            values.slots.index_fill_(1, self._layout.dead, 0)
-        if values.wide is not values.seen:
-            values.wide.copy_(values.seen)
-        if block.weights is not block.scores:
-            block.weights.copy_(block.scores)
-        if values.wide.dtype == self._dtype and block.results.is_contiguous():
-            torch.bmm(block.weights, values.wide, out=block.results)
+        for block in piece.blocks:
+            values = block.values
+            self._storage.read_values(layer, block.numbers, values.rows)
+            if self._layout.dead is not None:
+                values.slots.index_fill_(1, self._layout.dead, 0)
+            if values.wide is not values.seen:
+                values.wide.copy_(values.seen)
+            if self._joined is None and block.weights is not block.scores:
+                block.weights.copy_(block.scores)
+            self._multiply(block.weights, values.wide, block.results)
+
+    def _multiply(self, weights: torch.Tensor, values: torch.Tensor, results: torch.Tensor) -> None:
+        adds = self._joined is not None and self._joined.adds
+        if values.dtype != results.dtype or not results.is_contiguous():
+            products = torch.bmm(weights, values)
+            results.copy_(results + products if adds else products)
+        elif adds:
+            torch.baddbmm(results, weights, values, out=results)
         else:
-            block.results.copy_(torch.bmm(block.weights, values.wide))
+            torch.bmm(weights, values, out=results)
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:
     """The dtype of scores and sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def summing(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that values are multiplied in: torch does it faster in bfloat16 than in float32,
+    and adds up in float32.
+    """
+    return dtype if dtype == torch.bfloat16 else precise(dtype)

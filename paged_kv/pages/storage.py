@@ -81,6 +81,14 @@ class Storage(Protocol):
         device. One kernel a plane.
         """
 
+    def slot_index(self, slots: torch.Tensor) -> torch.Tensor:
+        """What `write_tokens` writes these slots [N] by, in every layer."""
+
+    def write_tokens(
+        self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """As `write_layer`, to what `slot_index` has for the slots: half the calls of torch."""
+
     def layer_index(self, pages: Ints) -> torch.Tensor:
         """What K and V of these pages [n] are read by, in every layer: [heads, n] on the device.
 
@@ -143,6 +151,7 @@ class Plane:
         self.targets = self.pages.transpose(0, 1)
         self.sources = wide(rows), wide(rows.view(-1, self.page_size * self.head_size))
         self._rows_of: dict[int, torch.Tensor] = {}
+        self._tokens_of: dict[int, torch.Tensor] = {}
 
     def layer(self, layer: int) -> torch.Tensor:
         """The parts of one layer [pages, layer_parts, heads, page_size, head_size], as a view."""
@@ -157,6 +166,14 @@ class Plane:
         if rows is None:
             rows = ordinary(lambda: self.sources[True][part * self.heads :])
             self._rows_of[part] = rows
+        return rows
+
+    def tokens_of(self, part: int) -> torch.Tensor:
+        """As `rows_of`, all rows of tokens."""
+        rows = self._tokens_of.get(part)
+        if rows is None:
+            rows = ordinary(lambda: self.rows[part * self.heads * self.page_size :])
+            self._tokens_of[part] = rows
         return rows
 
     def resized(self, pages: int) -> Plane:
@@ -331,14 +348,30 @@ class PagePlanes:
     def write_layer(
         self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
-        """Write new tokens of one layer. One kernel a plane, after two for all."""
+        """Write new tokens of one layer."""
+        self.write_tokens(layer, self.slot_index(slots), keys, values)
+
+    def slot_index(self, slots: torch.Tensor) -> torch.Tensor:
+        """Rows of tokens in the first part, or the first two, of a plane [N, layer_parts * heads].
+
+        They are the same in every plane.
+        """
+        plane = self.planes[0]
         pages = slots.div(self.page_size, rounding_mode="floor")
-        offsets = slots - pages * self.page_size
-        tokens = [keys.detach()[:, None], values.detach()[:, None]]
+        first = slots + pages * ((self.page_rows - 1) * self.page_size)
+        heads = plane.layer_parts * plane.heads
+        rows = torch.arange(0, heads * self.page_size, self.page_size, device=self.device)
+        return first[:, None] + rows
+
+    def write_tokens(
+        self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Write new tokens of one layer. One kernel a plane."""
+        sources = [keys.detach(), values.detach()]
         if len(self.planes) == 1:
-            tokens = [torch.cat(tokens, dim=1)]
-        for plane, source in zip(self.planes, tokens):
-            plane.layer(layer).permute(0, 3, 1, 2, 4).index_put_((pages, offsets), source)
+            sources = [torch.cat(sources, dim=1)]
+        for plane, source in zip(self.planes, sources):
+            plane.tokens_of(layer * plane.layer_parts).index_put_((index,), source)
 
     def layer_index(self, pages: Ints) -> torch.Tensor:
         """Row numbers of the keys of layer 0 [heads, n]: all else lies a fixed distance behind."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from paged_rows import Scene, assert_close
 
-from paged_kv.attention import Scratch, cost, make_attention, part_work
+from paged_kv.attention import Scratch, cost, make_attention, part_work, tree
 
 MOST_LIVE = 12
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -79,8 +79,9 @@ class AttentionMachine(RuleBasedStateMachine):
         most=st.sampled_from([1, 3, 6, 1000]),
         read=st.sampled_from([1, 100, part_work.MOST_READ]),
         scores=st.sampled_from([1, 100, part_work.MOST_SCORES]),
+        joined=st.sampled_from([0, tree.MOST_JOINED]),
     )
-    def attend(self, data, groups, alike, window, soft_cap, part, most, read, scores):
+    def attend(self, data, groups, alike, window, soft_cap, part, most, read, scores, joined):
         """A step in which rows may be twice, and have new tokens or none."""
         parents = data.draw(st.lists(st.sampled_from(self.seqs), min_size=1, max_size=7))
         counts = [data.draw(st.integers(0, 3))] * len(parents)
@@ -92,6 +93,7 @@ class AttentionMachine(RuleBasedStateMachine):
         with (
             patch.multiple(cost, PART=part, MOST_SLOTS=most, MOST_PART_SLOTS=2 * most),
             patch.multiple(part_work, MOST_READ=read, MOST_SCORES=scores),
+            patch.multiple(tree, MOST_JOINED=joined and min(joined, scores)),
         ):
             attentions = [
                 make_attention(
