@@ -5,6 +5,8 @@ Torch attends them, or a few lines where it cannot.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from paged_kv.attention.contract import Rows
 from paged_kv.attention.queries import Call
 from paged_kv.attention.scratch import Scratch
+from paged_kv.pages.buffers import ordinary
 from paged_kv.pages.storage import Storage
 
 
@@ -60,6 +63,16 @@ class DenseAttention:
             return result
 
 
+class Views(NamedTuple):
+    """Memory that a layer is read to."""
+
+    version: int  # of the scratch
+    key_rows: torch.Tensor  # as it is read
+    value_rows: torch.Tensor
+    keys: torch.Tensor  # [B, heads, size, head size]
+    values: torch.Tensor
+
+
 class Columns:
     """The rows of a batch side by side, from the first page that a row sees on."""
 
@@ -84,6 +97,7 @@ class Columns:
         for row, table in zip(pages, tables):
             row[: len(table)] = table
         self.size = int(end.max())
+        self._views: Views | None = None
         self.index = storage.layer_index(pages.reshape(-1)).view(-1)
         slot = np.arange(self.size)
         held = (slot >= start - skipped * size) & (slot < end)
@@ -116,17 +130,30 @@ class Columns:
         self, storage: Storage, layer: int, scratch: Scratch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a layer [B, heads, size, head size]; zeros where no token is."""
+        views = self._views
+        while views is None or views.version != scratch.version:
+            views = ordinary(lambda: self._make_views(storage, scratch))
+            self._views = views
+        storage.read_keys(layer, self.index, views.key_rows)
+        storage.read_values(layer, self.index, views.value_rows)
+        if self.dead is not None:
+            views.keys.masked_fill_(self.dead, 0)
+            views.values.masked_fill_(self.dead, 0)
+        return views.keys, views.values
+
+    def _make_views(self, storage: Storage, scratch: Scratch) -> Views:
         form = storage.form
+        version = scratch.version
         shape = (form.parts[0].heads, self.rows, self.width * form.page_size)
         keys = scratch.take("row keys", (*shape, form.parts[0].head_size), form.dtype)
         values = scratch.take("row values", (*shape, form.parts[-1].head_size), form.dtype)
-        storage.read_keys(layer, self.index, storage.as_rows(keys))
-        storage.read_values(layer, self.index, storage.as_rows(values))
-        pair = [rows.transpose(0, 1)[:, :, : self.size] for rows in (keys, values)]
-        if self.dead is not None:
-            for part in pair:
-                part.masked_fill_(self.dead, 0)
-        return pair[0], pair[1]
+        return Views(
+            version,
+            storage.as_rows(keys),
+            storage.as_rows(values),
+            keys.transpose(0, 1)[:, :, : self.size],
+            values.transpose(0, 1)[:, :, : self.size],
+        )
 
 
 def _attended(
