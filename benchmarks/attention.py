@@ -263,7 +263,7 @@ def line(row: dict[str, object]) -> str:
 def main() -> None:
     """Measure all cases."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -159,18 +159,40 @@ class Columns:
 def _attended(
     call: Call, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention of a dense batch."""
+    """Attention of a dense batch, in float32 where it is float16 on a CPU, which has no arithmetic
+    for that.
+    """
+    queries = call.queries
+    stored = keys.dtype
+    if stored == torch.float16 and keys.is_cpu:
+        queries = queries.float()
+        keys = keys.float()
+        values = values.float()
     if call.groups > 1:
         keys = keys.repeat_interleave(call.groups, dim=1)
         values = values.repeat_interleave(call.groups, dim=1)
-    if call.soft_cap is None:
-        with torch.autocast(keys.device.type, enabled=False):
-            return F.scaled_dot_product_attention(
-                call.queries, keys, values, attn_mask=mask, scale=call.scale
+    with torch.autocast(keys.device.type, enabled=False):
+        if call.soft_cap is None:
+            result = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, scale=call.scale
             )
+        else:
+            result = _capped(queries, keys, values, mask, call.scale, call.soft_cap)
+    return result.to(stored)
+
+
+def _capped(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    soft_cap: float,
+) -> torch.Tensor:
+    """Attention with a soft cap, which torch does not have."""
     precise = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    scores = torch.matmul(call.queries.to(precise), keys.to(precise).transpose(2, 3))
-    scores.mul_(call.scale / call.soft_cap).tanh_().mul_(call.soft_cap)
+    scores = torch.matmul(queries.to(precise), keys.to(precise).transpose(2, 3))
+    scores.mul_(scale / soft_cap).tanh_().mul_(soft_cap)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
-    return torch.matmul(scores.softmax(-1).to(values.dtype), values)
+    return torch.matmul(scores.softmax(-1), values.to(precise))

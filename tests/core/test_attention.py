@@ -80,6 +80,7 @@ def test_every_mode_of_torch_is_fine(backend: str) -> None:
         assert_close(attention.attend(0, queries), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = attention.attend(0, queries)
+        assert_close(attention.attend(0, queries, soft_cap=1e9), expected)
     assert found.dtype == torch.float32
     assert_close(found, expected)
 
