@@ -72,6 +72,19 @@ def run(script: str, *arguments: str, check: bool = True) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, check=check)
 
 
+def test_attention(tmp_path: Path) -> None:
+    out = tmp_path / "attention.json"
+    text = run("attention.py", "--rounds", "1", "--only", "UniZero", "--json", str(out)).stdout
+    found = json.loads(out.read_text())
+    assert found["processor"]
+    assert len(found["cases"]) == 2
+    for case in found["cases"]:
+        assert case["case"] in text
+        assert case["most_difference"] < 1e-5
+        assert case["dense_over"]["dense"] == 1
+        assert case["milliseconds"]["tree"] > 0
+
+
 def test_control_plane(tmp_path: Path) -> None:
     out = tmp_path / "control.json"
     text = run(
