@@ -42,6 +42,19 @@ def make_attention(
     return CheaperAttention(storage, rows, scratch, depth)
 
 
+def may_pay(
+    storage: Storage, lengths: list[int], counts: list[int], *, window: int | None = None
+) -> bool:
+    """Whether a step of such rows may gain from attention over pages; if not, a dense step is as
+    fast, whatever they share.
+
+    Asks for no tables, so that it may be asked before the step is opened. Cost: a microsecond or
+    two.
+    """
+    rows = Rows([], [], lengths, counts)
+    return not rows_are_few(rows, window, shape_of(storage.form))
+
+
 class CheaperAttention:
     """Attends rows one by one or as a tree, whichever costs less for a window."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from paged_rows import Scene, assert_close
 
-from paged_kv.attention import Rows, Scratch, make_attention
+from paged_kv.attention import Rows, Scratch, make_attention, may_pay
 from paged_kv.errors import BadArgument, BadCount, BadDevice, BadDtype, BadShape
 
 BACKENDS = ["auto", "dense", "tree"]
@@ -158,6 +158,14 @@ def test_the_pool_may_grow_meanwhile() -> None:
     before = attention.attend(0, queries)
     cache.append(cache.new(9), *[torch.randn(1, 9, 1, 8, 4)] * 2)
     assert torch.equal(attention.attend(0, queries), before)
+
+
+def test_a_dense_step_is_named_where_it_is_as_fast() -> None:
+    unizero = Scene(page_size=2, heads=8, head_size=96)
+    assert not may_pay(unizero.storage, [12] * 8, [2] * 8)
+    assert may_pay(unizero.storage, [120] * 8, [2] * 8)
+    assert not may_pay(unizero.storage, [120] * 8, [2] * 8, window=12)
+    assert not may_pay(unizero.storage, [], [])
 
 
 # -- what is refused
