@@ -68,7 +68,10 @@ nitpick_ignore_regex = [
     (r"py:class", r"transformers\..*|paged_kv\.integrations\.huggingface\.feeding\..*"),
     (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
     # what verbs are made of: read by recordings, and no page of the reference
-    (r"py:class", r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books|storage\.Storage)|cache\.T)"),
+    (
+        r"py:class",
+        r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books|storage\.Storage)|cache\.T)",
+    ),
 ]
 default_role = "code"  # docstrings write `names` as Markdown does
 
