@@ -164,7 +164,7 @@ class Work:
         """Write K and V of a layer, then attend: alone, since others move pages."""
         attention = self._look()
         storage = self.pool.storage
-        storage.write_layer(layer, self._at, self._flat(keys), self._flat(values))
+        storage.write_tokens(layer, self._index, self._flat(keys), self._flat(values))
         seen = attention.attend(
             layer, queries.detach(), scale=scale, window=window, soft_cap=soft_cap
         )
@@ -185,9 +185,8 @@ class Work:
             self._attention = make_attention(
                 storage, rows, backend=self._backend, scratch=self._scratch
             )
-            self._at = torch.tensor(
-                self.slots(records), dtype=torch.int64, device=storage.form.device
-            )
+            slots = torch.tensor(self.slots(records), dtype=torch.int64)
+            self._index = storage.slot_index(slots.to(storage.form.device))
             self._records = records
         return self._attention
 

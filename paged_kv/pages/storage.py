@@ -74,20 +74,15 @@ class Storage(Protocol):
 
     # -- one layer, as attention over pages needs it
 
-    def write_layer(
-        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
-        """Write K and V [N, heads, size] of new tokens of one layer to slots [N], int64 on the
-        device. One kernel a plane.
-        """
-
     def slot_index(self, slots: torch.Tensor) -> torch.Tensor:
-        """What `write_tokens` writes these slots [N] by, in every layer."""
+        """What `write_tokens` writes to these slots by, in every layer: int64 [N] on the device."""
 
     def write_tokens(
         self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
-        """As `write_layer`, to what `slot_index` has for the slots: half the calls of torch."""
+        """Write K and V [N, heads, size] of new tokens of one layer to the slots of an index. One
+        kernel a plane.
+        """
 
     def layer_index(self, pages: Ints) -> torch.Tensor:
         """What K and V of these pages [n] are read by, in every layer: [heads, n] on the device.
@@ -269,12 +264,6 @@ class PagePlanes:
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
 
     # -- one layer
-
-    def write_layer(
-        self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
-        """Write new tokens of one layer."""
-        self.write_tokens(layer, self.slot_index(slots), keys, values)
 
     def slot_index(self, slots: torch.Tensor) -> torch.Tensor:
         """Rows of tokens in the first part, or the first two, of a plane [N, layer_parts * heads].

@@ -260,7 +260,7 @@ def test_a_layer_is_written_and_read_alone(device: str, value_head_size: int | N
     slots = torch.tensor([pages[1] * 4 + 3, pages[0] * 4 + 1], device=device)
     keys = torch.randn(2, 2, 4, device=device, requires_grad=True)
     values = torch.randn(2, 2, scene.cache.value_head_size, device=device)
-    scene.storage.write_layer(1, slots, keys, values)
+    scene.storage.write_tokens(1, scene.storage.slot_index(slots), keys, values)
     after = scene.cache.gather([seq])
     for found, old, new in zip(after[:2], before[:2], (keys, values)):
         assert not found.requires_grad

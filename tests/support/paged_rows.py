@@ -153,7 +153,8 @@ class Step:
             torch.cat([new[part][layer] for new in self.news], dim=1).transpose(0, 1)
             for part in (0, 1)
         ]
-        self.scene.storage.write_layer(layer, self.slots, *pair)
+        storage = self.scene.storage
+        storage.write_tokens(layer, storage.slot_index(self.slots), *pair)
 
     def queries(self, groups: int) -> torch.Tensor:
         """Queries of all columns."""
