@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from tiny_models import tiny_model
@@ -20,8 +21,8 @@ Path = tuple[int, ...]
 class Oracle:
     """A model of its own, whose weights may be changed."""
 
-    def __init__(self, family: str) -> None:
-        self.model = deepcopy(tiny_model(family))
+    def __init__(self, family: str, model: Any = None) -> None:
+        self.model = deepcopy(tiny_model(family)) if model is None else model
         self._known: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def change(self) -> None:

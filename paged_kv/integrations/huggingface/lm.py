@@ -151,7 +151,9 @@ class PagedLM:
         self.paths.begin()
         rows = prompts(input_ids, attention_mask, self.paths.tokenizer)
         roots = self._new_roots([self._prompt(row) for row in rows], seed)
-        if roots:
+        new = sum(len(root.tokens) - self.paths.length(root.tokens) for root in roots)
+        bar = ticking("tokens fed", new, self.progress)
+        with bar as ticks, self.paths.runner.telling(ticks.update):
             self.paths.hidden(roots)
         return roots
 
@@ -174,7 +176,7 @@ class PagedLM:
         if not all(rows):
             raise BadArgument("token_lists", rows, "at least one token for each node")
         children, states = self.paths.grow(list(zip(parents, rows)))
-        said = [] if self.paths.head is None else [self.paths.say(state) for state in states]
+        said = [] if self.paths.head is None else self.paths.say_each(states)
         if ended:
             self.paths.residents.release({parent.place.number: None for parent in parents})
         return Extended(children, states, said)

@@ -10,21 +10,34 @@ from paged_kv.integrations.huggingface.token_tree import Tokens
 
 
 class Lookup:
-    """Nodes by their paths. They go as they are evicted."""
+    """Nodes by their paths. They go once their K/V were evicted."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._nodes: dict[Tokens, Node] = {}
+        self._evicted = 0  # paths, when it was last seen to
 
     def nodes(self, rows: Sequence[Tokens]) -> list[Node]:
         """A node for each of these paths, one for equal ones: `keep` them once they were fed."""
-        index = self._paths.residents.index
-        for path in [path for path, node in self._nodes.items() if node.place.number not in index]:
-            del self._nodes[path]
-        made = {
-            row: self._nodes.get(row) or self._paths.root(row, 0) for row in dict.fromkeys(rows)
-        }
+        self._let_go()
+        made: dict[Tokens, Node] = {}
+        for row in rows:
+            if row not in made:
+                known = self._nodes.get(row)
+                if known is None or not self._paths.has(known.place.number):
+                    known = self._paths.root(row, 0)
+                made[row] = known
         return [made[row] for row in rows]
+
+    def _let_go(self) -> None:
+        """Drop nodes whose K/V are gone. Cost: O(nodes) where something was evicted."""
+        residents = self._paths.residents
+        if residents.evicted == self._evicted:
+            return
+        self._evicted = residents.evicted
+        for path, node in list(self._nodes.items()):
+            if node.place.number not in residents.index:
+                del self._nodes[path]
 
     def keep(self, nodes: Sequence[Node]) -> None:
         """Hold these nodes."""

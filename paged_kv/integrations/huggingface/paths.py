@@ -183,6 +183,16 @@ class Paths:
         with torch.no_grad():
             return self.head(hidden)
 
+    def say_each(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the head says of each of these [n, hidden size]; all are views of one tensor.
+
+        A head reads all its weights however few it is asked for, so it is asked once.
+        """
+        if not states:
+            return []
+        said = self.say(torch.cat(list(states)))
+        return list(said.split_with_sizes([len(state) for state in states]))
+
     # -- what is computed
 
     def _ready(self, waiting: dict[Tokens, list[int]], known: dict[Tokens, torch.Tensor]) -> None:

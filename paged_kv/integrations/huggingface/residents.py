@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 from weakref import ref
 
@@ -21,6 +21,14 @@ class Watched(Protocol):
     """A node, as far as it is known here."""
 
     basis: object | None  # what it holds until it has K/V of its own
+
+
+class Watch(ref[Watched]):
+    """A node that may be dropped. Whoever is told of that gets the watch, by a function of C: no
+    interrupt comes between.
+    """
+
+    number = 0  # which no path has, until it is said
 
 
 class Kept:
@@ -82,10 +90,10 @@ class Residents:
         self._torn = False  # whether these two were left half changed
         self._swept = 0  # evictions after which what is gone was forgotten
         self._pins: dict[int, int] = {}  # of nodes, whether they have K/V now or not
-        self._gone: deque[int] = deque()  # numbers of nodes that were dropped: finalizers add to it
+        self._gone: deque[Watch] = deque()  # of nodes that were dropped: finalizers add to it
         self._spare: dict[int, None] = {}  # numbers that are no node's, within one call
         self._numbers = itertools.count(1)
-        self._watched: dict[int, ref[Watched]] = {}
+        self._watched: dict[int, Watch] = {}
         pages.set_reclaimer(self.index)
 
     # -- numbers, and whose they are
@@ -102,8 +110,9 @@ class Residents:
 
     def watch(self, number: int, node: Watched) -> None:
         """Let go of what is kept under a number once `node` is dropped."""
-        gone = self._gone
-        self._watched[number] = ref(node, lambda _: gone.append(number))
+        watch = Watch(node, self._gone.append)
+        watch.number = number
+        self._watched[number] = watch
 
     def alive(self) -> list[Watched]:
         """All watched nodes that exist, the oldest first."""
@@ -127,15 +136,20 @@ class Residents:
 
     def put(self, number: int, seq: int, path: Tokens, hidden: torch.Tensor | None) -> None:
         """Keep K/V of a path, and take ownership of its sequence."""
+        self.mend()
+        self._torn = True
         self.index.put(number, seq)
-        self._forget(number)
+        self._drop(number)
         if number in self._pins and not self.index.pinned(number):
             self.index.pin(number)
-        self._torn = True
         self._kept[number] = Kept(path, hidden)
         self._states.add(hidden)
         self.tree.add(path, number)
         self._torn = False
+        self._unbind(number)
+
+    def _unbind(self, number: int) -> None:
+        """Let a node hold what it went on from no longer."""
         node = self.node(number)
         if node is not None:
             node.basis = None
@@ -193,7 +207,12 @@ class Residents:
         """How often `unpin` may be called."""
         return self._pins.get(number, 0)
 
-    def _unpin(self, number: int) -> None:
+    def _end(self, number: Hashable) -> None:
+        if number in self.index:
+            self._unpin(number)
+            self.index.remove(number)
+
+    def _unpin(self, number: Hashable) -> None:
         while self.index.pinned(number):
             self.index.unpin(number)
 
@@ -202,12 +221,11 @@ class Residents:
     def release(self, numbers: Iterable[int]) -> None:
         """Give up what is kept under these numbers, pinned or not."""
         for number in numbers:
-            if number in self.index:
-                self._unpin(number)
-                self.index.remove(number)
+            self._end(number)
             self._forget(number)
             self._pins.pop(number, None)
             self._spare.pop(number, None)
+            self._unbind(number)
             # last: whoever interrupts this leaves a node that is fed again, or released again
             self._watched.pop(number, None)
 
@@ -221,13 +239,17 @@ class Residents:
         self.mend()
         self.release_spare()
         while self._gone:
-            self.release([self._gone[0]])
+            self.release([self._gone[0].number])
             self._gone.popleft()
 
     def mend(self) -> None:
-        """Make anew what follows from what is kept, where an interrupt came between."""
+        """Make anew what follows from what is kept, where an interrupt came between, and give up
+        K/V of which nothing else was noted.
+        """
         if not self._torn:
             return
+        for number in set(self.index) - self._kept.keys():
+            self._end(number)
         self.tree = TokenTree()
         for number, kept in self._kept.items():
             self.tree.add(kept.path, number)
@@ -266,7 +288,7 @@ class Residents:
     def sweep(self) -> None:
         """Forget what was evicted."""
         evicted = self.evicted
-        if evicted == self._swept:
+        if evicted == self._swept and len(self._kept) <= len(self.index):
             return
         for number in [number for number in self._kept if number not in self.index]:
             self._forget(number)
@@ -274,14 +296,17 @@ class Residents:
 
     def _forget(self, number: int) -> None:
         self.mend()
+        self._torn = True
+        self._drop(number)
+        self._torn = False
+
+    def _drop(self, number: int) -> None:
         kept = self._kept.get(number)
         if kept is None:
             return
-        self._torn = True
         self.tree.remove(kept.path, number)
         self._states.drop(kept.hidden)
         del self._kept[number]
-        self._torn = False
 
     def _forget_state(self, number: int) -> None:
         """Give up a hidden state alone: to have it again, one token is fed."""

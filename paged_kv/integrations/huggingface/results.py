@@ -15,7 +15,7 @@ class Extended(NamedTuple):
 
     nodes: list[Node]
     hidden_states: list[torch.Tensor]  # [new tokens, hidden size] each
-    logits: list[torch.Tensor]  # [new tokens, vocabulary] each; [] without a head
+    logits: list[torch.Tensor]  # [new tokens, vocabulary] each, views of one; [] without a head
 
 
 class LMStats(NamedTuple):

@@ -49,6 +49,16 @@ class Runner:
         self.piece = piece
         self.backend = backend
         self.fed = 0  # tokens so far
+        self._told: Callable[[int], object] | None = None
+
+    @contextmanager
+    def telling(self, told: Callable[[int], object]) -> Iterator[None]:
+        """A block in which `told` hears how many tokens were fed, forward by forward."""
+        self._told = told
+        try:
+            yield
+        finally:
+            self._told = None
 
     def rows(self, counts: Iterable[int]) -> int:
         """How many of these rows, from the first one on, go into one batch. No more counts are
@@ -128,6 +138,8 @@ class Runner:
                 ).last_hidden_state
             children = step.commit() if publish else []
         self.fed += sum(counts)
+        if self._told is not None:
+            self._told(sum(counts))
         return children, hidden
 
     def _inputs(

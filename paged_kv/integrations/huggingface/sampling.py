@@ -121,7 +121,11 @@ class Sampler:
         raw = logits.float()
         scores = self.processors(ids, raw.clone())
         going = scores[live]
-        found = going.argmax(-1) if self.recipe.greedy else self._drawn_from(going, live)
+        if self.recipe.greedy:
+            found = going.argmax(-1)
+        else:
+            numbers = [uniform(self.rows[place].seed, len(self.rows[place])) for place in live]
+            found = drawn_from(going, numbers)
         own = raw[live]
         logprobs = own.gather(-1, found[:, None])[:, 0] - own.logsumexp(-1)
         for place, token, logprob in zip(live, found.tolist(), logprobs.tolist()):
@@ -133,18 +137,6 @@ class Sampler:
         chosen = ids.new_full((len(self.rows),), self.recipe.pad)
         chosen[live] = found
         return chosen
-
-    def _drawn_from(self, scores: torch.Tensor, live: Sequence[int]) -> torch.Tensor:
-        """One token a row: where its uniform number falls among the sums of probabilities."""
-        numbers = [uniform(self.rows[place].seed, len(self.rows[place])) for place in live]
-        sums = scores.double().softmax(-1).cumsum(-1)
-        total = sums[:, -1:]
-        if not bool(total.isfinite().all()):
-            raise BadArgument("scores", scores, "such that each row has a token to be drawn")
-        wanted = torch.tensor(numbers, dtype=torch.float64, device=sums.device)[:, None]
-        found = torch.searchsorted(sums, wanted * total, right=True)[:, 0]
-        # the last one that can be drawn, where rounding leads behind it
-        return torch.minimum(found, (sums < total).sum(-1))
 
     def _stop(self, ids: torch.Tensor) -> None:
         """Note which rows have stopped."""
@@ -189,3 +181,20 @@ class Sampler:
     def _stream(self, tokens: torch.Tensor) -> None:
         if self.streamer is not None:
             self.streamer.put(tokens.cpu())
+
+
+def drawn_from(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    """One token a row of scores [B, vocabulary]: where its number, from 0 to 1, falls among the
+    sums of probabilities. Int64 [B]. Raises BadArgument where a row has nothing to be drawn.
+
+    >>> drawn_from(torch.zeros(3, 4), [0.0, 0.5, 0.9]).tolist()
+    [0, 2, 3]
+    """
+    sums = scores.double().softmax(-1).cumsum(-1)
+    total = sums[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise BadArgument("scores", scores, "such that each row has a token to be drawn")
+    wanted = torch.tensor(numbers, dtype=torch.float64, device=sums.device)[:, None]
+    found = torch.searchsorted(sums, wanted * total, right=True)[:, 0]
+    # the last one that can be drawn, where rounding leads behind it
+    return torch.minimum(found, (sums < total).sum(-1))

@@ -11,6 +11,8 @@ from paged_kv.integrations.huggingface.nodes import Node
 from paged_kv.integrations.huggingface.paths import Paths
 from paged_kv.integrations.huggingface.token_tree import Tokens
 
+TOGETHER = 128  # tokens whose logits are held at once
+
 
 def score(paths: Paths, nodes: Sequence[Node], rows: Sequence[Tokens]) -> list[torch.Tensor]:
     """Log-probability of each token of these continuations: a tensor [tokens] a row, float32."""
@@ -24,12 +26,29 @@ def score(paths: Paths, nodes: Sequence[Node], rows: Sequence[Tokens]) -> list[t
             for row in longer
         )
         states = paths.runner.fitting(longer, count, look)
-        for row, hidden in zip(longer, states):
-            rest = _taken(paths.say(hidden), rows[row][1:])
+        batch = longer[: len(states)]
+        for row, rest in zip(batch, _rests(paths, states, [rows[row][1:] for row in batch])):
             scores[row] = torch.cat([scores[row], rest])
         del longer[: len(states)]
     paths.residents.fit()
     return scores
+
+
+def _rests(
+    paths: Paths, hidden: Sequence[torch.Tensor], rows: Sequence[Tokens]
+) -> list[torch.Tensor]:
+    """Log-probabilities of tokens [n] by the hidden states before them [n, size], row by row.
+
+    A head reads all its weights however few tokens it is asked for, and logits are large: so it is
+    asked for tokens of several rows at once, and for some of a long row.
+    """
+    states = torch.cat(list(hidden))
+    tokens = tuple([token for row in rows for token in row])
+    found = [
+        _taken(paths.say(states[at : at + TOGETHER]), tokens[at : at + TOGETHER])
+        for at in range(0, len(tokens), TOGETHER)
+    ]
+    return list(torch.cat(found).split_with_sizes([len(row) for row in rows]))
 
 
 def _looked(

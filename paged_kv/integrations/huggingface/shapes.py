@@ -80,7 +80,9 @@ def decoder_of(model: Any) -> Any:
     """The part of a model with the layers: without its head, and without an adapter around it."""
     while hasattr(model, "get_base_model"):  # of PEFT
         model = model.get_base_model()
-    return model.base_model
+    base = model.base_model
+    # some name it otherwise than their class says
+    return model.get_decoder() if base is model and hasattr(model, "lm_head") else base
 
 
 def attends_through_interface(model: Any) -> bool:
