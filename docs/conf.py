@@ -41,6 +41,7 @@ except ImportError:  # and beside transformers
 FLAT = (
     "index",
     "tutorial",
+    "moving_over",
     "how_it_works",
     "safety",
     "design",

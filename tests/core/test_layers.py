@@ -53,6 +53,7 @@ LAYERS = [
     {"tools.summary"},
     {"tools.reference"},
     {"tools.profile"},
+    {"tools.search"},
     {"tools.html"},
     {"tools.estimate"},
     {"tools.commands"},

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(paged_kv.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
+NEEDS_TRANSFORMERS = ("huggingface", "moving_over", "nodes", "tutorial_llm")
 NEEDS_MAIN = ("policy", "world_model")  # LightZero's main, that is
 BEYOND = r"lzero|transformers|integrations|prometheus|tools\.html"
 BEYOND_CORE = ("integrations", "tools", "__main__")
@@ -62,7 +63,7 @@ def run(page: Path) -> dict[str, Any]:
     What a block prints must be what stands below it.
     """
     names: dict[str, Any] = {}
-    if CORE_ONLY and page.stem == "huggingface":
+    if CORE_ONLY and page.stem in NEEDS_TRANSFORMERS:
         return names
     for line, code, output in blocks(page):
         if CORE_ONLY and re.search(BEYOND, code):

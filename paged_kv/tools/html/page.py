@@ -1,41 +1,20 @@
-"""The document: one file with its charts, its data and all that draws them."""
+"""The page of recordings, and of a profile: what a search did to a cache."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import altair as alt
-import jinja2
-import vl_convert
-from markupsafe import Markup
-
-from paged_kv import __version__
 from paged_kv.recording import Recording
 from paged_kv.tools.html import charts, glance
-from paged_kv.tools.html.figure import Figure
+from paged_kv.tools.html.document import Document, Section, figures, rendered
 from paged_kv.tools.html.histograms import fill, lives
 from paged_kv.tools.html.pagemap import page_map
 from paged_kv.tools.html.series import Source, axis, sources
-from paged_kv.tools.html.style import variables
 from paged_kv.tools.html.tree import tree
 from paged_kv.tools.profile.words import caches, notes, sides, title
 
 NOTHING = "Nothing was recorded: there is no sample to draw."
-
-
-@dataclass(frozen=True)
-class Section:
-    """Figures under one heading."""
-
-    title: str
-    figures: list[Figure]
 
 
 def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) -> str:
@@ -46,10 +25,7 @@ def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) 
     `report` are missing.
     """
     found = sources(recordings)
-    parts = [section for section in _sections(found, result) if section.figures]
-    specs = {figure.name: figure.spec() for part in parts for figure in part.figures}
     paged = [source for source in found if source.paged]
-    code = script()
     table = None
     cards = []
     if result:
@@ -58,58 +34,25 @@ def page(recordings: Sequence[Recording], result: dict[str, Any] | None = None) 
     elif found:
         table = glance.recorded(found)
         cards = glance.recorded_cards(paged[0]) if len(paged) == 1 else []
-    return _template().render(
-        title=_title(found, result),
-        lead=_lead(found, result),
-        notices=list(_notices(found, result)),
-        cards=cards,
-        table=table,
-        sections=parts,
-        facts=list(_facts(found, result)),
-        version=__version__,
-        style=Markup(variables() + _file("page.css")),
-        charts=Markup(embedded(specs)),
-        script=Markup(code),
-        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'",
+    return rendered(
+        Document(
+            title=_title(found, result),
+            lead=_lead(found, result),
+            notices=list(_notices(found, result)),
+            cards=cards,
+            table=table,
+            sections=list(_sections(found, result)),
+            facts=list(_facts(found, result)),
+        )
     )
-
-
-def _file(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def embedded(data: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it ends the element or begins a
-    comment.
-
-    >>> embedded("</script>")
-    '"\\\\u003c/script\\\\u003e"'
-    """
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def script() -> str:
-    """page.js with Vega, Vega-Lite and Vega-Embed, which vl-convert brings along. Cost: about a
-    second, once.
-    """
-    version = ".".join(alt.SCHEMA_VERSION.split(".")[:2])  # the one that the charts are written for
-    bundle = vl_convert.javascript_bundle(_file("page.js"), vl_version=version)
-    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_file("page.html"))
 
 
 def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Section]:
     under = axis(found)
     paged = [source for source in found if source.paged]
     pools = [part(source, under) for source in paged for part in (charts.inside, charts.references)]
-    yield _section("Memory over the search", charts.held(found, under), *pools)
-    yield _section(
+    yield figures("Memory over the search", charts.held(found, under), *pools)
+    yield figures(
         "Time and lookups",
         charts.split(_times(found, result)),
         charts.cache_time(found, under),
@@ -118,14 +61,10 @@ def _sections(found: list[Source], result: dict[str, Any] | None) -> Iterator[Se
     )
     for source in paged:
         name = f" of {source.name}" if len(paged) > 1 else ""
-        yield _section(f"The tree of one search{name}", tree(source))
-        yield _section(
+        yield figures(f"The tree of one search{name}", tree(source))
+        yield figures(
             f"The pool, page by page{name}", page_map(source), fill(source), lives(source)
         )
-
-
-def _section(heading: str, *figures: Figure | None) -> Section:
-    return Section(heading, [figure for figure in figures if figure is not None])
 
 
 def _times(found: list[Source], result: dict[str, Any] | None) -> charts.Split:

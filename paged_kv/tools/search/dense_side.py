@@ -1,0 +1,94 @@
+"""A search as programs write it with transformers: batches of dense caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from paged_kv.integrations.huggingface.draws import uniform
+from paged_kv.integrations.huggingface.sampling import drawn_from
+from paged_kv.integrations.huggingface.versions import FOUND
+from paged_kv.tools.search.dense_cache import last_logits, nbytes, repeated
+from paged_kv.tools.search.kept import Kept
+from paged_kv.tools.search.measuring import Held, Peak, Stopwatch
+from paged_kv.tools.search.side import Drawn, Rule
+
+
+class DenseSide:
+    """Parents are opened as `kept` has them, their rows repeated for the children, which are drawn
+    together.
+    """
+
+    def __init__(self, name: str, model: Any, kept: Kept, rule: Rule, draws: Stopwatch) -> None:
+        self.name = name
+        self._model = model
+        self._kept = kept
+        self._rule = rule
+        self._draws = draws
+        self._prompt = 0
+        self._paths: list[tuple[int, ...]] = []  # behind the prompt, of each node
+        self._fed = 0
+        self._peak = Peak()
+
+    def begin(self, prompt: Sequence[int], seed: int) -> None:
+        """Take the prompt of node 0."""
+        self._prompt = len(prompt)
+        self._paths = [()]
+        self._kept.begin(prompt, self._feed)
+        self._peak.note(Held(self._kept.nbytes(), 0))
+
+    def expand(self, parents: Sequence[int], seeds: Sequence[int]) -> list[Drawn]:
+        """A child of each of these nodes."""
+        nodes = list(dict.fromkeys(parents))
+        opened = self._kept.open(nodes, [self._paths[node] for node in nodes], self._feed)
+        rows = [nodes.index(parent) for parent in parents]
+        as_opened = rows == list(range(len(nodes))) and not opened.kept
+        batch = opened.cache if as_opened else repeated(opened.cache, rows)
+        logits = opened.logits[torch.tensor(rows, device=opened.logits.device)]
+        del opened  # before the batch grows
+        length = self._prompt + len(self._paths[parents[0]])
+        children = self._draw(batch, logits, seeds, length)
+        self._note(batch)
+        self._kept.keep(len(self._paths), batch)
+        del batch
+        self._peak.note(Held(self._kept.nbytes(), 0))
+        self._paths += [
+            self._paths[parent] + child.tokens for parent, child in zip(parents, children)
+        ]
+        return children
+
+    def peak(self) -> Held:
+        """The most that was held at once since it was last asked."""
+        return self._peak.taken()
+
+    def tokens_fed(self) -> int:
+        """To the model, so far."""
+        return self._fed
+
+    def _note(self, batch: DynamicCache) -> None:
+        self._peak.note(Held(self._kept.nbytes() + nbytes(batch), 0))
+
+    def _draw(
+        self, batch: DynamicCache, logits: torch.Tensor, seeds: Sequence[int], length: int
+    ) -> list[Drawn]:
+        tokens: list[list[int]] = []  # a list a step
+        logprobs: list[list[float]] = []
+        for step in range(self._rule.tokens):
+            self._draws.start()
+            numbers = [uniform(seed, length + step) for seed in seeds]
+            chosen = drawn_from(logits / self._rule.temperature, numbers)
+            said = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+            tokens.append(chosen.tolist())
+            logprobs.append(said.tolist())
+            self._draws.stop()
+            if step + 1 < self._rule.tokens:
+                logits = self._feed(batch, chosen[:, None])
+        return [Drawn(drawn, list(said)) for drawn, said in zip(zip(*tokens), zip(*logprobs))]
+
+    def _feed(self, cache: DynamicCache, rows: Any) -> torch.Tensor:
+        ids = torch.as_tensor(rows, device=self._model.device)
+        self._fed += ids.numel()
+        return last_logits(self._model, FOUND.cache_argument, cache, ids)

@@ -1,0 +1,141 @@
+"""One search, run on all five caches in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from paged_kv.checks import amount, choice
+from paged_kv.errors import BadCount, UnsupportedModel
+from paged_kv.integrations.huggingface.lm import PagedLM
+from paged_kv.integrations.huggingface.shapes import ModelShape, shape_of
+from paged_kv.tools.search import kept
+from paged_kv.tools.search.dense_side import DenseSide
+from paged_kv.tools.search.lockstep import Lockstep, Watches
+from paged_kv.tools.search.measuring import Stopwatch, timed
+from paged_kv.tools.search.methods import FUNCTIONS
+from paged_kv.tools.search.models import Loaded
+from paged_kv.tools.search.paged_side import PagedSide
+from paged_kv.tools.search.presets import METHODS, Preset
+from paged_kv.tools.search.side import DEEPCOPY, GATHERED, PREFILL, ROOTCACHE, TREE, Rule, Side
+from paged_kv.tools.search.task import LONGEST, Countdown, Likely, Task
+
+TEMPERATURE = 0.8
+PAGE_SIZE = 4
+KEPT: dict[str, Callable[[], kept.Kept]] = {
+    PREFILL: kept.Nothing,
+    ROOTCACHE: kept.RootOnly,
+    DEEPCOPY: kept.Copies,
+}
+
+
+class Trial:
+    """A search that is ready to run: `run` it, then ask for `lockstep` and the rest.
+
+    `sides`: the caches to compare, all by default; the first one's tokens decide what is expanded.
+    Raises BadArgument, BadCount, UnsupportedModel.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        preset: Preset,
+        *,
+        method: str = "mcts",
+        seed: int = 0,
+        page_size: int = PAGE_SIZE,
+        temperature: float = TEMPERATURE,
+        sides: Sequence[str] = (PREFILL, ROOTCACHE, DEEPCOPY, GATHERED, TREE),
+    ) -> None:
+        choice("method", method, METHODS)
+        for name in ("prompt_tokens", "simulations", "width", "tokens"):
+            amount(name, getattr(preset, name), 1)
+        self.shape = shape_of(loaded.model)
+        if loaded.model.get_output_embeddings() is None:
+            raise UnsupportedModel(loaded.model, "it has no language model's head")
+        _check_positions(self.shape, preset)
+        self.loaded = loaded
+        self.preset = preset
+        self.method = method
+        self.seed = seed
+        self.page_size = page_size
+        self.temperature = temperature
+        self.task = _task(loaded, self.shape, seed)
+        self._watches = Watches(Stopwatch(), Stopwatch())
+        self.lockstep = Lockstep(
+            [self._side(name) for name in sides],
+            self.task.prompt(preset.prompt_tokens),
+            self.task.judge,
+            self._watches,
+            seed=seed,
+        )
+
+    def run(self, on_batch: Callable[[], None] = lambda: None) -> None:
+        """Search; `on_batch` is called after each simulation, however many nodes it expanded. An
+        interrupt leaves what was done so far.
+        """
+        self.lockstep.on_batch = on_batch
+        preset = self.preset
+        with timed(self.loaded.model, self._watches.model):
+            self.lockstep.begin()
+            root = self.lockstep.root
+            self.lockstep.follow(FUNCTIONS[self.method](root, preset.simulations, preset.width))
+
+    def _side(self, name: str) -> Side:
+        rule = Rule(self.preset.tokens, self.temperature)
+        draws = self._watches.draws
+        model = self.loaded.model
+        if name in (GATHERED, TREE):
+            lm = PagedLM(
+                model,
+                page_size=self.page_size,
+                backend="dense" if name == GATHERED else "tree",
+                max_bytes=2 * self._tree_bytes(),
+                progress=False,
+            )
+            return PagedSide(name, lm, rule, draws)
+        return DenseSide(name, model, KEPT[name](), rule, draws)
+
+    def _tree_bytes(self) -> int:
+        """Of all nodes' tokens, each in pages that it need not share."""
+        preset = self.preset
+        each = preset.tokens + 2 * self.page_size
+        least = 64 * self.page_size  # slots that a cache begins with
+        return (least + preset.prompt_tokens + preset.nodes * each) * token_bytes(self.shape)
+
+
+def token_bytes(shape: ModelShape) -> int:
+    """Bytes of the keys and values of one token."""
+    return (
+        shape.layers
+        * shape.heads
+        * (shape.head_size + shape.value_head_size)
+        * shape.dtype.itemsize
+    )
+
+
+def longest(preset: Preset) -> int:
+    """Tokens of the longest path."""
+    steps = -(-LONGEST // preset.tokens)
+    return preset.prompt_tokens + steps * preset.tokens
+
+
+def needed_bytes(preset: Preset, shape: ModelShape) -> int:
+    """Bytes that the five caches take together at most, when each path is as long as it can be."""
+    path = longest(preset) * token_bytes(shape)
+    batches = 4 * preset.width * path  # of the dense sides, and the gathered pages
+    return (
+        batches + (preset.nodes + 1) * path + 2 * preset.nodes * preset.tokens * token_bytes(shape)
+    )
+
+
+def _check_positions(shape: ModelShape, preset: Preset) -> None:
+    most = shape.positions
+    if most is not None and longest(preset) > most:
+        allowed = f"with the answer at most {most}, the model's positions"
+        raise BadCount("tokens of the prompt", preset.prompt_tokens, allowed)
+
+
+def _task(loaded: Loaded, shape: ModelShape, seed: int) -> Task:
+    if loaded.tokenizer is None:
+        return Likely(shape.vocabulary, seed)
+    return Countdown(loaded.tokenizer, seed)
