@@ -1,0 +1,1 @@
+"""What searches over a language model cost on pages, and without them."""
