@@ -1,7 +1,7 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
 # make demo-llm  SmolLM2-135M, and all that a search with it needs, then `paged-kv search`, which writes search.html
-# make test   lint, types, the documentation, all tests with coverage, the core alone with the newest numpy, and the oldest
-#             transformers
+# make test   lint, types, the documentation, all tests with coverage, the core alone with the newest numpy, and language
+#             models with the newest and the oldest transformers
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make bench-llm  searches over a language model, part by part; PAGED_KV_SMOLLM2=FOLDER names the model (20 minutes)
@@ -94,7 +94,7 @@ docs: .venv/.dev
 	@echo "the documentation: build/site/index.html"
 
 test-all: .venv/.dev
-	$(BIN)/pytest --hypothesis-profile=ci --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/pytest --hypothesis-profile=ci --cov --cov-report=term --ignore=tests/huggingface $(PYTEST_ARGS)
 
 # A wheel, not the source tree: this also proves that the package builds and carries its data. `pytest` on its own does
 # not put the current folder on the path, so the installed package is the one that is tested.
@@ -102,8 +102,9 @@ test-core: .venv-core/.dev
 	$(CORE)/python $(INSTALL) --force-reinstall --no-deps .
 	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider $(PYTEST_ARGS)
 
-# The oldest transformers that is promised, laid over the newest one.
+# The newest transformers, and the oldest that is promised, which is laid over it.
 test-transformers: .venv/.dev $(OVERLAY)/.installed
+	$(BIN)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/huggingface $(PYTEST_ARGS)
 	PYTHONPATH=.:$(OVERLAY) $(BIN)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/huggingface $(PYTEST_ARGS)
 
 # No part of `test`: a torch this old comes with 2 GB of CUDA, whatever is asked for.
