@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from lm_oracle import Oracle, close, drawn_as_told, empty, whole
@@ -372,7 +372,5 @@ class LMMachine(RuleBasedStateMachine):
 def test_random_lives(family: str) -> None:
     machine = type("Machine", (LMMachine,), {"family": family})
     case = machine.TestCase
-    case.settings = settings(
-        max_examples=12, stateful_step_count=20, deadline=None, phases=[Phase.generate]
-    )
+    case.settings = settings(max_examples=8, stateful_step_count=18, deadline=None)
     case().runTest()

@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
 
-from paged_kv.attention.choice import BACKENDS
 from paged_kv.cache import PagedKVCache
-from paged_kv.checks import amount, choice, counts, flag, function, listed, whole
+from paged_kv.checks import counts, flag, listed, whole
 from paged_kv.errors import (
     BadArgument,
     BadCount,
     NotCopyable,
-    NotPinned,
     ReleasedNode,
-    UnsupportedModel,
 )
 from paged_kv.eviction import Policy
 from paged_kv.integrations.huggingface.cache import PagedCache
 from paged_kv.integrations.huggingface.draws import seed_below
 from paged_kv.integrations.huggingface.generating import Generating
-from paged_kv.integrations.huggingface.heads import Head, head_of
+from paged_kv.integrations.huggingface.heads import Head
 from paged_kv.integrations.huggingface.lookup import Lookup
-from paged_kv.integrations.huggingface.model_limits import (
-    free_bytes,
-    refuse_dropout,
-    token_bytes,
-)
+from paged_kv.integrations.huggingface.making import make_paths
 from paged_kv.integrations.huggingface.node_scope import NodeScope
 from paged_kv.integrations.huggingface.nodes import Node
-from paged_kv.integrations.huggingface.paths import Paths
-from paged_kv.integrations.huggingface.processors import processors
+from paged_kv.integrations.huggingface.pins import pin, unpin
 from paged_kv.integrations.huggingface.prompts import prompts
 from paged_kv.integrations.huggingface.recipe import Hooks, recipe
-from paged_kv.integrations.huggingface.residents import Residents
 from paged_kv.integrations.huggingface.results import Extended, LMStats, figures
-from paged_kv.integrations.huggingface.runner import Runner
 from paged_kv.integrations.huggingface.sampling import Sampler
 from paged_kv.integrations.huggingface.scoring import score
-from paged_kv.integrations.huggingface.shapes import (
-    attends_through_interface,
-    decoder_of,
-    shape_of,
-)
 from paged_kv.integrations.huggingface.ticks import ticking
 from paged_kv.integrations.huggingface.token_tree import Tokens
 
 BATCH_BYTES = 256 * 2**20  # of activations, in one forward
 PIECE = 512  # tokens of a row in one forward
-WEIGHTS = ("drop", "refuse", "keep")
 MOST_SEED = 2**64 - 1
 
 
@@ -100,34 +83,21 @@ class PagedLM:
         weights: str = "drop",
         progress: bool = True,
     ) -> None:
-        shape = shape_of(model)
-        if not attends_through_interface(model):
-            raise UnsupportedModel(model, "its attention cannot be replaced by one over pages")
-        refuse_dropout(model)
-        if head is not None:
-            function("head", head, "a function of hidden states")
-        choice("backend", backend, BACKENDS)
-        if max_bytes is None:
-            max_bytes = free_bytes(shape.device) // 2
-        amount("batch_bytes", batch_bytes, 1)
-        piece = amount("prefill_chunk_size", prefill_chunk_size, 1)
-        choice("weights", weights, WEIGHTS)
         self.model = model
         self.progress = flag("progress", progress)
-        self.pages: PagedKVCache = shape.pages(
-            page_size=page_size, num_pages=1, max_bytes=max_bytes
-        )
-        residents = Residents(self.pages, eviction, max_bytes)
-        runner = Runner(
-            decoder_of(model),
-            shape,
-            self.pages,
-            tokens=max(1, batch_bytes // token_bytes(model)),
-            piece=piece,
+        self.paths = make_paths(
+            model,
+            tokenizer=tokenizer,
+            head=head,
+            max_bytes=max_bytes,
+            page_size=page_size,
+            eviction=eviction,
             backend=backend,
+            batch_bytes=batch_bytes,
+            piece=prefill_chunk_size,
+            weights=weights,
         )
-        found = head_of(model) if head is None else head
-        self.paths = Paths(model, found, tokenizer, runner, residents, weights)
+        self.pages: PagedKVCache = self.paths.residents.pages
         self._lookup = Lookup(self.paths)
         self._generating = Generating(self.paths)
 
@@ -213,23 +183,18 @@ class PagedLM:
 
         Raises UnsupportedModel, BadArgument, BadCount, OutOfPages; then no child was made.
         """
-        paths = self.paths
-        paths.begin()
-        found = paths.check(nodes)
+        self.paths.begin()
+        found = self.paths.check(nodes)
         hooks = Hooks(
             generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn
         )
-        how = recipe(self.model, paths.tokenizer, hooks, options)
+        how = recipe(self.model, self.paths.tokenizer, hooks, options)
         base = None if seed is None else whole("seed", seed, 0, MOST_SEED)
         scored = flag("output_scores", output_scores)
         if not found:
             return []
-        parents = [parent for parent in found for _ in range(how.copies)]
-        lengths = [len(parent.tokens) for parent in parents]
-        paths.check_tokens((), max(lengths) + how.new_tokens)
-        chain = processors(self.model, how, lengths)
-        sampler = Sampler(paths, parents, how, chain, base, whole=scored, streamer=streamer)
-        total = len(parents) * how.new_tokens
+        sampler = Sampler(self.paths, found, how, base, whole=scored, streamer=streamer)
+        total = len(sampler.rows) * how.new_tokens
         with self.pages.scope(), ticking("tokens drawn", total, self.progress) as ticks:
             sampler.draw(ticks.update)
             return sampler.children()
@@ -340,28 +305,12 @@ class PagedLM:
         """
         self.paths.begin()
         found = self.paths.check(nodes)
-        residents = self.paths.residents
-        before = {node.place.number: residents.pins(node.place.number) for node in found}
-        try:
-            for node in found:  # one by one, and first of all: others go for it
-                residents.pin(node.place.number)
-                self.paths.hold(node)
-        except BaseException:
-            for number, pins in before.items():
-                while residents.pins(number) > pins:
-                    residents.unpin(number)
-            raise
+        pin(self.paths, found)
 
     def unpin(self, nodes: Iterable[Node]) -> None:
         """Undo one `pin` of each. Raises NotPinned."""
         self.paths.settle()
-        numbers = [node.place.number for node in self.paths.check(nodes)]
-        residents = self.paths.residents
-        for number, times in Counter(numbers).items():
-            if times > residents.pins(number):
-                raise NotPinned(number)
-        for number in numbers:
-            residents.unpin(number)
+        unpin(self.paths, self.paths.check(nodes))
 
     def release(self, nodes: Iterable[Node]) -> None:
         """Give up nodes, and at once the pages that nobody shares. Their children stay."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import Protocol
-from weakref import ref
 
 import torch
 
@@ -14,61 +12,8 @@ from paged_kv.cache import PagedKVCache
 from paged_kv.errors import NotPinned
 from paged_kv.eviction import Policy
 from paged_kv.index import CacheIndex
+from paged_kv.integrations.huggingface.kept import Kept, States, Watch, Watched
 from paged_kv.integrations.huggingface.token_tree import Match, Tokens, TokenTree
-
-
-class Watched(Protocol):
-    """A node, as far as it is known here."""
-
-    basis: object | None  # what it holds until it has K/V of its own
-
-
-class Watch(ref[Watched]):
-    """A node that may be dropped. Whoever is told of that gets the watch, by a function of C: no
-    interrupt comes between.
-    """
-
-    number = 0  # which no path has, until it is said
-
-
-class Kept:
-    """What is kept of one node beside its K/V: its path as far as it was fed, and the last hidden
-    state, where it was fed to its end.
-    """
-
-    __slots__ = ("hidden", "path")
-
-    def __init__(self, path: Tokens, hidden: torch.Tensor | None) -> None:
-        self.path = path
-        self.hidden = hidden
-
-
-class States:
-    """Bytes of hidden states, each counted once however many paths share it."""
-
-    def __init__(self, kept: Iterable[Kept] = ()) -> None:
-        self.nbytes = 0
-        self._holders: dict[int, int] = {}  # by identity of the tensor
-        for each in kept:
-            self.add(each.hidden)
-
-    def add(self, state: torch.Tensor | None) -> None:
-        """One more path holds it."""
-        if state is None:
-            return
-        holders = self._holders.get(id(state), 0)
-        self._holders[id(state)] = holders + 1
-        if not holders:
-            self.nbytes += state.numel() * state.element_size()
-
-    def drop(self, state: torch.Tensor | None) -> None:
-        """One path less holds it."""
-        if state is None:
-            return
-        self._holders[id(state)] -= 1
-        if not self._holders[id(state)]:
-            del self._holders[id(state)]
-            self.nbytes -= state.numel() * state.element_size()
 
 
 class Residents:

@@ -11,7 +11,7 @@ from paged_kv.errors import BadArgument
 from paged_kv.integrations.huggingface.draws import seed_below, uniform
 from paged_kv.integrations.huggingface.nodes import Node
 from paged_kv.integrations.huggingface.paths import Paths
-from paged_kv.integrations.huggingface.processors import Processors
+from paged_kv.integrations.huggingface.processors import processors
 from paged_kv.integrations.huggingface.recipe import Recipe
 from paged_kv.integrations.huggingface.token_tree import Tokens
 
@@ -44,7 +44,8 @@ class Row:
 
 
 class Sampler:
-    """Draws behind some nodes, each row by the numbers of its own seed.
+    """Draws behind some nodes, each row by the numbers of its own seed. Raises BadCount where paths
+    become too long; what transformers raises of the recipe passes through.
 
     Used within a scope of the pages; `children` takes what was fed out of it.
     """
@@ -52,23 +53,24 @@ class Sampler:
     def __init__(
         self,
         paths: Paths,
-        parents: Sequence[Node],
+        nodes: Sequence[Node],
         recipe: Recipe,
-        processors: Processors,
         seed: int | None,
         *,
         whole: bool,
         streamer: Any,
     ) -> None:
         self.paths = paths
-        self.parents = parents
+        self.parents = [node for node in nodes for _ in range(recipe.copies)]
         self.recipe = recipe
-        self.processors = processors
         self.whole = whole
         self.streamer = streamer
+        lengths = [len(parent.tokens) for parent in self.parents]
+        paths.check_tokens((), max(lengths) + recipe.new_tokens)
+        self.processors = processors(paths.model, recipe, lengths)
         taken: dict[int, int] = {}
         self.rows = []
-        for index, parent in enumerate(parents):
+        for index, parent in enumerate(self.parents):
             place = parent.place
             ordinal = taken.get(place.number, place.children)
             taken[place.number] = ordinal + 1
