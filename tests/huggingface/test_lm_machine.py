@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from lm_oracle import Oracle, close, drawn_as_told, empty, whole
 from tiny_models import VOCABULARY
 
@@ -18,11 +18,12 @@ from paged_kv.integrations.huggingface.draws import seed_below
 from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.nodes import Node
 
-TOKENS = st.sampled_from([2, 3, 4, 5, 40])  # few, so that paths begin alike
+TOKENS = st.sampled_from([2, 3, 4, 5, 40])
 MORE = st.lists(TOKENS, max_size=4)
 SOME = st.lists(TOKENS, min_size=1, max_size=4)
-LONGEST = 18  # tokens of a path that goes on
-PAGES = 34  # of two tokens: about three paths that share nothing
+OTHERS = st.integers(2, 60)  # so many that paths part
+LONGEST = 14  # tokens of a path that goes on
+PAGES = 19  # of two tokens: enough for two such paths, and for little more
 
 
 class LMMachine(RuleBasedStateMachine):
@@ -43,8 +44,11 @@ class LMMachine(RuleBasedStateMachine):
         piece=st.sampled_from([1, 3, 512]),
         backend=st.sampled_from(["auto", "tree", "dense"]),
         eviction=st.sampled_from(["lru", "fifo"]),
+        data=st.data(),
     )
-    def begin(self, batch: int, piece: int, backend: str, eviction: str) -> None:
+    def begin(
+        self, batch: int, piece: int, backend: str, eviction: str, data: st.DataObject
+    ) -> None:
         self.oracle = Oracle(self.family)
         options: dict[str, Any] = {
             "page_size": 2,
@@ -57,6 +61,7 @@ class LMMachine(RuleBasedStateMachine):
         self.lm = PagedLM(self.oracle.model, max_bytes=PAGES * page, **options)
         self.other_oracle = Oracle("gpt2")
         self.other = PagedLM(self.other_oracle.model, max_bytes=10**6)
+        self.prefill(data, [0, 1, 2])
 
     # -- what the machine knows
 
@@ -108,12 +113,17 @@ class LMMachine(RuleBasedStateMachine):
     # -- paths begin and grow
 
     @rule(data=st.data(), sides=st.lists(st.integers(0, 3), min_size=3, max_size=3))
+    def begin_more(self, data: st.DataObject, sides: list[int]) -> None:
+        self.prefill(data, sides)
+
     def prefill(self, data: st.DataObject, sides: list[int]) -> None:
+        """Of prompts that are padded on both sides, and may begin like others."""
         prompts = []
         for _ in range(data.draw(st.integers(1, 3))):
             front = data.draw(st.sampled_from([(), *self.paths.values()]))
             cut = data.draw(st.integers(0, len(front)))
-            prompts.append((*front[:cut], *data.draw(SOME))[:LONGEST])
+            own = data.draw(st.lists(OTHERS, min_size=5, max_size=9))
+            prompts.append((*front[:cut], *own)[:LONGEST])
         width = max(map(len, prompts)) + 3
         rows = []
         masks = []
@@ -179,7 +189,8 @@ class LMMachine(RuleBasedStateMachine):
                 eos_token_id=stop,
             )
         except OutOfPages as error:
-            self.may_run_out(error)
+            wanted = sum((len(parent.tokens) + new) // 2 + 2 for parent in parents)
+            assert self.pins or wanted > PAGES, error  # rows are held till the end
             return
         stops = stop if isinstance(stop, list) else [stop]
         paths = [(*self.paths[p], *child.new_tokens) for p, child in zip(parents, children)]
@@ -279,23 +290,26 @@ class LMMachine(RuleBasedStateMachine):
             found.append(above)
         return found
 
-    @precondition(lambda self: sum(self.pins.values()) < 2)
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
-        for node in self.some(data, most=1):
-            self.lm.pin([node])
-            self.pins[node] += 1
-
-    @rule(data=st.data())
-    def unpin(self, data: st.DataObject) -> None:
-        for node in list(self.pins)[:1]:
+        """Up to two; then they go again."""
+        if sum(self.pins.values()) > 1:
+            node = next(iter(self.pins))
             self.lm.unpin([node])
             self.pins -= Counter([node])
+            return
+        for node in self.some(data, most=1):
+            try:
+                self.lm.pin([node])
+            except OutOfPages as error:
+                self.may_run_out(error)
+                return
+            self.pins[node] += 1
 
     @rule(data=st.data(), dropped=st.booleans())
     def release(self, data: st.DataObject, dropped: bool) -> None:
         """Give nodes up, or just let go of them."""
-        nodes = self.any(data)
+        nodes = self.any(data, most=2)
         if dropped:
             kept = self.above.values()
             nodes = [node for node in nodes if node not in kept]  # those are held for `chain`
@@ -324,14 +338,13 @@ class LMMachine(RuleBasedStateMachine):
                 self.children[parent.place.number] += 1
                 assert "released" in repr(node)
 
-    @rule()
-    def clear(self) -> None:
+    @rule(weights=st.booleans())
+    def lose_all(self, weights: bool) -> None:
+        if weights:
+            self.oracle.change()
+            return
         self.lm.clear()
         assert self.lm.stats().kv_bytes == self.lm.stats().hidden_bytes == 0
-
-    @rule()
-    def change_weights(self) -> None:
-        self.oracle.change()
 
     # -- what always holds
 
