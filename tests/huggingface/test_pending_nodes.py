@@ -60,3 +60,44 @@ def test_a_parent_that_is_released_goes_at_once() -> None:
     assert lm.stats().kv_bytes == 0
     expected = whole(lm.model, child.tokens)[-1]
     torch.testing.assert_close(child.logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_move_that_nobody_has_looked_at_yet_is_promoted_with_its_prompt() -> None:
+    """As the answer of a person is, which is none of the children."""
+    lm = tiny_lm()
+    (root,) = lm.prefill(paths([9]))
+    others = lm.fork([root] * 2, [[7], [8]])
+    (move,) = lm.fork([root], [[4, 5]])
+    assert lm.promote(move) == 3
+    expected = whole(lm.model, move.tokens)[-1]
+    torch.testing.assert_close(move.logits, expected, atol=1e-4, rtol=1e-4)
+    assert lm.stats().tokens_fed == 9 + 2
+    lm.release([move])
+    assert lm.stats().kv_bytes == 0
+    assert all(other.length == 0 for other in others)
+
+
+def test_what_is_kept_beyond_a_scope_keeps_what_it_goes_on_from() -> None:
+    lm = tiny_lm()
+    with lm.scope() as scope:
+        (root,) = lm.prefill(paths([9]))
+        (cut,) = scope.keep(lm.crop([root], [6]))
+        (child,) = scope.keep(lm.fork([root], [[4]]))
+    lm.logits([child])
+    lm.logits([cut])
+    assert lm.stats().tokens_fed == 9 + 1 + 1
+    assert lm.stats().nodes == 2  # `root` is released, though it is held here
+    lm.release([child, cut])
+    assert lm.stats().kv_bytes == 0
+    lm.pages.check()
+
+
+def test_a_promoted_node_keeps_its_own_and_takes_no_page() -> None:
+    lm = tiny_lm()
+    (root,) = lm.prefill(paths([9]))
+    (fed,) = lm.extend([root], [[4]]).nodes
+    held = lm.stats().kv_bytes
+    lm.promote(fed)
+    assert lm.stats().kv_bytes == held
+    fed.logits  # noqa: B018
+    assert lm.stats().tokens_fed == 10

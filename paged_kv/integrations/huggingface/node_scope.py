@@ -33,4 +33,8 @@ class NodeScope:
         self._paths.settle()
         residents = self._paths.residents
         made = residents.since(self._mark)
+        for number in self._kept.intersection(made):
+            node = residents.node(number)
+            if isinstance(node, Node):
+                self._paths.take_over(node)
         residents.release([number for number in made if number not in self._kept])

@@ -74,6 +74,19 @@ class Paths:
         if not self.residents.holds(number, node.tokens):
             self._ready({node.tokens: [number]}, {})
 
+    def take_over(self, node: Node) -> None:
+        """Have under the node's own number what others hold of its path: they are going to be
+        released. Nothing is fed.
+        """
+        number = node.place.number
+        path = node.tokens[: self.length(node.tokens)]
+        if not path or self.residents.holds(number, path):
+            return
+        pages = self.residents.pages
+        with pages.scope():
+            (fork,) = pages.fork(self.bases([path], [len(path)]))
+            self.residents.put(number, fork, path, None)
+
     def _made(self, place: Place, tokens: Tokens, shared: int, parent: Node | None = None) -> Node:
         node = Node(self, place, tokens, shared)
         node.basis = parent
