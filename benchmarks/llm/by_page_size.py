@@ -74,6 +74,8 @@ def costs(model: Any, sizes: list[int], shared: int, rounds: int) -> list[dict[s
             "room_us": rooms[size],
             "step_seconds": medians(steps)[str(size)],
             "step_over_largest": over[str(size)],
+            "kv_bytes": made[size].pages.bytes_in_use,
+            "working_bytes": made[size].pages.working_bytes,
         }
         for size in sizes
     ]

@@ -48,7 +48,6 @@ def _shares(held: Held, size: int) -> dict[str, Any]:
         "bytes": held._asdict(),
         "in_use_over_unique": held.in_use / held.unique,
         "reserved_over_unique": held.reserved / held.unique,
-        "working_over_unique": held.working / held.unique,
     }
 
 
@@ -65,12 +64,17 @@ def table(found: dict[str, Any]) -> list[str]:
         copied = f"{tree['deep_copies_over_unique']:.1f}x"
         lines.append(_row(name, copied, tree["pages"], "in_use_over_unique"))
         lines.append(_row("- reserved", "", tree["pages"], "reserved_over_unique"))
-    lines += ["", "| page size | fork | fork with room | step of 16 rows | / the largest |"]
-    lines.append("|---:|---:|---:|---:|---:|")
+    lines += [
+        "",
+        "| page size | fork | fork with room | step of 16 rows | / the largest | K/V "
+        "| working buffers |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in found["costs"]:
         lines.append(
             f"| {row['page_size']} | {row['fork_us']:.1f} us | {row['room_us']:.1f} us | "
-            f"{row['step_seconds'] * 1e3:.0f} ms | {row['step_over_largest']:.2f}x |"
+            f"{row['step_seconds'] * 1e3:.0f} ms | {row['step_over_largest']:.2f}x | "
+            f"{row['kv_bytes'] / 2**20:.0f} MiB | {row['working_bytes'] / 2**20:.1f} MiB |"
         )
     return lines
 
