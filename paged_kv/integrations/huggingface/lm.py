@@ -75,7 +75,7 @@ class PagedLM:
         tokenizer: Any = None,
         head: Head | None = None,
         max_bytes: int | None = None,
-        page_size: int = 4,
+        page_size: int = 2,
         eviction: str | Callable[[], Policy] = "lru",
         backend: str = "auto",
         batch_bytes: int = BATCH_BYTES,

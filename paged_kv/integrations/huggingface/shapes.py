@@ -32,7 +32,7 @@ class ModelShape(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
-    def pages(self, *, page_size: int = 4, **options: Any) -> PagedKVCache:
+    def pages(self, *, page_size: int = 2, **options: Any) -> PagedKVCache:
         """An empty cache for this model; `options` are those of `PagedKVCache`."""
         return PagedKVCache(
             layers=self.layers,
