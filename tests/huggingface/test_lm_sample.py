@@ -107,6 +107,15 @@ def test_scores_are_those_that_generate_draws_from(options: dict[str, Any]) -> N
         assert drawn_as_told(row, token, child.place.seed, len(PROMPTS[0]) + index)
 
 
+def test_a_generation_config_that_does_not_sample_takes_the_likeliest() -> None:
+    lm = lm_of()
+    roots = lm.prefill(PROMPTS)
+    config = GenerationConfig(do_sample=False, max_new_tokens=4, pad_token_id=0)
+    children = lm.sample(roots, generation_config=config)
+    likeliest = lm.sample(roots, max_new_tokens=4, temperature=0, pad_token_id=0)
+    assert [child.tokens for child in children] == [child.tokens for child in likeliest]
+
+
 def test_a_generation_config_holds_where_nothing_else_is_said() -> None:
     lm = lm_of()
     roots = lm.prefill(PROMPTS[:2])

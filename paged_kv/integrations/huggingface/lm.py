@@ -173,13 +173,13 @@ class PagedLM:
     ) -> list[Node]:
         """Children with drawn tokens, `num_return_sequences` of each node side by side; one batch.
 
-        `options` are those of `generate`: max_new_tokens, min_new_tokens, do_sample (true by
-        default), temperature (0 takes the likeliest), top_k, top_p, min_p, repetition_penalty,
-        eos_token_id, stop_strings, ...; what the model's own `generation_config` says holds where
-        nothing else is said. Processors, criteria and `prefix_allowed_tokens_fn` see every row with
-        its whole path, in one order, to the end of the call. What is drawn depends on the seeds of
-        the nodes, or on `seed`, and on nothing else: see docs/huggingface.md. The last token of a
-        child is pending.
+        `options` are those of `generate`: max_new_tokens, min_new_tokens, do_sample (true, unless
+        `generation_config` says otherwise), temperature (0 takes the likeliest), top_k, top_p,
+        min_p, repetition_penalty, eos_token_id, stop_strings, ...; what the model's own
+        `generation_config` says holds where nothing else is said. Processors, criteria and
+        `prefix_allowed_tokens_fn` see every row with its whole path, in one order, to the end of
+        the call. What is drawn depends on the seeds of the nodes, or on `seed`, and on nothing
+        else: see docs/nodes.md. The last token of a child is pending.
 
         Raises UnsupportedModel, BadArgument, BadCount, OutOfPages; then no child was made.
         """

@@ -52,7 +52,8 @@ def recipe(model: Any, tokenizer: Any, hooks: Hooks, options: dict[str, Any]) ->
     """
     if not hasattr(model, "_prepare_generation_config"):
         raise UnsupportedModel(model, "it is no language model that generates")
-    options = {"do_sample": True, **options}
+    if getattr(hooks.generation_config, "do_sample", None) is None:
+        options = {"do_sample": True, **options}
     asked = options.pop("num_return_sequences", None)  # which `generate` refuses to the likeliest
     config, unknown = model._prepare_generation_config(hooks.generation_config, **options)
     if unknown:
