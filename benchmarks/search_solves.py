@@ -2,7 +2,7 @@
 
     python benchmarks/search_solves.py --json benchmarks/results/search_solves.json
 
-All methods get the same games, the same examples in front of them, and as many children. Twenty
+All methods get the same games, the same examples in front of them, and as many children. Ten
 games are searched in the same batches: their prompts share the examples, which are held and
 attended once. A game that was solved is searched no further.
 Intervals are Wilson's, of 95 %.
@@ -32,8 +32,8 @@ from paged_kv.tools.search.nodes import Node
 from paged_kv.tools.search.task import LONGEST, judge_game
 from paged_kv.tools.search.trial import TEMPERATURE
 
-EXAMPLES = 6
-GROUP = 20  # games that are searched in the same batches
+EXAMPLES = 9
+GROUP = 10  # games that are searched in the same batches
 TOKENS = 16
 Z = 1.96
 

@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
         import torch
         import transformers  # noqa: F401
     except ImportError:
-        return fail("this command needs transformers: pip install transformers")
+        return fail("this command needs transformers: pip install 'paged-kv[huggingface]'")
     missing = missing_report() if options.html else None
     if missing:
         return fail(missing)

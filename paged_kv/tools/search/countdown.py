@@ -15,9 +15,9 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-NUMBERS = 4
+NUMBERS = 3
 LARGEST = 20
-ATTEMPTS = 4  # in an example
+ATTEMPTS = 3  # in an example
 TERM = re.compile(r"([+-]?) ?(\d+)")
 SUM = re.compile(r"\d+( [+-] \d+)*")
 

@@ -36,8 +36,8 @@ class Countdown:
     """The numbers game, behind as many solved examples as fit into the prompt.
 
     A node is worth 1 once an attempt reaches the target; before that, the nearer its nearest
-    attempt comes, the more, and nothing where no attempt was allowed. Before the first one is
-    whole, its value is the mean probability of its tokens.
+    attempt comes, the more, and nothing where no attempt was allowed, or none can follow. Before the
+    first one is whole, its value is the mean probability of its tokens.
     """
 
     name = "countdown"
@@ -104,10 +104,12 @@ def judge_game(node: Node, game: Game, tokenizer: Any) -> None:
     found = checked(game, node.text)
     node.solved = found.solved
     node.done = found.solved or found.ended or len(node.drawn) >= LONGEST
-    if found.distance is not None:
+    if node.done and not node.solved:
+        node.value = 0.0
+    elif found.distance is not None:
         node.value = 1 / (1 + found.distance)
     else:
-        node.value = 0.0 if found.tried or node.done else likelihood(node)
+        node.value = 0.0 if found.tried else likelihood(node)
 
 
 def likelihood(node: Node) -> float:
