@@ -36,8 +36,8 @@ class Countdown:
     """The numbers game, behind as many solved examples as fit into the prompt.
 
     A node is worth 1 once an attempt reaches the target; before that, the nearer its nearest
-    attempt comes, the more, and nothing where no attempt was allowed, or none can follow. Before the
-    first one is whole, its value is the mean probability of its tokens.
+    attempt comes, the more, and nothing where no attempt was allowed, or none can follow. Before
+    the first one is whole, its value is the mean probability of its tokens.
     """
 
     name = "countdown"
