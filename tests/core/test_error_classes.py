@@ -51,6 +51,8 @@ EXAMPLES: list[PagedKVError] = [
     errors.MissingPackage("a figure", "altair", "paged-kv[report]"),
     errors.UnsupportedModel(object(), "it has no layers"),
     errors.UnpagedAttention("it adds to its scores"),
+    errors.ForeignNode("a node"),
+    errors.ReleasedNode(3),
 ]
 CLASSES = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)

@@ -46,7 +46,7 @@ def test_the_reference_has_every_public_name_once() -> None:
     public = {name for name in public if issubclass(getattr(errors, name), PagedKVError)}
     beside = {
         *("Constants", "SearchOrder", "Standing"),
-        *("DenseLayer", "EntryView", "Event", "IndexStats", "ManagerStats"),
+        *("DenseLayer", "EntryView", "Event", "IndexStats", "ManagerStats", "PagedLayer"),
     }
     assert sorted(names) == sorted({*paged_kv.__all__, *public, *beside} - {"errors"})
 

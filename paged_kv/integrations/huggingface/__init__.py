@@ -9,6 +9,7 @@ from paged_kv.integrations.huggingface.versions import FOUND  # isort: skip
 from paged_kv.integrations.huggingface import attention as _attention  # registers "paged_kv"
 from paged_kv.integrations.huggingface.cache import PagedCache
 from paged_kv.integrations.huggingface.lm import PagedLM
+from paged_kv.integrations.huggingface.node_scope import NodeScope
 from paged_kv.integrations.huggingface.nodes import Node
 from paged_kv.integrations.huggingface.results import Extended, LMStats
 from paged_kv.integrations.huggingface.shapes import ModelShape, shape_of
@@ -22,6 +23,7 @@ __all__ = [
     "LMStats",
     "ModelShape",
     "Node",
+    "NodeScope",
     "PagedCache",
     "PagedLM",
     "StepCache",
