@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 from weakref import ref
@@ -17,6 +17,10 @@ from paged_kv.attention.kernels import (
     flash_attention_pages,
     flashinfer_pages,
 )
+from paged_kv.bundles.bundle import Bundle, Source
+from paged_kv.bundles.codec import Codec
+from paged_kv.bundles.exchange import Exchange
+from paged_kv.bundles.holders import Holder
 from paged_kv.checks import Counts, flag, function, handle, handles, whole
 from paged_kv.errors import (
     BadArgument,
@@ -105,6 +109,7 @@ class PagedKVCache:
         self.turns = Turns(self._pool.steps)
         self._appender = Appender(self._pool, self.turns)
         self._opener = Opener(self._pool, self.turns)
+        self._exchange = Exchange(self._pool, self.turns)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -369,6 +374,68 @@ class PagedKVCache:
         the cheaper one by its estimate.
         """
         return self._opener.attend(seqs, counts, backend)
+
+    # -- other caches
+
+    def export(
+        self,
+        seqs: Iterable[int],
+        *,
+        indexes: Iterable[Holder] = (),
+        data: object = None,
+        identity: Mapping[str, Any] | None = None,
+        codec: Codec | None = None,
+    ) -> Bundle:
+        """These sequences, and the entries of `indexes` (and managers), in memory of their own.
+
+        Each page comes along once, and what none of the sequences reads is zeros. A parent is the
+        nearest sequence above that comes along, too. `data` is the caller's: JSON types, bytes and
+        tuples, or what `codec` makes such, as keys are; `identity` says what the contents depend
+        on, such as a hash of the weights, and is compared when they are adopted. Cost: bytes of
+        the pages. Raises DuplicateSequence, StaleHandle, ForeignHandle, BadArgument.
+
+        >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+        >>> root, = cache.new()
+        >>> cache.append([root], torch.ones(1, 1, 1, 3, 2), torch.ones(1, 1, 1, 3, 2))
+        >>> bundle = cache.export([root, *cache.fork([root])], data={"turn": 7})
+        >>> other = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+        >>> other.lengths(other.adopt(bundle)), other.pages_in_use, bundle.data()
+        ([3, 3], 2, {'turn': 7})
+        """
+        return self._exchange.export(seqs, Bundle.of, indexes, data, identity, codec)
+
+    def export_to(
+        self,
+        use: Callable[[Source], T],
+        seqs: Iterable[int],
+        *,
+        indexes: Iterable[Holder] = (),
+        data: object = None,
+        identity: Mapping[str, Any] | None = None,
+        codec: Codec | None = None,
+    ) -> T:
+        """As `export`, but hands a source to `use`, which reads the pages in place while no verb
+        may run; returns what it returns.
+        """
+        function("use", use, "a function of a source")
+        return self._exchange.export(seqs, use, indexes, data, identity, codec)
+
+    def adopt(
+        self,
+        bundle: Source,
+        *,
+        indexes: Iterable[Holder] = (),
+        identity: Mapping[str, Any] | None = None,
+        codec: Codec | None = None,
+    ) -> list[int]:
+        """New sequences with the contents of those that were exported, in the same order.
+
+        They share among them what those shared. `indexes` are as many empty ones (or managers) as
+        came along, in the same order, which own their entries. All or nothing. Cost: bytes of the
+        pages. Raises OtherFingerprint, BadBundle, CapacityExceeded, OutOfPages, BadArgument, and
+        what a source raises that cannot be read.
+        """
+        return self._exchange.adopt(bundle, indexes, identity, codec)
 
     # -- room
 

@@ -184,9 +184,8 @@ class NotCopyable(PagedKVError, TypeError):
 
     def __init__(self, kind: str) -> None:
         super().__init__(
-            f"a {kind} cannot be copied or pickled: its sequences would have two owners. Make "
-            "another one, and append "
-            "what gather() returns"
+            f"a {kind} cannot be copied or pickled: its sequences would have two owners. "
+            "export() and adopt() take sequences to another cache, snapshots keep them in a folder"
         )
         self.kind = kind
 
@@ -382,6 +381,48 @@ class NothingToRecord(PagedKVError, ValueError):
             "world model, model or policy that runs on pages"
         )
         self.target = target
+
+
+class BadBundle(PagedKVError, ValueError):
+    """Exported sequences that do not fit together, or not what they are adopted into."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this bundle cannot be adopted: {why}")
+        self.why = why
+
+
+class OtherFingerprint(PagedKVError, ValueError):
+    """Contents of another shape, kind or model.
+
+    `differences` has what was found and what was expected, by name.
+    """
+
+    def __init__(self, differences: dict[str, tuple[object, object]]) -> None:
+        told = [
+            f"{name} is {_quoted(found)}, expected {_quoted(expected)}"
+            for name, (found, expected) in differences.items()
+        ]
+        super().__init__(f"contents of another kind: {'; '.join(told)}")
+        self.differences = differences
+
+
+class BadSnapshot(PagedKVError, ValueError):
+    """A folder that is no snapshot, or one that was damaged."""
+
+    def __init__(self, path: object, why: str) -> None:
+        super().__init__(f"{str(path)!r} is not a snapshot that can be read: {why}")
+        self.path = path
+        self.why = why
+
+
+class SnapshotFailed(PagedKVError, RuntimeError):
+    """The system refused to write or to read a file of a snapshot. `errno` is its number."""
+
+    def __init__(self, path: object, what: str, errno: int | None = None) -> None:
+        super().__init__(f"snapshot {str(path)!r}: {what}")
+        self.path = path
+        self.what = what
+        self.errno = errno
 
 
 class MissingPackage(PagedKVError, ImportError, RuntimeError):

@@ -16,6 +16,7 @@ from paged_kv.draft import Draft, put, reclaim, take_effect
 from paged_kv.entries import Entries, clear, look_up, pinned_pages
 from paged_kv.errors import BadArgument, BadCount, NotCopyable, NotPinned, PinnedEntry
 from paged_kv.eviction import Policy, leaves_first, page_counts
+from paged_kv.shelf import EntryShelf
 from paged_kv.stats import IndexStats
 from paged_kv.turns import Turns, reader, verb
 
@@ -75,6 +76,7 @@ class CacheIndex:
         self.turns = cache.turns
         self.entries = Entries(self.turns.books, policy, most, size, page_bytes)
         self.entries.home.owner = self.turns.own(self)
+        self.shelves = (EntryShelf(self.entries),)  # what `export` takes along
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)

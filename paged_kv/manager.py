@@ -16,6 +16,7 @@ from paged_kv.entries import clear, look_up, pinned_pages
 from paged_kv.errors import BadCount, NotCopyable, PagedKVError, UnknownEnv
 from paged_kv.eviction import Policy
 from paged_kv.index import CacheIndex
+from paged_kv.shelf import EntryShelf
 from paged_kv.stats import IndexStats
 from paged_kv.turns import reader, verb
 
@@ -116,6 +117,11 @@ class KVCacheManager:
     def pools(self) -> tuple[CacheIndex, ...]:
         """All pools, in the order in which they give up entries: recurrent, world model, init."""
         return (self.recur_pool, self.wm_pool, *self.init_pools)
+
+    @property
+    def shelves(self) -> tuple[EntryShelf, ...]:
+        """What `export` takes along, of each pool."""
+        return tuple(shelf for pool in self.pools for shelf in pool.shelves)
 
     @property
     def stats(self) -> ManagerStats:

@@ -72,6 +72,24 @@ class Plane:
             self._tokens_of[part] = rows
         return rows
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return self.page_rows * self.page_size * self.head_size * self.rows.element_size()
+
+    def bytes_of_pages(self) -> torch.Tensor:
+        """All of it as bytes [pages, bytes of a page], as a view."""
+        return self.rows.view(-1, self.page_rows * self.page_size * self.head_size).view(
+            torch.uint8
+        )
+
+    def blank(self, records: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Bytes of pages [n, bytes of a page] with zeros in all slots but the `kept`
+        [n, page_size].
+        """
+        tokens = records.reshape(len(kept), self.page_rows, self.page_size, -1)
+        return (tokens * kept[:, None, :, None]).view(len(kept), -1)
+
     def resized(self, pages: int) -> Plane:
         """A plane with the same contents and room for `pages` pages beside the null page.
 

@@ -88,6 +88,14 @@ class Pool:
         self.storage.grow(size)
         self.books.grow(size)
 
+    def fresh_pages(self, count: int) -> list[int]:
+        """The pages that are taken next, which stay free; grows where that may be, or raises
+        OutOfPages.
+        """
+        if count > self.pages.free_count:
+            self.grow_for(count)
+        return sorted(self.pages.peek(count))
+
     def reclaim(self, full: OutOfPages, busy: Collection[int]) -> None:
         """Have as many pages freed as growth cannot give, or raise OutOfPages.
 

@@ -16,12 +16,14 @@ from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from paged_kv.pages.buffers import Form, Ints, Layout, Part, ordinary, wide
 from paged_kv.pages.change import Store
 from paged_kv.pages.plane import Plane
 
+Mask = npt.NDArray[np.bool_]
 Tensors = Sequence[torch.Tensor]
 UNWRITTEN = 1024  # batches whose positions are written down at the latest
 
@@ -39,6 +41,7 @@ class Storage(Protocol):
 
     form: Form
     page_bytes: int
+    layout: str  # what records are made of; those of one name can be read
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +66,7 @@ class Storage(Protocol):
     def write_slots(self, slots: Sequence[int], sources: Tensors, positions: Places) -> None:
         """Write tokens to B * n slots."""
 
-    def place(self, slots: list[int], positions: list[int]) -> None:
+    def place(self, slots: Ints | list[int], positions: Ints | list[int]) -> None:
         """Note where the tokens in these slots were placed."""
 
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
@@ -71,6 +74,17 @@ class Storage(Protocol):
 
     def positions_at(self, slots: Ints) -> Ints:
         """Where the tokens in these slots were placed."""
+
+    # -- whole pages as bytes, whatever the memory order
+
+    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> None:
+        """Fill `out` [n, page_bytes], bytes on the host, with the records of pages.
+
+        Slots that are not `kept` [n, page_size] come as zeros.
+        """
+
+    def import_pages(self, pages: Ints, records: torch.Tensor) -> None:
+        """Write records [n, page_bytes] of the host to pages."""
 
     # -- one layer, as attention over pages needs it
 
@@ -111,6 +125,8 @@ class Storage(Protocol):
 
 class PagePlanes:
     """Contents of the pages, and the position each token was written at (on the host)."""
+
+    layout = "planes of K0, V0, K1, V1, ..."
 
     def __init__(
         self,
@@ -251,7 +267,7 @@ class PagePlanes:
             plane.rows.index_put_((at,), source)
         self.positions[pages, offsets] = placed(positions, rows, new)
 
-    def place(self, slots: list[int], positions: list[int]) -> None:
+    def place(self, slots: Ints | list[int], positions: Ints | list[int]) -> None:
         """Note where the tokens in these slots were placed."""
         self.positions.reshape(-1)[slots] = positions
 
@@ -262,6 +278,31 @@ class PagePlanes:
         for plane in self.planes:
             plane.pages.index_copy_(0, target, plane.pages.index_select(0, source))
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
+
+    # -- whole pages
+
+    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> None:
+        """Records of pages: those of each plane one behind the other. Runs of pages are one copy
+        each.
+        """
+        partial = np.flatnonzero(~kept.all(axis=1))
+        for plane, target in zip(self.planes, self._by_plane(out)):
+            source = plane.bytes_of_pages()
+            for run, at in runs(pages):
+                target[at] = source[run]
+            if len(partial):
+                rows = torch.from_numpy(partial)
+                target[rows] = plane.blank(target[rows], torch.from_numpy(kept[partial]))
+
+    def import_pages(self, pages: Ints, records: torch.Tensor) -> None:
+        """Write records to pages. Runs of pages are one copy each."""
+        for plane, source in zip(self.planes, self._by_plane(records)):
+            target = plane.bytes_of_pages()
+            for run, at in runs(pages):
+                target[run] = source[at]
+
+    def _by_plane(self, records: torch.Tensor) -> Tensors:
+        return torch.split(records, [plane.page_bytes for plane in self.planes], dim=1)
 
     # -- one layer
 
@@ -309,6 +350,18 @@ class PagePlanes:
     def layer_view(self, layer: int) -> Tensors:
         """Views of one layer."""
         return [plane.layer(layer) for plane in self.planes]
+
+
+def runs(pages: Ints) -> list[tuple[slice, slice]]:
+    """Pages that lie side by side, and their places in the list."""
+    ends = [*(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
+    found = []
+    first = 0
+    for end in ends if len(pages) else ():
+        page = int(pages[first])
+        found.append((slice(page, page + end - first), slice(first, end)))
+        first = end
+    return found
 
 
 def placed(positions: Places, rows: int, new: int) -> Ints:

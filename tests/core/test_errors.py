@@ -121,7 +121,7 @@ def test_what_holds_pages_cannot_be_copied(device: str) -> None:
                 call(holder)
             assert isinstance(caught.value, TypeError)
             assert caught.value.kind == type(holder).__name__
-            assert "Make another one, and append what gather() returns" in str(caught.value)
+            assert "snapshots keep them in a folder" in str(caught.value)
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(errors.NotCopyable):
                 pickle.dumps({"holder": holder}, protocol)

@@ -20,6 +20,7 @@ from interrupts import NEVER, Place, Timeout, Trial, faulted, interrupted
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache, Scope, Step
 from paged_kv.attention.dense import DenseLayer
+from paged_kv.bundles.exchange import Exchange, Outgoing
 from paged_kv.draft import Draft
 from paged_kv.entries import Entries
 from paged_kv.pages.block_tables import BlockTables
@@ -30,6 +31,7 @@ from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.pool import Pool
 from paged_kv.pages.storage import PagePlanes
 from paged_kv.pages.tree import Tree
+from paged_kv.shelf import EntryShelf
 from paged_kv.turns import Turns
 
 STRIDE = 37  # of the bytecodes of a verb that were met before, in another one
@@ -52,6 +54,9 @@ UNSETTLED = (
     "append, grow",
     "commit",
     "release subtree with entries",
+    "adopt",
+    "adopt entries",
+    "adopt, evict",
     "lru: put and evict",
     "lru: reclaim",
     "clear all",
@@ -139,6 +144,9 @@ def functions(kind: type) -> Iterator[tuple[str, Any]]:
 
 KINDS = [
     PagedKVCache,
+    Exchange,
+    Outgoing,
+    EntryShelf,
     Books,
     BlockTables,
     OpenSteps,

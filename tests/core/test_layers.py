@@ -19,8 +19,8 @@ PACKAGE = Path(paged_kv.__file__).parent
 CORE = [
     {"errors", "stats"},
     {"checks", "pages.records", "pages.handles"},
-    {"pages.change", "pages.allocator", "pages.buffers"},
-    {"events", "pages.tree", "pages.plan", "pages.plane"},
+    {"pages.change", "pages.allocator", "pages.buffers", "bundles.codec", "bundles.contents"},
+    {"events", "pages.tree", "pages.plan", "pages.plane", "bundles.bundle"},
     {"pages.storage"},
     {"pages.books"},
     {"pages.audit", "pages.block_tables", "pages.lease"},
@@ -34,19 +34,19 @@ CORE = [
     {"attention.choice"},
     {"turns", "pages.pool", "attention.dense", "attention.kernels"},
     {"attention"},
-    {"pages.making"},
-    {"append", "gather", "step", "paged_step"},
+    {"pages.making", "bundles.holders"},
+    {"append", "bundles.exchange", "gather", "step", "paged_step"},
     {"opening"},
     {"cache"},
     {"eviction"},
     {"entries", "search_order"},
-    {"draft"},
+    {"draft", "shelf"},
     {"index"},
     {"manager"},
 ]
 LAYERS = [
     *CORE,
-    {"pages", "__init__"},
+    {"pages", "bundles", "__init__"},
     {"recording"},
     {"integrations"},
     {"tools.units", "tools.data"},
@@ -61,7 +61,7 @@ LAYERS = [
     {"tools", "__main__"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-SPLIT = ("pages", "attention", "tools")  # folders of several layers
+SPLIT = ("pages", "attention", "bundles", "tools")  # folders of several layers
 NO_TORCH = [
     "errors",
     "stats",
@@ -87,7 +87,11 @@ NO_TORCH = [
     "eviction",
     "search_order",
     "entries",
+    "bundles.codec",
+    "bundles.contents",
+    "bundles.holders",
     "draft",
+    "shelf",
     "index",
     "manager",
 ]

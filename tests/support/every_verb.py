@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from paged_kv import CacheIndex, Gathered, KVCacheManager, PagedKVCache, PagedStep, Scope, Step
+from paged_kv.bundles.bundle import Bundle
 from paged_kv.events import Event
 from paged_kv.eviction import LRU, EntryView
 from paged_kv.pages.books import Books
@@ -88,6 +89,7 @@ class World:
         self.paged_steps: list[PagedStep] = []
         self.scope: Scope | None = None
         self.manager: KVCacheManager | None = None
+        self.bundle: Bundle | None = None
 
     # -- to prepare a scenario
 
@@ -119,6 +121,16 @@ class World:
         """A manager over the cache."""
         self.manager = KVCacheManager(self.cache, envs, **options)
         return self.manager
+
+    def pack(self, *names: str, indexes: int = 0) -> None:
+        """Put some sequences and the first indexes into a bundle."""
+        self.bundle = self.cache.export(self.of(*names), indexes=self._indexes[:indexes])
+
+    def unpack(self, indexes: int = 0) -> list[int]:
+        """Adopt the bundle, into as many last indexes."""
+        assert self.bundle is not None
+        chosen = self.indexes[len(self.indexes) - indexes :]
+        return self.cache.adopt(self.bundle, indexes=chosen)
 
     def open(self, *names: str, room: int = 2, pad: str = "left", word: str = "") -> Step:
         """A step of these sequences, with new tokens in it."""
@@ -310,6 +322,23 @@ def tree() -> World:
 TREE = "abc abc abcd xy"
 
 
+def packed(
+    *names: str, world: Callable[[], World] = tree, indexes: int = 0, **options: Any
+) -> Callable[[], World]:
+    """A world with a bundle of some of its sequences, and of what an index holds, beside which lies
+    an empty one.
+    """
+
+    def prepare() -> World:
+        made = world()
+        if indexes:
+            made.index(**options)
+        made.pack(*names, indexes=indexes)
+        return made
+
+    return prepare
+
+
 def bushy() -> World:
     """The tree, with a second branch."""
     world = tree()
@@ -341,6 +370,13 @@ def small() -> World:
     """A pool of two pages that may grow, one of them used."""
     world = World(num_pages=2)
     world.root("a", "ab")
+    return world
+
+
+def crowded() -> World:
+    """A pool of two pages that may grow, both used."""
+    world = World(num_pages=2)
+    world.root("a", "abcd")
     return world
 
 
@@ -849,6 +885,52 @@ CACHE = (
     Scenario("end a scope", scoped, leave, SCOPED, f"{TREE} kk"),
 )
 
+BUNDLES = (
+    Scenario("export", tree, lambda w: w.pack("c", "z"), TREE, TREE),
+    Scenario(
+        "export below what stays",
+        orphaned(lambda w: w.cache.release(w.of("a"))),
+        lambda w: w.pack("e", "b"),
+        BUSHY[4:],
+        BUSHY[4:],
+    ),
+    Scenario("export, indexed", holding("c", "z"), lambda w: w.pack("a", indexes=1), TREE, TREE),
+    Scenario("adopt", packed("a", "c"), lambda w: w.unpack(), TREE, f"{TREE} abc abcd"),
+    Scenario("adopt nothing", packed(), lambda w: w.unpack(), TREE, TREE),
+    Scenario(
+        "adopt entries",
+        packed("z", world=holding("c", "z"), indexes=1),
+        lambda w: w.unpack(1),
+        TREE,
+        f"{TREE} xy abcd",
+    ),
+    Scenario(
+        "adopt entries by priority",
+        packed("z", world=holding("c", "z"), indexes=1, policy="priority", max_bytes=64),
+        lambda w: w.unpack(1),
+        TREE,
+        f"{TREE} xy abcd",
+    ),
+    Scenario("adopt, refused", packed("a", indexes=1), lambda w: w.unpack(0), TREE, TREE),
+    Scenario(
+        "adopt, grow",
+        packed("a", world=crowded),
+        lambda w: w.unpack(),
+        "abcd",
+        "abcd abcd",
+        (grown(2),),
+    ),
+    Scenario(
+        "adopt, evict",
+        packed("x", world=full),
+        lambda w: w.unpack(),
+        FULL,
+        "ab q abr p",
+        (reclaimed(1),),
+    ),
+    Scenario("adopt, no room", packed("a", "b", "x", world=full), lambda w: w.unpack(), FULL, FULL),
+)
+
 STEPS = (
     Scenario("open", tree, open_step("a", "c"), TREE, TREE, (given_up("a", "c"),), True),
     Scenario("open alike", tree, open_step("a", "b"), TREE, TREE, (given_up("a", "b"),), True),
@@ -1256,6 +1338,11 @@ PUT_OFF = (
 )
 
 SCENARIOS = (
-    CACHE + STEPS + MANAGER + PUT_OFF + tuple(chain.from_iterable(map(index_scenarios, POLICIES)))
+    CACHE
+    + BUNDLES
+    + STEPS
+    + MANAGER
+    + PUT_OFF
+    + tuple(chain.from_iterable(map(index_scenarios, POLICIES)))
 )
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

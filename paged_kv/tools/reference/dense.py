@@ -102,6 +102,16 @@ class DenseOracle:
             for parent, end in zip(parents, keep)
         ]
 
+    def adopt(self, seqs: Sequence[int]) -> list[int]:
+        """Copies of all, as they come out of a bundle: each below that of the nearest one above it
+        that is copied, too.
+        """
+        made = {seq: self._add(self.windows[seq].part(0, MOST), None) for seq in seqs}
+        for seq, name in made.items():
+            above = next((each for each in self._lineage(seq)[1:] if each in made), None)
+            self._above[name] = None if above is None else made[above]
+        return list(made.values())
+
     def append(
         self,
         seqs: Sequence[int],

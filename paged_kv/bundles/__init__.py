@@ -1,0 +1,1 @@
+"""Sequences on their way from one cache to another: pages, tables, indexes and a caller's data."""

@@ -1,0 +1,198 @@
+"""All of a bundle but its pages: block tables as arrays, the entries of indexes, a caller's data.
+
+What comes from elsewhere is not trusted: `checked` looks at every number before anything is done
+with it. No tensors in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from paged_kv.errors import BadBundle, OtherFingerprint
+from paged_kv.pages.records import NO_PARENT, Record
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+FAR = 1 << 62  # positions and lengths lie below it, so that sums of two are no overflow
+
+
+class Tables(NamedTuple):
+    """The records of B sequences, with pages numbered from 0 on and sequences by their rows."""
+
+    pages: Ints  # all block tables one behind the other
+    starts: Ints  # [B] head offsets
+    lengths: Ints  # [B] tokens
+    parents: Ints  # [B] rows, of the nearest ones above that came along; -1 for none
+    places: Ints  # [B] positions that follow on the last tokens
+
+
+class IndexBook(NamedTuple):
+    """The entries of an index: one list a field, with rows instead of sequences."""
+
+    rows: list[int]
+    keys: list[Hashable]
+    priorities: list[float | None]
+    added: list[int]
+    used: list[int]
+    pins: list[int]
+    clock: int  # the next number of `added` and `used`
+    counted: tuple[int, ...]  # hits, misses, of these second queries, evictions, insertions
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What stands beside the pages of a bundle."""
+
+    fingerprint: dict[str, Any]
+    tables: Tables
+    pages: int  # that the tables name
+    named: int  # the first rows, which were asked for; others came with indexes
+    extra: str  # JSON: the data, and the books of indexes
+
+    def own(self) -> Contents:
+        """The same, with tables that nobody else can change."""
+        tables = Tables(*[copy(field) for field in self.tables])
+        return replace(self, tables=tables)
+
+    def compare(self, expected: dict[str, Any]) -> None:
+        """Raise OtherFingerprint where it is not the expected one."""
+        ours = flat(expected)
+        theirs = flat(self.fingerprint)
+        names = [*ours, *(name for name in theirs if name not in ours)]
+        differences = {
+            name: (theirs.get(name), ours.get(name))
+            for name in names
+            if name not in ours or name not in theirs or theirs[name] != ours[name]
+        }
+        if differences:
+            raise OtherFingerprint(differences)
+
+
+def flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint without the level of the caller's own part."""
+    own = fingerprint.get("identity")
+    if not isinstance(own, dict):
+        return fingerprint
+    rest = {name: value for name, value in fingerprint.items() if name != "identity"}
+    return {**rest, **{f"identity[{name!r}]": value for name, value in own.items()}}
+
+
+def tables_of(records: Sequence[Record], parents: Sequence[int]) -> tuple[Tables, Ints]:
+    """Records as tables with the rows of their parents, and the pages by number, in order."""
+    rows = len(records)
+    held = np.fromiter(chain.from_iterable([record[0] for record in records]), np.int64)
+    names, numbers = np.unique(held, return_inverse=True)
+    fields = [np.fromiter([record[at] for record in records], np.int64, rows) for at in (1, 2, 4)]
+    starts, lengths, places = fields
+    above = np.array(parents, dtype=np.int64)
+    return Tables(numbers.astype(np.int64).reshape(-1), starts, lengths, above, places), names
+
+
+def records_of(
+    tables: Tables, pages: Sequence[int], seqs: Sequence[int], page_size: int
+) -> list[Record]:
+    """The records of sequences whose tables were checked, in pages of a pool."""
+    ends = np.cumsum(page_counts(tables, page_size)).tolist()
+    held = np.asarray(pages, dtype=np.int64)[tables.pages].tolist()
+    found: list[Record] = []
+    first = 0
+    fields = (tables.starts, tables.lengths, tables.parents, tables.places)
+    for end, start, length, row, place in zip(ends, *(field.tolist() for field in fields)):
+        parent = NO_PARENT if row < 0 else seqs[row]
+        found.append((tuple(held[first:end]), start, length, parent, place))
+        first = end
+    return found
+
+
+def page_counts(tables: Tables, page_size: int) -> Ints:
+    """Pages of each table [B]."""
+    ends = tables.starts + tables.lengths
+    return np.where(tables.lengths > 0, -(-ends // page_size), 0)
+
+
+def pages_held(tables: Tables, rows: Sequence[int], page_size: int) -> int:
+    """Pages of some rows, each counted once."""
+    wanted = np.zeros(len(tables.starts), dtype=np.bool_)
+    wanted[rows] = True
+    return len(np.unique(tables.pages[np.repeat(wanted, page_counts(tables, page_size))]))
+
+
+def slots_read(tables: Tables, pages: int, page_size: int) -> Mask:
+    """The slots [pages, page_size] that some sequence reads."""
+    counts = page_counts(tables, page_size)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    before = np.arange(len(tables.pages)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = np.maximum(tables.starts[rows] - before * page_size, 0)
+    ends = (tables.starts + tables.lengths)[rows]
+    last = np.minimum(ends - before * page_size, page_size)
+    width = page_size + 1
+    begun = np.bincount(tables.pages * width + first, minlength=pages * width)
+    over = np.bincount(tables.pages * width + last, minlength=pages * width)
+    readers = np.cumsum((begun - over).reshape(pages, width), axis=1)
+    return np.asarray(readers[:, :page_size] > 0)
+
+
+def reached(read: Mask) -> list[int]:
+    """How far each page is read, from the slots that are."""
+    if not read.size:
+        return []
+    found: list[int] = (read.shape[1] - read[:, ::-1].argmax(axis=1)).tolist()
+    return found
+
+
+def checked(contents: Contents, page_size: int) -> None:
+    """Raise BadBundle unless the tables name pages as those of a cache do. Cost: O(tables)."""
+    tables = contents.tables
+    for name, field in tables._asdict().items():
+        if not isinstance(field, np.ndarray) or field.dtype != np.int64 or field.ndim != 1:
+            raise BadBundle(f"{name} is no list of whole numbers")
+    rows = len(tables.starts)
+    if {len(field) for field in tables[1:]} != {rows}:
+        raise BadBundle(f"its tables have {[len(field) for field in tables[1:]]} rows")
+    _within("named", contents.named, 0, rows)
+    _all_within("start", tables.starts, 0, page_size - 1)
+    _all_within("length", tables.lengths, 0, page_size * len(tables.pages))
+    _all_within("place", tables.places, -FAR, FAR)
+    _all_within("parent", tables.parents, -1, rows - 1)
+    _all_within("page", tables.pages, 0, contents.pages - 1)
+    counts = page_counts(tables, page_size)
+    if int(counts.sum()) != len(tables.pages):
+        raise BadBundle(f"its windows take {counts.sum()} pages, its tables have {len(tables[0])}")
+    owners = np.repeat(np.arange(rows), counts) * max(contents.pages, 1) + tables.pages
+    if len(np.unique(owners)) != len(owners):
+        raise BadBundle("a table names a page twice")
+    if len(np.unique(tables.pages)) != contents.pages:
+        raise BadBundle("it holds pages that no table names")
+    _check_tree(tables.parents)
+
+
+def check_positions(positions: Ints) -> None:
+    """Raise BadBundle for a position that nothing can follow on."""
+    _all_within("position", positions, -FAR, FAR)
+
+
+def _check_tree(parents: Ints) -> None:
+    """Raise BadBundle where a sequence is its own ancestor."""
+    above = parents
+    for _ in range(len(parents).bit_length()):  # each look goes twice as far up
+        above = np.where(above >= 0, above[above], -1)
+    if (above >= 0).any():
+        raise BadBundle(f"row {int(np.argmax(above >= 0))} hangs below itself")
+
+
+def _within(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise BadBundle(f"{name} is {value!r}, allowed is {low} to {high}")
+
+
+def _all_within(name: str, values: Ints, low: int, high: int) -> None:
+    wrong = (values < low) | (values > high)
+    if wrong.any():
+        raise BadBundle(f"a {name} is {values[wrong].flat[0]}, allowed is {low} to {high}")

@@ -1,0 +1,258 @@
+"""Sequences leave a cache, and come into one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from paged_kv.bundles.bundle import Bytes, Chunk, Source, batches, extra_of
+from paged_kv.bundles.codec import Codec, to_json
+from paged_kv.bundles.contents import (
+    Contents,
+    IndexBook,
+    Ints,
+    check_positions,
+    checked,
+    pages_held,
+    reached,
+    records_of,
+    slots_read,
+    tables_of,
+)
+from paged_kv.bundles.holders import Holder, Shelf
+from paged_kv.checks import handles, listed
+from paged_kv.errors import BadArgument, BadBundle, OutOfPages
+from paged_kv.pages.books import Books
+from paged_kv.pages.change import Change
+from paged_kv.pages.pool import Pool
+from paged_kv.turns import Turns, reader, verb
+
+T = TypeVar("T")
+
+
+class Request(NamedTuple):
+    """What is to leave a cache."""
+
+    seqs: list[int]
+    shelves: list[Shelf]
+    data: object
+    identity: dict[str, Any]
+    codec: Codec | None
+
+
+class Outgoing:
+    """Sequences of a cache that stay there, as a source: to be used within the verb."""
+
+    def __init__(self, pool: Pool, contents: Contents, pages: Ints) -> None:
+        self.contents = contents
+        self._pool = pool
+        self._pages = pages
+        self._read = slots_read(contents.tables, len(pages), pool.storage.form.page_size)
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def read(self, numbers: Ints) -> Chunk:
+        """The pages of these numbers."""
+        storage = self._pool.storage
+        pages = self._pages[numbers]
+        size = len(pages) * storage.page_bytes
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        out = self._memory[:size].view(len(pages), storage.page_bytes)
+        read = self._read[numbers]
+        storage.export_pages(pages, read, out)
+        slots = pages[:, None] * read.shape[1] + np.arange(read.shape[1])
+        return Chunk(out.numpy(), np.where(read, storage.positions_at(slots), 0))
+
+
+class Exchange:
+    """Export from one pool, and adoption into it."""
+
+    def __init__(self, pool: Pool, turns: Turns) -> None:
+        self.pool = pool
+        self.turns = turns
+
+    # -- out
+
+    def export(
+        self,
+        seqs: Iterable[int],
+        use: Callable[[Source], T],
+        indexes: Iterable[Holder],
+        data: object,
+        identity: Mapping[str, Any] | None,
+        codec: Codec | None,
+    ) -> T:
+        """What `use` makes of these sequences: see `PagedKVCache.export`."""
+        shelves = self._shelves(indexes)
+        request = Request(handles(seqs), shelves, data, _own(identity), codec)
+        return self._export(request, use)
+
+    @reader
+    def _export(self, request: Request, use: Callable[[Source], T]) -> T:
+        books = self.pool.books
+        books.distinct_records(request.seqs)
+        owned = chain.from_iterable([shelf.sequences() for shelf in request.shelves])
+        seqs = list(dict.fromkeys(chain(request.seqs, owned)))
+        rows = {seq: row for row, seq in enumerate(seqs)}
+        tables, pages = tables_of(books.records(seqs), _parents(books, rows))
+        indexes = [shelf.book(rows)._asdict() for shelf in request.shelves]
+        contents = Contents(
+            self._fingerprint(request.identity),
+            tables,
+            len(pages),
+            len(request.seqs),
+            to_json((request.data, indexes), request.codec),
+        )
+        return use(Outgoing(self.pool, contents, pages))
+
+    def _fingerprint(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """What contents depend on."""
+        storage = self.pool.storage
+        form = storage.form
+        return {
+            "layers": self.pool.layers,
+            "heads": form.parts[0].heads,
+            "head_size": form.parts[0].head_size,
+            "value_head_size": form.parts[-1].head_size,
+            "page_size": form.page_size,
+            "page_bytes": storage.page_bytes,
+            "dtype": str(form.dtype).removeprefix("torch."),
+            "layout": f"{storage.layout}, {sys.byteorder} endian",
+            "identity": identity,
+        }
+
+    # -- in
+
+    def adopt(
+        self,
+        source: Source,
+        indexes: Iterable[Holder],
+        identity: Mapping[str, Any] | None,
+        codec: Codec | None,
+    ) -> list[int]:
+        """The sequences of a source, which is not trusted: see `PagedKVCache.adopt`."""
+        contents = getattr(source, "contents", None)
+        if not isinstance(contents, Contents):
+            raise BadArgument("bundle", source, "what export() returned, or a snapshot")
+        shelves = self._shelves(indexes)
+        contents.compare(self._fingerprint(_own(identity)))
+        contents = contents.own()
+        checked(contents, self.pool.books.page_size)
+        _, books = extra_of(contents, codec)
+        if len(books) != len(shelves):
+            raise BadBundle(f"it holds {len(books)} indexes, {len(shelves)} were given")
+        try:
+            return self._adopt(source, contents, books, shelves)
+        except OutOfPages as full:
+            self.pool.reclaim(full, ())
+        return self._adopt(source, contents, books, shelves)
+
+    @verb
+    def _adopt(
+        self, source: Source, contents: Contents, books: list[Any], shelves: list[Shelf]
+    ) -> list[int]:
+        """Fill free pages, then let the sequences have them, and the indexes their entries."""
+        pool = self.pool
+        size = pool.books.page_size
+        rows = len(contents.tables.starts)
+        held = partial(pages_held, contents.tables, page_size=size)
+        entries = [shelf.checked(book, rows, held) for shelf, book in zip(shelves, books)]
+        _check_apart(entries)
+        pages = pool.fresh_pages(contents.pages)
+        self._fill(source, pages)
+        seqs = pool.books.handles.take(rows)
+        adoptions = [shelf.adoption(book, seqs) for shelf, book in zip(shelves, entries)]
+        records = records_of(contents.tables, pages, seqs, size)
+        change = Change(dict(zip(seqs, records)))
+        change.begins = True
+        change.fresh = len(pages)
+        change.gained = chain.from_iterable([record[0] for record in records])
+        change.fills = list(zip(pages, reached(slots_read(contents.tables, len(pages), size))))
+        forks, appends, allocated, copied = pool.books.counted
+        change.figures = forks, appends, allocated + len(pages), copied
+        # keys last: they are a caller's, and may raise
+        change.edits = [each.owned for each in adoptions] + [each.keys for each in adoptions]
+        change.stores = [store for each in adoptions for store in each.stores]
+        pool.books.apply(change)
+        return seqs[: contents.named]
+
+    def _fill(self, source: Source, pages: list[int]) -> None:
+        """Write the records of a source to pages that nobody reads."""
+        storage = self.pool.storage
+        size = storage.form.page_size
+        names = np.array(pages, dtype=np.int64)
+        for numbers in batches(len(pages), storage.page_bytes):
+            records, positions = source.read(numbers)
+            _check_chunk(len(numbers), storage.page_bytes, size, records, positions)
+            storage.import_pages(names[numbers], torch.from_numpy(records))
+            slots = names[numbers, None] * size + np.arange(size)
+            storage.place(slots.reshape(-1), positions.reshape(-1))
+
+    def _shelves(self, indexes: Iterable[Holder]) -> list[Shelf]:
+        """The entries of indexes and managers of this cache. Raises BadArgument."""
+        allowed = "a list of indexes and managers of this cache"
+        found: list[Shelf] = []
+        for holder in listed("indexes", indexes, allowed):
+            if getattr(holder, "turns", None) is not self.turns or not hasattr(holder, "shelves"):
+                raise BadArgument("indexes", holder, allowed)
+            found += holder.shelves
+        if len(set(map(id, found))) != len(found):
+            raise BadArgument("indexes", indexes, f"{allowed}, each once")
+        return found
+
+
+def _own(identity: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The caller's part of a fingerprint. Raises BadArgument."""
+    found = {} if identity is None else identity
+    allowed = "None or a dictionary of names with numbers or text"
+    if not isinstance(found, Mapping):
+        raise BadArgument("identity", identity, allowed)
+    for name, value in found.items():
+        if type(name) is not str or type(value) not in (str, int, float, bool, type(None)):
+            raise BadArgument("identity", identity, allowed)
+    return dict(found)
+
+
+def _parents(books: Books, rows: Mapping[int, int]) -> list[int]:
+    """The row of the nearest sequence above each that comes along, or -1. Cost: O(ancestors)."""
+    tree = books.tree
+    known: dict[int, int] = {}  # of those that stay behind
+    found = []
+    for seq in rows:
+        passed = []
+        above = tree.parent(seq)
+        while above is not None and above not in rows and above not in known:
+            passed.append(above)
+            above = tree.parent(above)
+        row = -1 if above is None else known.get(above, rows.get(above, -1))
+        known.update(dict.fromkeys(passed, row))
+        found.append(row)
+    return found
+
+
+def _check_apart(books: list[IndexBook]) -> None:
+    """Raise BadBundle where two indexes own one sequence."""
+    owned = [row for book in books for row in book.rows]
+    if len(set(owned)) != len(owned):
+        raise BadBundle("two entries hold one sequence")
+
+
+def _check_chunk(
+    pages: int, page_bytes: int, page_size: int, records: Bytes, positions: Ints
+) -> None:
+    """Raise BadBundle for pages of another shape than was asked for."""
+    for name, found, kind, width in (
+        ("records", records, np.uint8, page_bytes),
+        ("positions", positions, np.int64, page_size),
+    ):
+        if not isinstance(found, np.ndarray) or found.dtype != kind:
+            raise BadBundle(f"its {name} are no array of {kind.__name__}")
+        if found.shape != (pages, width):
+            raise BadBundle(f"its {name} have shape {found.shape}, expected {(pages, width)}")
+    check_positions(positions)
