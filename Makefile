@@ -110,7 +110,7 @@ test-transformers: .venv/.dev $(OVERLAY)/.installed
 # No part of `test`: a torch this old comes with 2 GB of CUDA, whatever is asked for.
 test-oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
-	.venv-oldest/bin/python -m pip --disable-pip-version-check -qq install $(PIP_ARGS) $(OLDEST) pytest hypothesis
+	.venv-oldest/bin/python -m pip --disable-pip-version-check -qq install $(PIP_ARGS) $(OLDEST) pytest hypothesis xxhash
 	PYTHONPATH=. PAGED_KV_CORE_ONLY=1 .venv-oldest/bin/python -m pytest --hypothesis-profile=ci -p no:cacheprovider tests/core
 
 # LightZero and DI-engine come without their dependencies, and last: see docs/lightzero.md.
@@ -149,7 +149,7 @@ $(OVERLAY)/.installed: .venv/.lightzero
 .venv-core/.dev: constraints.txt
 	$(PYTHON) -m venv --clear .venv-core
 	@echo "installing the core alone, with the newest numpy"
-	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis msgspec pytest
+	$(CORE)/python $(INSTALL) torch==2.13.0 "numpy>=2,<3" sortedcontainers hypothesis msgspec pytest safetensors xxhash
 	@touch $@
 
 .venv-bench/.peers: constraints.txt requirements-bench.txt requirements-lightzero.txt

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
+from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -214,7 +215,8 @@ def _own(identity: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise BadArgument("identity", identity, allowed)
     for name, value in found.items():
-        if type(name) is not str or type(value) not in (str, int, float, bool, type(None)):
+        plain = type(value) in (str, int, bool, type(None))
+        if type(name) is not str or not (plain or (type(value) is float and isfinite(value))):
             raise BadArgument("identity", identity, allowed)
     return dict(found)
 

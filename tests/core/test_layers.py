@@ -47,7 +47,7 @@ CORE = [
 LAYERS = [
     *CORE,
     {"pages", "bundles", "__init__"},
-    {"recording"},
+    {"recording", "snapshot"},
     {"integrations"},
     {"tools.units", "tools.data"},
     {"tools.summary"},
@@ -256,6 +256,7 @@ def test_import_stays_light() -> None:
         "altair",
         "vl_convert",
         "msgspec",
+        "xxhash",
     ]
     code = (
         "import sys, paged_kv, paged_kv.recording; "
