@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 FORMAT = "paged_kv snapshot"
 VERSION = 1
 OURS = re.compile(r"(pages|tables)-[0-9a-f]{16}\.safetensors|manifest-[0-9a-f]{16}\.json")
+SHAPE = ("layers", "heads", "head_size", "value_head_size", "page_size", "page_bytes")
 MOST = 1 << 48  # of anything that is counted
 LONGEST = 1 << 28  # bytes of a manifest
 
@@ -116,13 +117,18 @@ def _parsed(folder: Path, text: bytes) -> Manifest:
 
 def _check(folder: Path, manifest: Manifest) -> None:
     """Raise BadSnapshot, or what an unexpected type raises, unless all is in bounds."""
-    numbers = [*manifest.counts, *manifest.sizes, *(each.pages for each in manifest.segments)]
+    shape = [manifest.fingerprint[name] for name in SHAPE]
+    numbers = [*manifest.counts, *shape, *(each.pages for each in manifest.segments)]
     if any(type(number) is not int or not 0 <= number < MOST for number in numbers):
         raise BadSnapshot(folder, "its manifest counts what cannot be")
     names = [manifest.tables, *(each.name for each in manifest.segments)]
     if not all(OURS.fullmatch(name) for name in names) or len(set(names)) != len(names):
         raise BadSnapshot(folder, "its manifest names files that are none of a snapshot")
-    if manifest.counts.named > manifest.counts.rows or min(manifest.sizes) < 1:
+    dtype = manifest.fingerprint["dtype"]
+    identity = manifest.fingerprint["identity"]
+    if type(dtype) is not str or type(identity) is not dict:
+        raise BadSnapshot(folder, "its manifest has another fingerprint than a snapshot")
+    if manifest.counts.named > manifest.counts.rows or min(shape) < 1:
         raise BadSnapshot(folder, "its manifest contradicts itself")
 
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 
 from paged_kv import __version__
-from paged_kv.tools.commands import diff, estimate, profile, record, report, search
+from paged_kv.tools.commands import diff, estimate, profile, record, report, search, snapshot
 from paged_kv.tools.commands.common import fail
 from paged_kv.tools.commands.parser import Parser
 
-COMMANDS = (profile, search, estimate, record, report, diff)
+COMMANDS = (profile, search, estimate, record, report, diff, snapshot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,7 +46,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"paged-kv {paged_kv.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["profile", "estimate", "record", "report", "diff"])
+@pytest.mark.parametrize("command", ["profile", "estimate", "record", "report", "diff", "snapshot"])
 def test_help_of_a_command(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

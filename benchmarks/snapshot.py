@@ -1,0 +1,209 @@
+"""Saving and loading pages beside `torch.save` and `torch.load` of one contiguous tensor of as many
+bytes.
+
+    python benchmarks/snapshot.py --json benchmarks/results/snapshot.json
+
+In each round both sides do the same in turn, each first equally often: a save without a sync, a
+save with one on both sides, a load into memory that was written to before (ours; torch makes its
+own), with the files in the page cache. Every byte is read, written and, on our side, compared with a
+checksum. Beside it: a save into a folder where all pages lie already, and what a bundle of a search
+tree takes over its pages and over its tokens. Ratios are medians of the ratios of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import processor
+
+from paged_kv import PagedKVCache
+from paged_kv.snapshot import load, save
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llm": {"layers": 8, "heads": 8, "head_size": 64, "page_size": 16, "dtype": torch.bfloat16},
+    "unizero": {"layers": 2, "heads": 8, "head_size": 96, "page_size": 2, "dtype": torch.float32},
+}
+SEQUENCES = 64
+MIB = 1 << 20
+
+
+def timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+class Sides:
+    """A cache full of pages, a tensor of as many bytes, and where both are saved."""
+
+    def __init__(self, shape: dict[str, Any], size: int, folder: Path) -> None:
+        self.shape = shape
+        self.folder = folder
+        one = PagedKVCache(**shape, num_pages=1)
+        self.pages = size // one.page_bytes // SEQUENCES * SEQUENCES
+        self.bytes = self.pages * one.page_bytes
+        self.cache = self.warm()
+        self.seqs = self.cache.live()
+        self.other = self.warm()
+        self.other.release(self.other.live())
+        self.tensor = torch.randint(0, 256, (self.bytes,), dtype=torch.uint8)
+
+    def warm(self) -> PagedKVCache:
+        """A cache whose pages were all written to."""
+        cache = PagedKVCache(**self.shape, num_pages=self.pages, grow=False)
+        seqs = cache.new(SEQUENCES)
+        tokens = self.pages // SEQUENCES * cache.page_size
+        sizes = (cache.layers, 1, cache.heads, tokens, cache.head_size)
+        for seq in seqs:
+            kv = torch.randn(sizes, dtype=cache.dtype)
+            cache.append([seq], kv, -kv)
+        return cache
+
+    def save_ours(self, sync: bool) -> float:
+        path = self.folder / "ours"
+        shutil.rmtree(path, ignore_errors=True)
+        os.sync()
+        return timed(lambda: save(path, self.cache, self.seqs, sync=sync))
+
+    def save_theirs(self, sync: bool) -> float:
+        path = self.folder / "theirs.pt"
+        path.unlink(missing_ok=True)
+        os.sync()
+
+        def write() -> None:
+            torch.save(self.tensor, path)
+            if sync:
+                for name in (path, self.folder):
+                    descriptor = os.open(name, os.O_RDONLY)
+                    os.fsync(descriptor)
+                    os.close(descriptor)
+
+        return timed(write)
+
+    def load_ours(self) -> float:
+        seconds = timed(lambda: load(self.folder / "ours", self.other))
+        self.other.release(self.other.live())
+        return seconds
+
+    def load_theirs(self) -> float:
+        return timed(lambda: torch.load(self.folder / "theirs.pt", mmap=False))
+
+    def save_again(self) -> float:
+        return timed(lambda: save(self.folder / "ours", self.cache, self.seqs))
+
+
+def rounds(sides: Sides, count: int) -> dict[str, Any]:
+    """Seconds of each round, ours and theirs."""
+    pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+        "save": (lambda: sides.save_ours(False), lambda: sides.save_theirs(False)),
+        "save and sync": (lambda: sides.save_ours(True), lambda: sides.save_theirs(True)),
+        "load": (sides.load_ours, sides.load_theirs),
+    }
+    found: dict[str, Any] = {name: {"ours": [], "theirs": []} for name in pairs}
+    found["save again"] = {"ours": []}
+    for number in range(count + 1):
+        for name, (ours, theirs) in pairs.items():
+            order = [("ours", ours), ("theirs", theirs)]
+            for side, call in order if number % 2 else order[::-1]:
+                seconds = call()
+                if number:  # the first round warms up
+                    found[name][side].append(round(seconds, 5))
+        seconds = sides.save_again()
+        if number:
+            found["save again"]["ours"].append(round(seconds, 5))
+    for name, seconds in found.items():
+        seconds["median"] = statistics.median(seconds["ours"])
+        if name in pairs:
+            ratios = [two / one for one, two in zip(seconds["ours"], seconds["theirs"])]
+            seconds["theirs_median"] = statistics.median(seconds["theirs"])
+            seconds["ratio"] = round(statistics.median(ratios), 2)
+    return found
+
+
+def tree_bytes(shape: dict[str, Any], nodes: int = 2000, root: int = 40) -> dict[str, float]:
+    """What a bundle of a random search tree takes, one step of a page or of a token a node."""
+    cache = PagedKVCache(**shape)
+    step = 2 if cache.page_size == 2 else 1
+    rng = random.Random(0)
+    seqs = cache.new()
+    sizes = (cache.layers, 1, cache.heads, root, cache.head_size)
+    kv = torch.randn(sizes, dtype=cache.dtype)
+    cache.append(seqs, kv, kv)
+    for _ in range(nodes):
+        (child,) = cache.fork([rng.choice(seqs[-200:])])
+        cache.append([child], kv[..., :step, :], kv[..., :step, :])
+        seqs.append(child)
+    bundle = cache.export(seqs)
+    return {
+        "sequences": len(seqs),
+        "pages": len(bundle.records),
+        "records_over_pages": bundle.records.nbytes / cache.bytes_in_use,
+        "all_over_pages": round(bundle.nbytes / cache.bytes_in_use, 4),
+        "records_over_tokens": round(
+            bundle.records.nbytes / (cache.stored_tokens * cache.token_bytes), 4
+        ),
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    top.add_argument("--mib", type=int, default=1024, help="of pages")
+    top.add_argument("--rounds", type=int, default=6)
+    top.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    top.add_argument("--folder", type=Path, help="where files are written")
+    top.add_argument("--json", type=Path)
+    return top
+
+
+def main() -> int:
+    options = parser().parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {
+        "command": shlex.join(["python", *sys.argv]),
+        "processor": processor(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "load_average": os.getloadavg(),
+        "shapes": {},
+    }
+    for name in options.shapes:
+        shape = SHAPES[name]
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
+        try:
+            sides = Sides(shape, options.mib * MIB, folder)
+            found = rounds(sides, options.rounds)
+        finally:
+            shutil.rmtree(folder)
+        found |= {"bytes": sides.bytes, "pages": sides.pages, "page_bytes": sides.cache.page_bytes}
+        del sides
+        found["bundle"] = tree_bytes(shape)
+        results["shapes"][name] = found
+        for what in ("save", "save and sync", "load"):
+            times = found[what]
+            print(
+                f"{name}: {what}: {times['median']:.3f} s, torch {times['theirs_median']:.3f} s, "
+                f"{times['ratio']:.2f}x"
+            )
+        print(f"{name}: save again: {found['save again']['median']:.3f} s; {found['bundle']}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
