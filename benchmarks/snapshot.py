@@ -5,9 +5,9 @@ bytes.
 
 In each round both sides do the same in turn, each first equally often: a save without a sync, a
 save with one on both sides, a load into memory that was written to before (ours; torch makes its
-own), with the files in the page cache. Every byte is read, written and, on our side, compared with a
-checksum. Beside it: a save into a folder where all pages lie already, and what a bundle of a search
-tree takes over its pages and over its tokens. Ratios are medians of the ratios of a round.
+own), with the files in the page cache. Every byte is read, written and, on our side, compared with
+a checksum. Beside it: a save into a folder where all pages lie already, and what a bundle of a
+search tree takes over its pages and over its tokens. Ratios are medians of the ratios of a round.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@ for long: what the tests do in short.
 
     python benchmarks/snapshot_faults.py --json benchmarks/results/snapshot_faults.json
 
-- `kills`: a process saves one thing after another, until SIGKILL at a random moment. Then the folder
-  must hold what was saved last, or the save that was under way, whole.
-- `damage`: one bit of one file is another one, or a file is shorter or longer: that must be refused.
-- `crashes`: of a save into a folder, all states that a power cut may leave behind each of its calls,
-  with many more random ones than in the tests: each must hold what was before, or what is now.
+- `crashes`: of a save into a folder, the states that a power cut may leave behind each of its
+  calls, with many more random ones than in the tests: each must hold what was before, or what is
+  now.
+- `damage`: one bit of one file is another one, or a file is shorter or longer: it must be refused.
+- `kills`: a process saves one thing after another, until SIGKILL at a random moment. Then the
+  folder must hold what was saved last, or the save that was under way, whole.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ nitpick_ignore_regex = [
         r"(torch|numpy|np|npt|collections|typing|threading|os|pathlib|sortedcontainers|prometheus_client)\b.*",
     ),
     (r"py:class", r"transformers\..*|paged_kv\.integrations\.huggingface\.feeding\..*"),
-    (r"py:class", r"(.*\.)?(Target|PolicyMaker)|paged_kv\.index\.Cache"),  # names for types
+    (r"py:class", r"(.*\.)?(Target|PolicyMaker|EntryShelf|Shelf|Files)|paged_kv\.index\.Cache"),
     # what verbs are made of: read by recordings, and no page of the reference
     (
         r"py:class",
