@@ -159,12 +159,42 @@ def tree_bytes(shape: dict[str, Any], nodes: int = 2000, root: int = 40) -> dict
     }
 
 
+def measured(name: str, size: int, where: Path, count: int) -> dict[str, Any]:
+    """All of one shape in one folder."""
+    folder = Path(tempfile.mkdtemp(dir=where))
+    try:
+        sides = Sides(SHAPES[name], size * MIB, folder)
+        found = rounds(sides, count)
+    finally:
+        shutil.rmtree(folder)
+    found |= {"shape": name, "folder": str(where), "file_system": file_system(where)}
+    found |= {"bytes": sides.bytes, "pages": sides.pages, "page_bytes": sides.cache.page_bytes}
+    for what in ("save", "save and sync", "load"):
+        times = found[what]
+        print(
+            f"{name}, {size} MiB on {found['file_system']}: {what}: {times['median']:.3f} s, "
+            f"torch {times['theirs_median']:.3f} s, {times['ratio']:.2f}x",
+            flush=True,
+        )
+    print(f"  save again: {found['save again']['median']:.3f} s", flush=True)
+    return found
+
+
+def file_system(folder: Path) -> str:
+    """The kind of the one that a folder lies in, where the system tells."""
+    mounts = Path("/proc/mounts")
+    lines = mounts.read_text().splitlines() if mounts.exists() else []
+    kinds = {fields[1]: fields[2] for fields in map(str.split, lines)}
+    above = [str(path) for path in (folder.resolve(), *folder.resolve().parents)]
+    return next((kinds[path] for path in above if path in kinds), "unknown")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    top.add_argument("--mib", type=int, default=1024, help="of pages")
+    top.add_argument("--folder", type=Path, nargs="+", default=[Path(tempfile.gettempdir())])
+    top.add_argument("--mib", type=int, nargs="+", default=[1024], help="of pages, in each folder")
     top.add_argument("--rounds", type=int, default=6)
     top.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    top.add_argument("--folder", type=Path, help="where files are written")
     top.add_argument("--json", type=Path)
     return top
 
@@ -179,27 +209,14 @@ def main() -> int:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load_average": os.getloadavg(),
-        "shapes": {},
+        "bundles": {name: tree_bytes(shape) for name, shape in SHAPES.items()},
     }
-    for name in options.shapes:
-        shape = SHAPES[name]
-        folder = Path(tempfile.mkdtemp(dir=options.folder))
-        try:
-            sides = Sides(shape, options.mib * MIB, folder)
-            found = rounds(sides, options.rounds)
-        finally:
-            shutil.rmtree(folder)
-        found |= {"bytes": sides.bytes, "pages": sides.pages, "page_bytes": sides.cache.page_bytes}
-        del sides
-        found["bundle"] = tree_bytes(shape)
-        results["shapes"][name] = found
-        for what in ("save", "save and sync", "load"):
-            times = found[what]
-            print(
-                f"{name}: {what}: {times['median']:.3f} s, torch {times['theirs_median']:.3f} s, "
-                f"{times['ratio']:.2f}x"
-            )
-        print(f"{name}: save again: {found['save again']['median']:.3f} s; {found['bundle']}")
+    print(results["bundles"], flush=True)
+    results["runs"] = [
+        measured(name, size, folder, options.rounds)
+        for folder, size in zip(options.folder, options.mib)
+        for name in options.shapes
+    ]
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0

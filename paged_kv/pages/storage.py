@@ -282,14 +282,18 @@ class PagePlanes:
     # -- whole pages
 
     def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> None:
-        """Records of pages: those of each plane one behind the other. Runs of pages are one copy
-        each.
+        """Records of pages: those of each plane one behind the other. Pages that lie side by side
+        are copied once, others twice.
         """
+        together = runs(pages)
+        chosen = torch.from_numpy(pages).to(self.device)
         partial = np.flatnonzero(~kept.all(axis=1))
         for plane, target in zip(self.planes, self._by_plane(out)):
             source = plane.bytes_of_pages()
-            for run, at in runs(pages):
-                target[at] = source[run]
+            if len(together) == 1:
+                target.copy_(source[together[0][0]])
+            else:
+                target.copy_(source.index_select(0, chosen))
             if len(partial):
                 rows = torch.from_numpy(partial)
                 target[rows] = plane.blank(target[rows], torch.from_numpy(kept[partial]))
@@ -357,7 +361,7 @@ def runs(pages: Ints) -> list[tuple[slice, slice]]:
     ends = [*(np.flatnonzero(np.diff(pages) != 1) + 1).tolist(), len(pages)]
     found = []
     first = 0
-    for end in ends if len(pages) else ():
+    for end in ends:
         page = int(pages[first])
         found.append((slice(page, page + end - first), slice(first, end)))
         first = end
