@@ -5,6 +5,7 @@
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make bench-llm  searches over a language model, part by part; PAGED_KV_SMOLLM2=FOLDER names the model (20 minutes)
+# make snapshots  kills, power cuts and damage of saved searches for long (five minutes): whether anything is lost
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
 # make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.tree*" says where
@@ -64,6 +65,9 @@ bench-llm: .venv/.dev
 
 soak: .venv/.dev
 	$(BIN)/python benchmarks/soak.py $(SOAK_ARGS)
+
+snapshots: .venv/.dev
+	$(BIN)/python benchmarks/snapshot_faults.py --json benchmarks/results/snapshot_faults.json
 
 exhaustive: .venv/.dev
 	$(BIN)/python benchmarks/exhaustive.py --pages 1 --json benchmarks/results/exhaustive_one_page.json

@@ -127,6 +127,30 @@ def test_soak() -> None:
     assert lines[-1] == "0 True"
 
 
+def test_snapshot(tmp_path: Path) -> None:
+    target = tmp_path / "snapshot.json"
+    where = ("--folder", str(tmp_path), "--mib", "4", "--rounds", "1")
+    run("snapshot.py", *where, "--json", str(target))
+    results = json.loads(target.read_text())
+    assert [found["shape"] for found in results["runs"]] == ["llm", "unizero"]
+    for found in results["runs"]:
+        assert found["bytes"] <= 4 << 20
+        assert all(found[what]["ratio"] > 0 for what in ("save", "save and sync", "load"))
+    for bundle in results["bundles"].values():
+        assert bundle["records_over_pages"] == 1.0
+
+
+def test_snapshot_faults(tmp_path: Path) -> None:
+    target = tmp_path / "faults.json"
+    counts = ("--kills", "2", "--damage", "50", "--samples", "1")
+    run("snapshot_faults.py", *counts, "--json", str(target))
+    results = json.loads(target.read_text())
+    assert (results["kills"]["kills"], results["kills"]["lost"]) == (2, 0)
+    assert (results["damage"]["folders"], results["damage"]["unnoticed"]) == (50, 0)
+    assert results["crashes"]["states"] > 100
+    assert results["crashes"]["wrong"] == 0
+
+
 def test_exhaustive(tmp_path: Path) -> None:
     target = tmp_path / "exhaustive.json"
     run("exhaustive.py", "--depth", "2", "--json", str(target))

@@ -894,6 +894,7 @@ BUNDLES = (
         BUSHY[4:],
         BUSHY[4:],
     ),
+    Scenario("export to", tree, lambda w: w.cache.export_to(Bundle.of, w.of("c", "z")), TREE, TREE),
     Scenario("export, indexed", holding("c", "z"), lambda w: w.pack("a", indexes=1), TREE, TREE),
     Scenario("adopt", packed("a", "c"), lambda w: w.unpack(), TREE, f"{TREE} abc abcd"),
     Scenario("adopt nothing", packed(), lambda w: w.unpack(), TREE, TREE),
