@@ -23,7 +23,7 @@ BATCH = 1 << 22  # bytes that are moved at a time: they stay in the processor's 
 
 
 class Chunk(NamedTuple):
-    """Some pages. The memory may be used again for the next ones."""
+    """Some pages, to be read only. The memory may be used again for the next ones."""
 
     records: Bytes  # [n, bytes of a page]
     positions: Ints  # [n, page_size]

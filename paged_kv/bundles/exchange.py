@@ -66,9 +66,9 @@ class Outgoing:
             self._memory = torch.empty(size, dtype=torch.uint8)
         out = self._memory[:size].view(len(pages), storage.page_bytes)
         read = self._read[numbers]
-        storage.export_pages(pages, read, out)
+        records = storage.export_pages(pages, read, out)
         slots = pages[:, None] * read.shape[1] + np.arange(read.shape[1])
-        return Chunk(out.numpy(), np.where(read, storage.positions_at(slots), 0))
+        return Chunk(records.numpy(), np.where(read, storage.positions_at(slots), 0))
 
 
 class Exchange:

@@ -77,8 +77,9 @@ class Storage(Protocol):
 
     # -- whole pages as bytes, whatever the memory order
 
-    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> None:
-        """Fill `out` [n, page_bytes], bytes on the host, with the records of pages.
+    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> torch.Tensor:
+        """Fill `out` [n, page_bytes], bytes on the host, with the records of pages, and return it;
+        or the pages themselves where they lie so.
 
         Slots that are not `kept` [n, page_size] come as zeros.
         """
@@ -281,11 +282,13 @@ class PagePlanes:
 
     # -- whole pages
 
-    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> None:
+    def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> torch.Tensor:
         """Records of pages: those of each plane one behind the other. Pages that lie side by side
-        are copied once, others twice.
+        are copied once, or not at all; others twice.
         """
         together = runs(pages)
+        if len(together) == len(self.planes) == 1 and self._on_host and kept.all():
+            return self.planes[0].bytes_of_pages()[together[0][0]]
         chosen = torch.from_numpy(pages).to(self.device)
         partial = np.flatnonzero(~kept.all(axis=1))
         for plane, target in zip(self.planes, self._by_plane(out)):
@@ -297,6 +300,7 @@ class PagePlanes:
             if len(partial):
                 rows = torch.from_numpy(partial)
                 target[rows] = plane.blank(target[rows], torch.from_numpy(kept[partial]))
+        return out
 
     def import_pages(self, pages: Ints, records: torch.Tensor) -> None:
         """Write records to pages. Runs of pages are one copy each."""
