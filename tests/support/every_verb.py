@@ -896,6 +896,13 @@ BUNDLES = (
     ),
     Scenario("export to", tree, lambda w: w.cache.export_to(Bundle.of, w.of("c", "z")), TREE, TREE),
     Scenario("export, indexed", holding("c", "z"), lambda w: w.pack("a", indexes=1), TREE, TREE),
+    Scenario(
+        "export a manager",
+        managed,
+        lambda w: w.cache.export(w.of("a"), indexes=[w.managed]),
+        MANAGED,
+        MANAGED,
+    ),
     Scenario("adopt", packed("a", "c"), lambda w: w.unpack(), TREE, f"{TREE} abc abcd"),
     Scenario("adopt nothing", packed(), lambda w: w.unpack(), TREE, TREE),
     Scenario(
