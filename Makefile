@@ -41,8 +41,8 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo demo-llm test lint docs bench bench-llm soak exhaustive mutants test-all test-core test-transformers test-oldest environments \
-  browser clean
+.PHONY: demo demo-llm test lint docs bench bench-llm soak snapshots exhaustive mutants test-all test-core test-transformers \
+  test-oldest environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
