@@ -61,13 +61,15 @@ class Reference:
 
     def __call__(self, checked: Sequence[Checked]) -> list[Expected]:
         """Of each node. A path is run once for all nodes that it passes."""
+        wanted = {node.tokens for node in checked}
         found: dict[tuple[int, ...], Expected] = {}
-        for path in sorted({node.tokens for node in checked}, key=len, reverse=True):
+        for path in sorted(wanted, key=len, reverse=True):
             if path in found:
                 continue
             said = self._said(path)
             for end in range(1, len(path) + 1):
-                found[path[:end]] = Expected(*[logits[end - 1] for logits in said])
+                if path[:end] in wanted:
+                    found[path[:end]] = Expected(*[logits[end - 1].clone() for logits in said])
         return [found[node.tokens] for node in checked]
 
     def _said(self, path: tuple[int, ...]) -> list[torch.Tensor]:

@@ -41,15 +41,19 @@ def written(page: str, part: str, text: str) -> str:
     return f"{before}{start}{text}\n{end}{after}"
 
 
+def measured() -> dict[str, Path]:
+    """Where the figures of each part are that was measured."""
+    paths = {part: RESULTS / f"llm_{part}.json" for part in PARTS}
+    return {part: path for part, path in paths.items() if path.exists()}
+
+
 def main() -> None:
-    """Print all tables, or put them into the page."""
+    """Print the tables of all parts that were measured, or put them into the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"put them into {PAGE.name}")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    texts = {}
-    for part in PARTS:
-        texts[part] = markdown(json.loads((RESULTS / f"llm_{part}.json").read_text()))
+    texts = {part: markdown(json.loads(path.read_text())) for part, path in measured().items()}
     if not options.write:
         print("\n\n".join(texts.values()))
         return
