@@ -64,7 +64,7 @@ def test_a_table_json_and_a_page(tiny: Path, capsys: pytest.CaptureFixture[str])
     assert workload["preset"] == "demo"
     assert (workload["method"], workload["model"]) == ("mcts", "random Llama")
     assert [workload[name] for name in ("prompt_tokens", "simulations", "width")] == [30, 3, 3]
-    assert (workload["seed"], workload["dtype"], workload["page_size"]) == (5, "float32", 4)
+    assert (workload["seed"], workload["dtype"], workload["page_size"]) == (5, "float32", 2)
     assert list(result["caches"]) == ["prefill", "rootcache", "deepcopy", "gathered", "tree"]
     assert {"tokens_per_second", "kv_bytes_peak"} <= result["ratios"].keys()
     assert "solved_nodes" not in result["task"]

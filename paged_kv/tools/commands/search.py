@@ -119,7 +119,7 @@ def _add_how(how: Any) -> None:
     how.add_argument(
         "--page-size",
         type=positive,
-        default=4,
+        default=2,
         metavar="N",
         help="token slots per page (default: %(default)s)",
     )

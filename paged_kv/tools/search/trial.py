@@ -20,7 +20,7 @@ from paged_kv.tools.search.side import DEEPCOPY, GATHERED, PREFILL, ROOTCACHE, T
 from paged_kv.tools.search.task import LONGEST, Countdown, Likely, Task
 
 TEMPERATURE = 0.8
-PAGE_SIZE = 4
+PAGE_SIZE = 2
 KEPT: dict[str, Callable[[], kept.Kept]] = {
     PREFILL: kept.Nothing,
     ROOTCACHE: kept.RootOnly,
@@ -99,8 +99,7 @@ class Trial:
         """Of all nodes' tokens, each in pages that it need not share."""
         preset = self.preset
         each = preset.tokens + 2 * self.page_size
-        least = 64 * self.page_size  # slots that a cache begins with
-        return (least + preset.prompt_tokens + preset.nodes * each) * token_bytes(self.shape)
+        return (preset.prompt_tokens + preset.nodes * each) * token_bytes(self.shape)
 
 
 def token_bytes(shape: ModelShape) -> int:
