@@ -5,9 +5,10 @@ What has to happen before the first import runs in a process of its own.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,29 +60,74 @@ from paged_kv.integrations.lightzero import attach
 """
 
 
-def run(*code: str) -> str:
+# Loads LightZero once, and nothing of this package; each line that it reads is code for a child.
+SERVER = """
+import json, os, sys, tempfile, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+import lzero.entry
+
+for line in sys.stdin:
+    assert "paged_kv" not in sys.modules
+    with tempfile.TemporaryFile("w+") as told:
+        child = os.fork()
+        if child == 0:
+            os.dup2(told.fileno(), 1)
+            os.dup2(told.fileno(), 2)
+            failed = 0
+            try:
+                exec(json.loads(line), {})
+            except BaseException:
+                failed = 1
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(failed)
+        _, status = os.waitpid(child, 0)
+        told.seek(0)
+        print(json.dumps([status, told.read()]), file=answers, flush=True)
+"""
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
     """The last line that a process of its own prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        stdin = server.stdin
+        stdout = server.stdout
+
+        def ask(*code: str) -> str:
+            print(json.dumps("\n".join(code)), file=stdin, flush=True)
+            status, told = json.loads(stdout.readline())
+            assert status == 0, told[-3000:]
+            return str(told.splitlines()[-1])
+
+        yield ask
+        stdin.close()
 
 
 @pytest.mark.parametrize("wraps", ["@wraps(method)", ""], ids=["wraps", "plain"])
-def test_methods_that_others_wrapped(wraps: str) -> None:
+def test_methods_that_others_wrapped(run: Run, wraps: str) -> None:
     """Every root lies under its environment, and every node is found."""
     assert run(PLAY, WRAP.format(wraps=wraps), ATTACH, "play(attach(policy))") == PLAYED
 
 
-def test_a_policy_whose_method_was_taken_before_it_was_attached() -> None:
+def test_a_policy_whose_method_was_taken_before_it_was_attached(run: Run) -> None:
     """As LightZero's collectors do, which keep the bound methods of a policy."""
     code = "policy.collect = policy._forward_collect\nattach(policy)"
     again = "policy._forward_collect = policy.collect\nplay(policy)"
     assert run(ATTACH, PLAY, code, again) == PLAYED
 
 
-def test_an_attached_model_arrives_pickled_in_another_process(tmp_path: Path) -> None:
+def test_an_attached_model_arrives_pickled_in_another_process(run: Run, tmp_path: Path) -> None:
     from paged_kv.integrations.lightzero import attach
 
     model = attach(build_model(rotary=True))
@@ -147,7 +193,7 @@ def test_models_inside_of_wrappers(one_process: None, wrap: Any, inner: bool) ->
     assert not hasattr(model.world_model, "paged")
 
 
-def test_a_search_of_a_compiled_model() -> None:
+def test_a_search_of_a_compiled_model(run: Run) -> None:
     """LightZero compiles its models where `torch_compile` is set, and searches with them."""
     code = "policy._collect_model = torch.compile(policy._collect_model)\nplay(attach(policy))"
     assert run(PLAY, ATTACH, code) == PLAYED

@@ -207,7 +207,7 @@ def test_collect_learn_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """LightZero's own training clears its caches once it learned: no context of old weights is
     left.
     """
-    from test_lightzero_collect import cartpole_config
+    from test_lightzero_collect import cartpole_config, unsaved
 
     from paged_kv.integrations.lightzero import installed
 
@@ -224,6 +224,7 @@ def test_collect_learn_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             return train_unizero([main, create], seed=0, max_env_step=200)
 
     monkeypatch.chdir(tmp_path)
+    unsaved(monkeypatch)
     assert train()._collect_model.world_model.root_hit_cnt > 20
     monkeypatch.setattr(UniZeroPolicy, "recompute_pos_emb_diff_and_clear_cache", lambda _: None)
     with pytest.raises(WeightsChanged):

@@ -1,10 +1,8 @@
-"""What every row must answer: its own window, replayed alone, token by token, with no cache that is
-under test.
-"""
+"""What every row must answer: its own window, replayed alone, with no cache that is under test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,16 +22,27 @@ Window = tuple[Token, ...]
 @torch.no_grad()
 def replay(wm: Any, window: Window) -> list[torch.Tensor]:
     """The transformer's output at every token [E]: one row, a fresh dense cache, learned positions
-    from 0 on.
+    from 0 on. Tokens whose positions follow each other go through it together.
     """
     past = wm.transformer.generate_empty_keys_values(n=1, max_tokens=len(window))
-    outputs = []
-    for place, token in enumerate(window):
-        x = token.embedding.view(1, 1, -1)
-        if not wm.config.rotary_emb:
-            x = x + wm.pos_emb.weight[place]
-        outputs.append(wm.transformer(x, past, start_pos=[token.position])[0, 0])
+    embeddings = torch.stack([token.embedding.view(-1) for token in window])
+    if not wm.config.rotary_emb:
+        embeddings = embeddings + wm.pos_emb.weight[: len(window)]
+    outputs: list[torch.Tensor] = []
+    for first, end in runs(window):
+        x = embeddings[None, first:end]
+        outputs += wm.transformer(x, past, start_pos=[window[first].position])[0]
     return outputs
+
+
+def runs(window: Window) -> Iterator[tuple[int, int]]:
+    """Where tokens of consecutive positions begin, and where they end."""
+    first = 0
+    for place in range(1, len(window)):
+        if window[place].position != window[place - 1].position + 1:
+            yield first, place
+            first = place
+    yield first, len(window)
 
 
 @torch.no_grad()
@@ -50,11 +59,14 @@ def heed_context(wm: Any, factor: float = 8) -> None:
 
 class Player:
     """Plays environments and searches them, and notes how far every row's answer is from that row
-    alone.
+    alone, unless nobody wants to know.
     """
 
-    def __init__(self, model: Any, envs: int = 4, seed: int = 0, gap: int = 2) -> None:
+    def __init__(
+        self, model: Any, envs: int = 4, seed: int = 0, gap: int = 2, judged: bool = True
+    ) -> None:
         self.model = model
+        self.judged = judged
         self.random = np.random.default_rng(seed)
         # LightZero's search places the first action below a root so many rotary positions too far
         self.gap = gap
@@ -159,9 +171,10 @@ class Player:
 
     def _note(self, answer: Any, windows: Sequence[Window], predicted: bool = False) -> None:
         self.values.append(answer.value.clone())
-        self.errors.append(
-            np.array([self._error(answer, row, w, predicted) for row, w in enumerate(windows)])
-        )
+        if self.judged:
+            self.errors.append(
+                np.array([self._error(answer, row, w, predicted) for row, w in enumerate(windows)])
+            )
 
     @torch.no_grad()
     def _error(self, answer: Any, row: int, window: Window, predicted: bool) -> float:
