@@ -31,6 +31,8 @@ from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.records import Record
 
+pytestmark = pytest.mark.once
+
 
 class Opened(NamedTuple):
     """What a step was opened on."""

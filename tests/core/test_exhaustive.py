@@ -23,6 +23,7 @@ from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.records import Fills, Record, slid
 from paged_kv.pages.storage import PagePlanes
 
+pytestmark = pytest.mark.once
 DEPTH = 4
 
 

@@ -53,6 +53,7 @@ def test_a_fault_of_any_operation_on_tensors_changes_nothing(name: str, after: b
     assert not all(trial.fault(at, after) for at in range(1, 200))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_stack_that_is_full_leaves_before_or_after(name: str) -> None:
     trial = Trial(BY_NAME[name])
@@ -207,6 +208,7 @@ class WalkMachine(RuleBasedStateMachine):
         gc.collect()
 
 
+@pytest.mark.once
 def test_random_verbs_that_are_broken_off_leave_before_or_after() -> None:
     run_state_machine_as_test(
         WalkMachine, settings=settings(max_examples=60, stateful_step_count=40)

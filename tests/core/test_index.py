@@ -34,6 +34,7 @@ from paged_kv.errors import (
 )
 from paged_kv.index import CacheIndex
 
+pytestmark = pytest.mark.once
 KEYS = st.integers(0, 4)
 PICK = st.integers(0, 100)
 PRIORITIES = st.none() | st.integers(-1, 2)

@@ -414,6 +414,13 @@ def test_stale_and_foreign_sequences() -> None:
 DAMAGES: dict[str, tuple[Callable[[CacheIndex], Any], str]] = {
     "a key less": (
         lambda index: index.policy.on_remove(index.entries.by_key["a"]),
+        r"the policy holds \['b'\], the index \['a', 'b'\]",
+    ),
+    "another of the same key": (
+        lambda index: (
+            index.policy.on_remove(index.entries.by_key["a"]),
+            index.policy.on_add(copy.copy(index.entries.by_key["a"])),
+        ),
         "the policy holds",
     ),
     "a key more": (

@@ -34,10 +34,10 @@ from paged_kv.pages.tree import Tree
 from paged_kv.shelf import EntryShelf
 from paged_kv.turns import Turns
 
-STRIDE = 37  # of the bytecodes of a verb that were met before, in another one
-RELEASES = 31
-THREADS = 61
-SETTLING = 17
+STRIDE = 73  # of the bytecodes of a verb that were met before, in another one
+RELEASES = 61
+THREADS = 127
+SETTLING = 31
 # Verbs after whose interrupt the next call has most to do.
 UNSETTLED = (
     "release a joint",
@@ -64,7 +64,10 @@ UNSETTLED = (
 )
 # What a listener raises goes to `sys.unraisablehook`: so does an error that comes while one is
 # told.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 each = pytest.mark.parametrize("name", BY_NAME)
 
 

@@ -16,6 +16,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from interrupts import traced
 from small_caches import grow
 
 from paged_kv import PagedKVCache, Step
@@ -384,7 +385,9 @@ WALKS: dict[str, Callable[[PagedKVCache, int], int]] = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", WALKS)
+@traced(None)  # coverage would count too, and takes longer than the walk
 def test_a_long_walk_leaves_memory_flat(name: str) -> None:
     """10 ** 4 times a child, and its parent is released."""
     cache = made()

@@ -283,7 +283,7 @@ def test_threads_that_release_disturb_nobody() -> None:
                 given_up.pop()
 
     cleaners = [Elsewhere(clean) for _ in range(2)]
-    for number in range(300):
+    for number in range(100):
         children = step(cache, [root, root, root], 1)
         assert cache.lengths(children) == [3, 3, 3]
         given_up.append(cache.open(children, 2))

@@ -36,6 +36,7 @@ from paged_kv.pages.allocator import PageAllocator
 from paged_kv.recording import Recorder, read_recording, record
 from paged_kv.recording.mirror import Mirror
 
+pytestmark = pytest.mark.once
 # Every so many bytecodes: of those that were met in no scene before, and of those that were.
 FRESH = 8
 STRIDE = 331
@@ -362,7 +363,7 @@ class Walk:
             self.chance.choice(self.verbs())()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_interrupts_in_a_long_run(seed: int) -> None:
     """In the cache, in the index or in the recorder: what is recorded next is right again."""
     walk = Walk(seed, num_pages=16, max_pages=32)
