@@ -377,5 +377,6 @@ def test_children_that_ended_are_passed_over() -> None:
     tree = cache.books.tree
     assert list(tree.living_below(root, ())) == children[99:]
     cache.release(children[99:])
-    assert list(tree.living_below(root, ())) == []
+    for _ in range(2):  # the ended ones are forgotten meanwhile
+        assert list(tree.living_below(root, ())) == []
     assert torch.equal(cache.gather([root]).keys, torch.zeros(1, 1, 1, 1, 2))
