@@ -78,6 +78,10 @@ CALLS: dict[str, Sequence[Callable[[Scene], object]]] = {
     "clear": [lambda s: s.index.clear()],
     "reclaim": [lambda s: s.index.reclaim(2)],
     "reclaim inner ones": [lambda s: s.index.pin("d"), lambda s: s.index.reclaim(2)],
+    "put where all leaves are pinned": [
+        lambda s: [s.index.pin(key) for key in "cde"],
+        lambda s: s.index.put("f", s.fresh[0]),
+    ],
     "after a subtree": [
         lambda s: s.cache.release_subtree(s.index.handles()[1]),
         lambda s: s.index.get("c"),
@@ -106,7 +110,7 @@ def test_a_failing_hook_leaves_before_or_after(name: str, policy: str, late: boo
         scene = prepared(name, policy)
         scene.trap.left = [at]
         scene.trap.late = late
-        scene.trap.kind = kind = (Boom, Stop)[at % 2]
+        scene.trap.kind = kind = (Boom, Stop)[(at + late) % 2]
         try:
             CALLS[name][-1](scene)
         except kind:
