@@ -1,7 +1,7 @@
 # make demo   everything the command needs, LightZero included, then `paged-kv profile`, which writes report.html
 # make demo-llm  SmolLM2-135M, and all that a search with it needs, then `paged-kv search`, which writes search.html
-# make test   lint, types, the documentation, all tests with coverage, the core alone with the newest numpy, and language
-#             models with the newest and the oldest transformers
+# make test   lint, types, the documentation, all tests, the core alone as a wheel with the newest numpy, and language models
+#             with the oldest transformers, too
 # make docs   the documentation as a site, in build/site
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make bench-llm  searches over a language model, part by part; PAGED_KV_SMOLLM2=FOLDER names the model (20 minutes)
@@ -25,10 +25,14 @@ LLM_PARTS ?= step memory beams exact
 SOAK_ARGS ?= --json benchmarks/results/soak.json
 VLLM ?=
 BOOKS := records allocator plan open_steps books block_tables tree change lease audit handles
-MUTANTS ?= $(foreach part,$(BOOKS),paged_kv.pages.$(part)*) paged_kv.eviction* paged_kv.index*
+MUTANTS ?= $(foreach part,$(BOOKS),paged_kv.pages.$(part)*) paged_kv.eviction* paged_kv.index* paged_kv.entries* paged_kv.draft*
 MUTANTS_ARGS ?= --max-children 2
 OLD_TRANSFORMERS := transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
 OLDEST := torch==2.1.0 numpy==1.24.0 sortedcontainers==2.4.0
+
+# The folders of tests, each a process of its own, two at a time. These say how much of the package is tested.
+ROOMS := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard tests/*/test_*.py)))))
+COVERED := core tools
 
 BIN := .venv/bin
 CORE := .venv-core/bin
@@ -36,13 +40,14 @@ OVERLAY := build/transformers-4.57
 INSTALL_BROWSER := apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium
 BENCH := .venv-bench/bin
 LLM := .venv-llm/bin
+COVERAGE := --cov --cov-report= --cov-fail-under=0
 INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(PIP_ARGS)
 
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo demo-llm test lint docs bench bench-llm soak snapshots exhaustive mutants test-all test-core test-transformers \
-  test-oldest environments browser clean
+.PHONY: demo demo-llm test lint docs bench bench-llm soak snapshots exhaustive mutants $(ROOMS:%=test-%) test-wheel \
+  test-transformers test-oldest coverage environments browser clean
 
 demo: .venv/.lightzero .venv/.package
 	$(BIN)/paged-kv profile --html report.html $(PROFILE_ARGS)
@@ -54,7 +59,8 @@ test:
 	@$(MAKE) --no-print-directory -j2 environments
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory docs
-	@$(MAKE) --no-print-directory -j2 --output-sync=target test-all test-core test-transformers
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-core test-wheel test-transformers $(ROOMS:%=test-%)
+	@$(MAKE) --no-print-directory coverage
 
 bench: .venv-bench/.peers $(if $(VLLM),.venv-bench/.vllm)
 	PYTHONPATH=. $(BENCH)/python benchmarks/peers/run.py $(BENCH_ARGS)
@@ -97,18 +103,22 @@ docs: .venv/.dev
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs build/site
 	@echo "the documentation: build/site/index.html"
 
-test-all: .venv/.dev
-	$(BIN)/pytest --hypothesis-profile=ci --cov --cov-report=term --ignore=tests/huggingface $(PYTEST_ARGS)
+$(ROOMS:%=test-%): test-%: .venv/.dev
+	COVERAGE_FILE=.coverage.$* $(BIN)/pytest --hypothesis-profile=ci tests/$* $(if $(filter $*,$(COVERED)),$(COVERAGE)) $(PYTEST_ARGS)
+
+coverage:
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # A wheel, not the source tree: this also proves that the package builds and carries its data. `pytest` on its own does
-# not put the current folder on the path, so the installed package is the one that is tested.
-test-core: .venv-core/.dev
+# not put the current folder on the path, so the installed package is the one that is tested. What depends on Python
+# alone is left to the rooms.
+test-wheel: .venv-core/.dev
 	$(CORE)/python $(INSTALL) --force-reinstall --no-deps .
-	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider $(PYTEST_ARGS)
+	PAGED_KV_CORE_ONLY=1 $(CORE)/pytest --hypothesis-profile=ci -p no:cacheprovider -m "not once" $(PYTEST_ARGS)
 
-# The newest transformers, and the oldest that is promised, which is laid over it.
+# The oldest transformers that is promised, laid over the newest one.
 test-transformers: .venv/.dev $(OVERLAY)/.installed
-	$(BIN)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/huggingface $(PYTEST_ARGS)
 	PYTHONPATH=.:$(OVERLAY) $(BIN)/pytest --hypothesis-profile=ci -p no:cacheprovider tests/huggingface $(PYTEST_ARGS)
 
 # No part of `test`: a torch this old comes with 2 GB of CUDA, whatever is asked for.
