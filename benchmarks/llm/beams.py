@@ -1,10 +1,11 @@
 """`generate()` with beams, on a `DynamicCache` and on pages.
 
-The same prompt is continued with a width of 8 by each way: *DynamicCache*, as `generate()` does it
-without us; *pages*, the cache of a node (`PagedLM.cache`), attn_implementation="paged_kv"; *pages,
-sdpa*, the same where the model keeps its own sdpa, for which rows are gathered; *pages, from
-nothing*, an empty `PagedCache(expand_size=8)` to which `generate()` feeds the prompt once for each
-beam. Of the last one only the bytes of the first tokens are looked at: it goes on as the others.
+The same prompt, a piece of prose, is continued with a width of 8 by each way: *DynamicCache*, as
+`generate()` does it without us; *pages*, the cache of a node (`PagedLM.cache`) and
+attn_implementation="paged_kv"; *pages, sdpa*, the same where the model keeps its own sdpa, for
+which rows are gathered; *pages, from nothing*, an empty `PagedCache(expand_size=8)` to which
+`generate()` feeds the prompt once for each beam. Of the last one only the bytes of the first tokens
+are looked at: it goes on as the others.
 
 Bytes are the largest seen behind any token: K/V of the dense cache; of pages those in use, the
 working buffers, and what the pool has reserved, which doubles where it is used up. Seconds are of
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
-from llm.models import as_argument, facts, held_bytes, language_model, random_rows
+from llm.models import as_argument, facts, held_bytes, language_model, prose
 from paged_kv.integrations.huggingface import PagedCache, PagedLM, shape_of
 from paged_kv.integrations.huggingface.attention import NAME
 
@@ -117,9 +118,9 @@ def _generated(
     return Run(found[0].tolist(), watch)
 
 
-def measured(model: Any, prompt: int, new: int) -> dict[str, Any]:
-    """All ways with a prompt of so many tokens."""
-    ids = torch.tensor(random_rows(model, 1, prompt, seed=0))
+def measured(model: Any, tokens: list[int], new: int) -> dict[str, Any]:
+    """All ways with one prompt."""
+    ids = torch.tensor([tokens])
     runs = {
         DENSE: dense(model, ids, new),
         "pages": on_pages(model, ids, new, NAME),
@@ -129,7 +130,7 @@ def measured(model: Any, prompt: int, new: int) -> dict[str, Any]:
         name: {**_bytes(run, runs[DENSE]), **_speed(run, runs[DENSE])} for name, run in runs.items()
     }
     ways["pages, from nothing"] = _bytes(from_nothing(model, ids), runs[DENSE])
-    return {"prompt": prompt, "new_tokens": new, "ways": ways}
+    return {"prompt": len(tokens), "new_tokens": new, "ways": ways}
 
 
 def _bytes(run: Run, other: Run) -> dict[str, Any]:
@@ -166,7 +167,9 @@ def measure(options: Any) -> dict[str, Any]:
         "model": facts(model),
         "width": WIDTH,
         "page_size": shape_of(model).pages().page_size,
-        "prompts": [measured(model, prompt, new) for prompt in prompts],
+        "prompts": [
+            measured(model, prose(model, options.model, length), new) for length in prompts
+        ],
     }
 
 

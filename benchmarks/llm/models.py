@@ -7,19 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.utils import logging
 
 from paged_kv.integrations.huggingface import FOUND, shape_of
 
 FOLDER = "PAGED_KV_SMOLLM2"
+PROSE = Path(__file__).resolve().parents[2] / "docs" / "how_it_works.md"
+
+
+def named_folder(folder: Path | None) -> Path | None:
+    """The folder that the command or the environment names."""
+    named = os.environ.get(FOLDER)
+    return Path(named) if folder is None and named else folder
 
 
 def language_model(folder: Path | None) -> Any:
     """The language model of a folder, in float32. Raises SystemExit where there is none."""
-    if folder is None:
-        named = os.environ.get(FOLDER)
-        folder = Path(named) if named else None
+    folder = named_folder(folder)
     if folder is None or not (folder / "config.json").is_file():
         raise SystemExit(
             f"{folder or 'no folder'}: --model, or ${FOLDER}, names a folder with SmolLM2-135M as "
@@ -66,6 +77,16 @@ def random_rows(model: Any, rows: int, length: int, seed: int) -> list[list[int]
     made = torch.Generator().manual_seed(seed)
     vocabulary = shape_of(model).vocabulary
     return torch.randint(vocabulary // 8, vocabulary, (rows, length), generator=made).tolist()
+
+
+def prose(model: Any, folder: Path | None, length: int) -> list[int]:
+    """The first tokens of a page of this project; random ones where the model has no tokenizer."""
+    found = named_folder(folder)
+    if found is None or not (found / "tokenizer.json").is_file():
+        return random_rows(model, 1, length, seed=0)[0]
+    text = PROSE.read_text().split("\n\n", 1)[1]
+    tokens: list[int] = AutoTokenizer.from_pretrained(found)(text)["input_ids"]
+    return tokens[:length]
 
 
 def dynamic_cache(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
