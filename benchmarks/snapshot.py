@@ -54,7 +54,8 @@ class Sides:
         self.shape = shape
         self.folder = folder
         one = PagedKVCache(**shape, num_pages=1)
-        self.pages = size // one.page_bytes // SEQUENCES * SEQUENCES
+        self.sequences = min(SEQUENCES, size // one.page_bytes)
+        self.pages = size // one.page_bytes // self.sequences * self.sequences
         self.bytes = self.pages * one.page_bytes
         self.cache = self.warm()
         self.seqs = self.cache.live()
@@ -65,8 +66,8 @@ class Sides:
     def warm(self) -> PagedKVCache:
         """A cache whose pages were all written to."""
         cache = PagedKVCache(**self.shape, num_pages=self.pages, grow=False)
-        seqs = cache.new(SEQUENCES)
-        tokens = self.pages // SEQUENCES * cache.page_size
+        seqs = cache.new(self.sequences)
+        tokens = self.pages // self.sequences * cache.page_size
         sizes = (cache.layers, 1, cache.heads, tokens, cache.head_size)
         for seq in seqs:
             kv = torch.randn(sizes, dtype=cache.dtype)

@@ -47,6 +47,8 @@ def test_the_reference_has_every_public_name_once() -> None:
     beside = {
         *("Constants", "SearchOrder", "Standing"),
         *("DenseLayer", "EntryView", "Event", "IndexStats", "ManagerStats", "PagedLayer"),
+        *("Bundle", "Source", "Chunk", "Contents", "Tables", "Codec", "Holder"),
+        *("save", "load", "Snapshot", "Saved"),
     }
     assert sorted(names) == sorted({*paged_kv.__all__, *public, *beside} - {"errors"})
 
