@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from paged_kv.bundles.contents import IndexBook
-from paged_kv.bundles.holders import Adoption
+from paged_kv.bundles.holders import Adoption, IndexBook
 from paged_kv.checks import key as check_key
 from paged_kv.checks import priority
 from paged_kv.entries import Counts, Entries

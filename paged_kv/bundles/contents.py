@@ -6,7 +6,7 @@ with it. No tensors in here.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -31,19 +31,6 @@ class Tables(NamedTuple):
     lengths: Ints  # [B] tokens
     parents: Ints  # [B] rows, of the nearest ones above that came along; -1 for none
     places: Ints  # [B] positions that follow on the last tokens
-
-
-class IndexBook(NamedTuple):
-    """The entries of an index: one list a field, with rows instead of sequences."""
-
-    rows: list[int]
-    keys: list[Hashable]
-    priorities: list[float | None]
-    added: list[int]
-    used: list[int]
-    pins: list[int]
-    clock: int  # the next number of `added` and `used`
-    counted: tuple[int, ...]  # hits, misses, of these second queries, evictions, insertions
 
 
 @dataclass(frozen=True)

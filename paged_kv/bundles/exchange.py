@@ -16,7 +16,6 @@ from paged_kv.bundles.bundle import Bytes, Chunk, Source, batches, extra_of
 from paged_kv.bundles.codec import Codec, to_json
 from paged_kv.bundles.contents import (
     Contents,
-    IndexBook,
     Ints,
     check_positions,
     checked,
@@ -26,7 +25,7 @@ from paged_kv.bundles.contents import (
     slots_read,
     tables_of,
 )
-from paged_kv.bundles.holders import Holder, Shelf
+from paged_kv.bundles.holders import Holder, IndexBook, Shelf
 from paged_kv.checks import handles, listed
 from paged_kv.errors import BadArgument, BadBundle, OutOfPages
 from paged_kv.pages.books import Books

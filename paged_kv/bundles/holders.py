@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from paged_kv.bundles.contents import IndexBook
 from paged_kv.pages.change import Edit, Store
 from paged_kv.turns import Turns
+
+
+class IndexBook(NamedTuple):
+    """The entries of an index: one list a field, with rows instead of sequences."""
+
+    rows: list[int]
+    keys: list[Hashable]
+    priorities: list[float | None]
+    added: list[int]
+    used: list[int]
+    pins: list[int]
+    clock: int  # the next number of `added` and `used`
+    counted: tuple[int, ...]  # hits, misses, of these second queries, evictions, insertions
 
 
 class Adoption(NamedTuple):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(paged_kv.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
-NEEDS_TRANSFORMERS = ("huggingface", "moving_over", "nodes", "tutorial_llm")
+NEEDS_TRANSFORMERS = ("huggingface", "moving_over", "nodes", "search", "tutorial_llm")
 NEEDS_MAIN = ("policy", "world_model")  # LightZero's main, that is
 BEYOND = r"lzero|transformers|integrations|prometheus|tools\.html"
 BEYOND_CORE = ("integrations", "tools", "__main__")
