@@ -124,7 +124,7 @@ test-transformers: .venv/.dev $(OVERLAY)/.installed
 # No part of `test`: a torch this old comes with 2 GB of CUDA, whatever is asked for.
 test-oldest:
 	$(PYTHON) -m venv --clear .venv-oldest
-	.venv-oldest/bin/python -m pip --disable-pip-version-check -qq install $(PIP_ARGS) $(OLDEST) pytest hypothesis xxhash
+	.venv-oldest/bin/python -m pip --disable-pip-version-check -qq install $(PIP_ARGS) $(OLDEST) pytest hypothesis safetensors xxhash
 	PYTHONPATH=. PAGED_KV_CORE_ONLY=1 .venv-oldest/bin/python -m pytest --hypothesis-profile=ci -p no:cacheprovider tests/core
 
 # LightZero and DI-engine come without their dependencies, and last: see docs/lightzero.md.

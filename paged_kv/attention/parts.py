@@ -34,11 +34,6 @@ class Part(NamedTuple):
     slots: int  # of each group, a multiple of the page size
     queries: int  # of each group
 
-    @property
-    def area(self) -> int:
-        """Scores of a head."""
-        return len(self.groups) * self.slots * self.queries
-
 
 class Batch:
     """The queries of a step, row by row in the order of a forest, and the tokens that they see."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from disk import FOLDER, Memory, disk_of
+from safetensors.numpy import load_file
 from small_caches import books, tiny_cache
 from snapshot_stories import Story
 
@@ -105,12 +106,11 @@ def test_two_head_sizes_come_back(tmp_path: Path, device: str) -> None:
 
 
 def test_the_files_are_safetensors(story: Story) -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
     story.first()
     for path in story.folder.iterdir():
         if path.suffix != ".safetensors":
             continue
-        found = safetensors.load_file(path)
+        found = load_file(path)
         if path.name.startswith("pages"):
             pages = story.cache.pages_in_use
             assert found["pages"].shape == (pages, story.cache.page_bytes)
