@@ -10,7 +10,7 @@ from paged_kv.attention.choice import BACKENDS
 from paged_kv.attention.scratch import Scratch
 from paged_kv.checks import Counts, amount, choice, function, handles
 from paged_kv.errors import OutOfPages
-from paged_kv.paged_step import PagedStep
+from paged_kv.paged_step import PagedStep, Work
 from paged_kv.pages.lease import Lease
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
@@ -87,7 +87,7 @@ class Opener:
         plan = pool.plan_step(parents, records, counts)
         lease = Lease(pool.books, pool.steps.number(), parents, records)
         self._keep(lease, plan)
-        return PagedStep(pool, self.turns, lease, counts, backend, self.scratch)
+        return PagedStep(Work(pool, self.turns, lease, counts, backend, self.scratch))
 
     def _keep(self, lease: Lease, plan: Plan) -> None:
         """Let the children of a plan hold their pages, as long as the lease lives."""

@@ -41,23 +41,15 @@ class PagedStep:
     (torch.Size([1, 1, 3, 2]), [3])
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        turns: Turns,
-        lease: Lease,
-        counts: list[int],
-        backend: str,
-        scratch: Scratch,
-    ) -> None:
-        self.turns = turns
-        self.parents = lease.parents
-        self.counts = counts
-        self.lengths = [record[2] for record in lease.records]
-        self._pool = pool
-        self._lease = lease
-        self._work = Work(pool, turns, lease, counts, backend, scratch)
-        self.layers = [PagedLayer(self._work, index) for index in range(pool.layers)]
+    def __init__(self, work: Work) -> None:
+        self.turns = work.turns
+        self.parents = work.lease.parents
+        self.counts = work.counts
+        self.lengths = [record[2] for record in work.lease.records]
+        self._pool = work.pool
+        self._lease = work.lease
+        self._work = work
+        self.layers = [PagedLayer(work, index) for index in range(work.pool.layers)]
 
     def __enter__(self) -> PagedStep:
         return self

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paged_kv.tools.commands.common import (
     fail,
-    file,
     missing_report,
     save,
     two_or_more,
     unusable_device,
 )
 from paged_kv.tools.commands.outputs import Named, unusable_outputs
-from paged_kv.tools.commands.searching import Wording, add_machine, add_page_size, add_what
+from paged_kv.tools.commands.searching import (
+    Wording,
+    add_machine,
+    add_outputs,
+    add_page_size,
+    add_what,
+)
 from paged_kv.tools.profile.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -76,19 +81,7 @@ def add(commands: Any) -> None:
     )
     add_what(command, WORDING)
     _add_how(command.add_argument_group("how"))
-    output = command.add_argument_group("output")
-    output.add_argument(
-        "--json",
-        type=file,
-        metavar="FILE",
-        help="also write the results to FILE; - prints them in place of the table",
-    )
-    output.add_argument(
-        "--html",
-        type=file,
-        metavar="FILE",
-        help="also write a page that shows both caches to FILE; of several presets, a page each",
-    )
+    add_outputs(command, "both caches")
     command.set_defaults(run=run)
 
 

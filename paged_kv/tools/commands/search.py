@@ -20,7 +20,7 @@ from paged_kv.tools.commands.common import (
     unusable_device,
 )
 from paged_kv.tools.commands.outputs import Named, unusable_outputs
-from paged_kv.tools.commands.searching import add_machine
+from paged_kv.tools.commands.searching import add_machine, add_outputs
 from paged_kv.tools.search.presets import DTYPES, METHODS, PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -99,19 +99,7 @@ def add(commands: Any) -> None:
         help="seed of the task and of all draws (default: %(default)s)",
     )
     _add_how(command.add_argument_group("how"))
-    output = command.add_argument_group("output")
-    output.add_argument(
-        "--json",
-        type=file,
-        metavar="FILE",
-        help="also write the results to FILE; - prints them in place of the table",
-    )
-    output.add_argument(
-        "--html",
-        type=file,
-        metavar="FILE",
-        help="also write a page that shows the search to FILE; of several presets, a page each",
-    )
+    add_outputs(command, "the search")
     command.set_defaults(run=run)
 
 

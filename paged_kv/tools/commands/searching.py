@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from paged_kv.tools.commands.common import positive, seed, threads
+from paged_kv.tools.commands.common import file, positive, seed, threads
 
 
 class Wording(NamedTuple):
@@ -48,6 +48,23 @@ def add_what(command: Any, wording: Wording) -> None:
         "--reference",
         action="store_true",
         help="search this package's own world model, not LightZero's",
+    )
+
+
+def add_outputs(command: Any, shown: str) -> None:
+    """Where results go; a page shows what is named."""
+    output = command.add_argument_group("output")
+    output.add_argument(
+        "--json",
+        type=file,
+        metavar="FILE",
+        help="also write the results to FILE; - prints them in place of the table",
+    )
+    output.add_argument(
+        "--html",
+        type=file,
+        metavar="FILE",
+        help=f"also write a page that shows {shown} to FILE; of several presets, a page each",
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 
 from paged_kv.tools.html.figure import Figure, pointed_at
-from paged_kv.tools.html.tree import Placed, grown
+from paged_kv.tools.html.tree import Placed, grown, hanging
 
 MAX_NODES = 800
 MAX_LETTERS = 400
@@ -31,7 +31,7 @@ def texts(nodes: list[dict[str, Any]]) -> Figure:
         "A dot is a node, its children hang below it; the larger, the higher its value. Point at "
         "one to read its text, or touch it."
     )
-    return Figure("texts", title, _chart(rows), reading, wide=True, fixed=True)
+    return Figure("texts", title, hanging(_dots(), rows, 60), reading, wide=True, fixed=True)
 
 
 def _row(each: Placed, places: dict[Any, float]) -> dict[str, Any]:
@@ -48,28 +48,6 @@ def _row(each: Placed, places: dict[Any, float]) -> dict[str, Any]:
         "n": node["visits"],
         "k": "solves it" if node["solved"] else kind,
     }
-
-
-def _chart(rows: list[dict[str, Any]]) -> alt.LayerChart:
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(padding=16, zero=False, nice=False))
-    y = alt.Y(
-        "d:Q",
-        title="depth (steps below the root)",
-        scale=alt.Scale(reverse=True, padding=14, nice=False),
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
-    )
-    edges = (
-        alt.Chart()
-        .mark_rule(color="var(--line)", strokeWidth=1.2)
-        .encode(x, y, x2="px:Q", y2="up:Q")
-        .transform_filter("datum.d > 0")
-        .transform_calculate(up="datum.d - 1")
-    )
-    depth = max(row["d"] for row in rows) + 1
-    drawing: alt.LayerChart = alt.layer(
-        edges, _dots().encode(x, y), data=alt.InlineData(values=rows)
-    ).properties(height=min(440, max(150, 60 * depth)))
-    return drawing
 
 
 def _dots() -> alt.Chart:

@@ -156,6 +156,17 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
             name="tree ",
         ),
     )
+    drawing: alt.LayerChart = (
+        hanging(_dots(), rows, 46).transform_filter("datum.t === chosen").add_params(chosen)
+    )
+    return drawing
+
+
+def hanging(dots: alt.Chart, rows: list[Row], step: int) -> alt.LayerChart:
+    """Dots as a tree, each below its parent: rows have `x`, the depth `d` and the parent's `px`.
+
+    `step`: pixels of a level, as long as there are few.
+    """
     x = alt.X("x:Q", axis=None, scale=alt.Scale(padding=16, zero=False, nice=False))
     y = alt.Y(
         "d:Q",
@@ -171,12 +182,9 @@ def _chart(rows: list[Row], shown: int) -> alt.LayerChart:
         .transform_calculate(up="datum.d - 1")
     )
     depth = max(row["d"] for row in rows) + 1
-    drawing: alt.LayerChart = (
-        alt.layer(edges, _dots().encode(x, y), data=alt.InlineData(values=rows))
-        .transform_filter("datum.t === chosen")
-        .add_params(chosen)
-        .properties(height=min(440, max(150, 46 * depth)))
-    )
+    drawing: alt.LayerChart = alt.layer(
+        edges, dots.encode(x, y), data=alt.InlineData(values=rows)
+    ).properties(height=min(440, max(150, step * depth)))
     return drawing
 
 
