@@ -36,13 +36,34 @@ class _Steps:
                 if parameter.grad is not None:
                     steps[parameter] = steps.get(parameter, 0) + 1
 
-    def of(self, module: torch.nn.Module) -> list[int]:
+    def of(self, parameter: torch.Tensor) -> int:
+        """Those that changed a parameter."""
+        return int(self._by_parameter.get(parameter, 0))
+
+    def of_each(self, module: torch.nn.Module) -> list[int]:
         """Those that changed each parameter of a module."""
-        return [self._by_parameter.get(parameter, 0) for parameter in module.parameters()]
+        return [self.of(parameter) for parameter in module.parameters()]
 
 
 _steps = _Steps()
 register_optimizer_step_post_hook(_steps.count)
+
+
+class StepsSeen:
+    """How many steps of optimizers had changed a parameter when this was made."""
+
+    __slots__ = ("_steps", "_total")
+
+    def __init__(self, parameter: torch.Tensor) -> None:
+        self._total = _steps.total
+        self._steps = _steps.of(parameter)
+
+    def match(self, parameter: torch.Tensor) -> bool:
+        """Whether none changed it since. 0.1 us as long as no optimizer made a step."""
+        total = _steps.total
+        if total != self._total and self._steps == _steps.of(parameter):
+            self._total = total  # they changed others
+        return total == self._total
 
 
 class WeightStamp:
@@ -71,7 +92,7 @@ class WeightStamp:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._seen = _seen(module)
-        self._steps = _steps.of(module)
+        self._steps = _steps.of_each(module)
         self._steps_seen = _steps.total
         # An address tells nothing once its storage is gone: another one may lie there by now.
         self._storages = [
@@ -90,7 +111,7 @@ class WeightStamp:
     def _steps_match(self, module: torch.nn.Module) -> bool:
         """Whether no optimizer changed a parameter; looks at them only where one made a step."""
         total = _steps.total
-        if total != self._steps_seen and self._steps == _steps.of(module):
+        if total != self._steps_seen and self._steps == _steps.of_each(module):
             self._steps_seen = total  # they changed others
         return total == self._steps_seen
 

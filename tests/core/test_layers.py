@@ -25,7 +25,7 @@ CORE = [
     {"pages.books"},
     {"pages.audit", "pages.block_tables", "pages.lease"},
     {"pages.open_steps", "tensors", "scope", "weights"},
-    {"attention.contract", "attention.scratch"},
+    {"attention.contract", "attention.scratch", "linears"},
     {"attention.runs", "attention.queries"},
     {"attention.parts"},
     {"attention.cost", "attention.layout"},
@@ -185,7 +185,15 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 # What may be read of others although it begins with an underscore.
 OTHERS = {
     *("_asdict", "_make", "_replace"),  # of named tuples
-    *("_C", "_schema", "_version", "_parameters", "_buffers", "_modules"),  # of torch
+    *(
+        "_C",
+        "_schema",
+        "_version",
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_current_level",
+    ),  # of torch
     *("_current_frames", "_getframe"),  # of sys
     # of transformers
     *("_attn_implementation", "_supports_attention_backend", "_is_stateful"),
