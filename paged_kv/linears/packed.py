@@ -87,7 +87,7 @@ class PackedLinears:
         Cost: about four microseconds more than the kernel; the first call packs, which takes as
         long as some five calls of F.linear.
         """
-        if torch.compiler.is_compiling() or not packing.suits(weight, bias, x):
+        if not packing.suits(weight, bias, x):
             return F.linear(x, weight, bias)
         store = self._packed  # the one of now: another thread may call `repack`
         key = id(weight)

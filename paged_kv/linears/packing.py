@@ -31,6 +31,8 @@ def suits(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> b
 
     weight: [M, N]; bias: [M] or None; x: [..., N]. About two microseconds.
     """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
     dtype = weight.dtype
     least = _LEAST_ROWS.get(dtype)
     if least is None or weight.numel() < _LEAST_NUMBERS or x.dtype is not dtype:
@@ -49,13 +51,12 @@ def suits(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> b
 
 
 def _plain() -> bool:
-    """Whether tensors are only computed with: nothing records, traces, casts or wraps them."""
+    """Whether tensors are only computed with: nothing records, casts or wraps them."""
     return not (
         torch.is_grad_enabled()
         or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _autocast()
-        or torch._C._is_tracing()
         or not torch._C._get_mkldnn_enabled()
     )
 

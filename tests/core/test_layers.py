@@ -185,15 +185,9 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 # What may be read of others although it begins with an underscore.
 OTHERS = {
     *("_asdict", "_make", "_replace"),  # of named tuples
-    *(
-        "_C",
-        "_schema",
-        "_version",
-        "_parameters",
-        "_buffers",
-        "_modules",
-        "_current_level",
-    ),  # of torch
+    *("_C", "_schema", "_version", "_parameters", "_buffers", "_modules"),  # of torch
+    *("_current_level", "_reorder_linear_weight", "_linear_pointwise"),
+    *("_nbytes", "_is_mkldnn_bf16_supported"),
     *("_current_frames", "_getframe"),  # of sys
     # of transformers
     *("_attn_implementation", "_supports_attention_backend", "_is_stateful"),
