@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -56,7 +57,7 @@ def _taken(part: torch.Tensor, rows: Sequence[int], alone: bool) -> torch.Tensor
     return part[torch.tensor(rows, device=part.device)]
 
 
-def last_logits(model: Any, argument: str, cache: DynamicCache, ids: torch.Tensor) -> torch.Tensor:
+def last_logits(model: Any, argument: str, cache: Cache, ids: torch.Tensor) -> torch.Tensor:
     """Feed tokens [B, n] behind a cache, which grows; float32 logits [B, vocabulary] behind the
     last of them.
     """

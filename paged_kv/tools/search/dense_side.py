@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from paged_kv.integrations.huggingface.draws import uniform
-from paged_kv.integrations.huggingface.sampling import drawn_from
 from paged_kv.integrations.huggingface.versions import FOUND
 from paged_kv.tools.search.dense_cache import last_logits, nbytes, repeated
+from paged_kv.tools.search.drawing import Drawing
 from paged_kv.tools.search.kept import Kept
-from paged_kv.tools.search.measuring import Held, Peak, Stopwatch
-from paged_kv.tools.search.side import Drawn, Rule
+from paged_kv.tools.search.measuring import Held, Peak
+from paged_kv.tools.search.side import Drawn
 
 
 class DenseSide:
@@ -22,12 +22,11 @@ class DenseSide:
     together.
     """
 
-    def __init__(self, name: str, model: Any, kept: Kept, rule: Rule, draws: Stopwatch) -> None:
+    def __init__(self, name: str, model: Any, kept: Kept, drawing: Drawing) -> None:
         self.name = name
         self._model = model
         self._kept = kept
-        self._rule = rule
-        self._draws = draws
+        self._drawing = drawing
         self._prompt = 0
         self._paths: list[tuple[int, ...]] = []  # behind the prompt, of each node
         self._fed = 0
@@ -50,7 +49,9 @@ class DenseSide:
         logits = opened.logits[torch.tensor(rows, device=opened.logits.device)]
         del opened  # before the batch grows
         length = self._prompt + len(self._paths[parents[0]])
-        children = self._draw(batch, logits, seeds, length)
+        feed = partial(self._feed, batch)
+        children = self._drawing.drawn(logits, seeds, length, feed)
+        del feed
         self._note(batch)
         self._kept.keep(len(self._paths), batch)
         del batch
@@ -70,23 +71,6 @@ class DenseSide:
 
     def _note(self, batch: DynamicCache) -> None:
         self._peak.note(Held(self._kept.nbytes() + nbytes(batch), 0))
-
-    def _draw(
-        self, batch: DynamicCache, logits: torch.Tensor, seeds: Sequence[int], length: int
-    ) -> list[Drawn]:
-        tokens: list[list[int]] = []  # a list a step
-        logprobs: list[list[float]] = []
-        for step in range(self._rule.tokens):
-            self._draws.start()
-            numbers = [uniform(seed, length + step) for seed in seeds]
-            chosen = drawn_from(logits / self._rule.temperature, numbers)
-            said = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-            tokens.append(chosen.tolist())
-            logprobs.append(said.tolist())
-            self._draws.stop()
-            if step + 1 < self._rule.tokens:
-                logits = self._feed(batch, chosen[:, None])
-        return [Drawn(drawn, list(said)) for drawn, said in zip(zip(*tokens), zip(*logprobs))]
 
     def _feed(self, cache: DynamicCache, rows: Any) -> torch.Tensor:
         ids = torch.as_tensor(rows, device=self._model.device)

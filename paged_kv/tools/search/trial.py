@@ -10,6 +10,8 @@ from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.shapes import ModelShape, shape_of
 from paged_kv.tools.search import kept
 from paged_kv.tools.search.dense_side import DenseSide
+from paged_kv.tools.search.drawing import Drawing
+from paged_kv.tools.search.gathered_side import GatheredSide
 from paged_kv.tools.search.lockstep import Lockstep, Watches
 from paged_kv.tools.search.measuring import Stopwatch, timed
 from paged_kv.tools.search.methods import FUNCTIONS
@@ -82,18 +84,22 @@ class Trial:
 
     def _side(self, name: str) -> Side:
         rule = Rule(self.preset.tokens, self.temperature)
-        draws = self._watches.draws
+        watch = self._watches.draws
         model = self.loaded.model
-        if name in (GATHERED, TREE):
+        if name == TREE:
             lm = PagedLM(
                 model,
                 page_size=self.page_size,
-                backend="dense" if name == GATHERED else "tree",
+                backend="tree",
                 max_bytes=2 * self._tree_bytes(),
                 progress=False,
             )
-            return PagedSide(name, lm, rule, draws)
-        return DenseSide(name, model, KEPT[name](), rule, draws)
+            return PagedSide(name, lm, rule, watch)
+        drawing = Drawing(rule, watch)
+        if name == GATHERED:
+            pages = self.shape.pages(page_size=self.page_size, max_bytes=2 * self._tree_bytes())
+            return GatheredSide(name, model, pages, drawing)
+        return DenseSide(name, model, KEPT[name](), drawing)
 
     def _tree_bytes(self) -> int:
         """Of all nodes' tokens, each in pages that it need not share."""
