@@ -32,6 +32,7 @@ from paged_kv.integrations.huggingface.sampling import Sampler
 from paged_kv.integrations.huggingface.scoring import score
 from paged_kv.integrations.huggingface.ticks import ticking
 from paged_kv.integrations.huggingface.token_tree import Tokens
+from paged_kv.linears import PackedLinears
 
 BATCH_BYTES = 256 * 2**20  # of activations, in one forward
 PIECE = 512  # tokens of a row in one forward
@@ -54,6 +55,9 @@ class PagedLM:
       in one forward.
     - `weights`: what becomes of K/V when the model's weights, adapters or mode change: "drop"
       computes them again, "refuse" raises WeightsChanged, "keep" goes on.
+    - `linears`: "packed" computes the model's linear layers with packed copies of their weights,
+      which small batches on a CPU read faster: see docs/linears.md; "own" does not; a
+      `PackedLinears` is shared with whoever else has it.
     - `progress`: whether long calls show a bar.
 
     Raises UnsupportedModel, BadArgument, BadCount.
@@ -81,6 +85,7 @@ class PagedLM:
         batch_bytes: int = BATCH_BYTES,
         prefill_chunk_size: int = PIECE,
         weights: str = "drop",
+        linears: str | PackedLinears = "own",
         progress: bool = True,
     ) -> None:
         self.model = model
@@ -96,6 +101,7 @@ class PagedLM:
             batch_bytes=batch_bytes,
             piece=prefill_chunk_size,
             weights=weights,
+            linears=linears,
         )
         self.pages: PagedKVCache = self.paths.residents.pages
         self._lookup = Lookup(self.paths)
@@ -322,9 +328,12 @@ class PagedLM:
         self.paths.residents.release([node.place.number for node in self.paths.check(nodes)])
 
     def clear(self) -> None:
-        """Give up all K/V and hidden states. Nodes stay, and are fed again where it is needed."""
+        """Give up all K/V, hidden states and packed weights. Nodes stay, and are fed again where it
+        is needed.
+        """
         self._lookup.clear()
         self.paths.settle()
+        self.paths.runner.repack()
         self.paths.accept_weights()
 
     def scope(self) -> NodeScope:

@@ -23,8 +23,10 @@ from paged_kv.integrations.huggingface.shapes import (
     decoder_of,
     shape_of,
 )
+from paged_kv.linears import PackedLinears
 
 WEIGHTS = ("drop", "refuse", "keep")
+LINEARS = ("own", "packed")
 
 
 def make_paths(
@@ -39,6 +41,7 @@ def make_paths(
     batch_bytes: int,
     piece: int,
     weights: str,
+    linears: str | PackedLinears,
 ) -> Paths:
     """Paths through a model, of which nothing is known yet: see `PagedLM` for the options.
 
@@ -52,6 +55,7 @@ def make_paths(
         function("head", head, "a function of hidden states")
     choice("backend", backend, BACKENDS)
     choice("weights", weights, WEIGHTS)
+    packed = _packed(linears)
     tokens = amount("batch_bytes", batch_bytes, 1) // token_bytes(model)
     amount("prefill_chunk_size", piece, 1)
     if max_bytes is None:
@@ -59,7 +63,20 @@ def make_paths(
     pages = shape.pages(page_size=page_size, num_pages=1, max_bytes=max_bytes)
     residents = Residents(pages, eviction, max_bytes)
     runner = Runner(
-        decoder_of(model), shape, pages, tokens=max(1, tokens), piece=piece, backend=backend
+        decoder_of(model),
+        shape,
+        pages,
+        tokens=max(1, tokens),
+        piece=piece,
+        backend=backend,
+        linears=packed,
     )
     found = head_of(model) if head is None else head
     return Paths(model, found, tokenizer, runner, residents, weights)
+
+
+def _packed(linears: str | PackedLinears) -> PackedLinears | None:
+    """What computes linear layers; None where the model's own do. Raises BadArgument."""
+    if isinstance(linears, PackedLinears):
+        return linears
+    return PackedLinears() if choice("linears", linears, LINEARS) == "packed" else None

@@ -193,7 +193,8 @@ class Paths:
         """What the head says of hidden states [..., hidden size]."""
         if self.head is None:
             raise BadArgument("head", None, "a model with a head, or head=")
-        with torch.no_grad():
+        module = self.head if isinstance(self.head, torch.nn.Module) else self.model
+        with torch.no_grad(), self.runner.computing(module):
             return self.head(hidden)
 
     def say_each(self, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -27,6 +27,7 @@ class LMStats(NamedTuple):
     kv_bytes: int  # of the pages in use
     hidden_bytes: int  # of the last hidden states that are kept
     working_bytes: int  # beside the pages
+    packed_bytes: int  # of packed copies of weights
     tokens_fed: int
     evicted: int  # paths
     weights_dropped: int  # times that K/V of other weights were given up
@@ -38,6 +39,7 @@ def figures(paths: Paths) -> LMStats:
     residents = paths.residents
     residents.sweep()
     pages = residents.pages
+    linears = paths.runner.linears
     return LMStats(
         nodes=len(residents.alive()),
         paths=len(residents.index),
@@ -45,6 +47,7 @@ def figures(paths: Paths) -> LMStats:
         kv_bytes=pages.bytes_in_use,
         hidden_bytes=residents.hidden_bytes,
         working_bytes=pages.working_bytes,
+        packed_bytes=0 if linears is None else linears.nbytes,
         tokens_fed=paths.runner.fed,
         evicted=residents.evicted,
         weights_dropped=paths.dropped,

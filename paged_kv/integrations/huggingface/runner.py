@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from paged_kv.integrations.huggingface.attention import NAME
 from paged_kv.integrations.huggingface.shapes import ModelShape
 from paged_kv.integrations.huggingface.stepping import StepCache
 from paged_kv.integrations.huggingface.token_tree import Tokens
+from paged_kv.linears import PackedLinears
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,7 +30,8 @@ class Fed(NamedTuple):
 class Runner:
     """Runs tokens behind sequences.
 
-    `tokens`: new tokens of a forward at most, padding included; `piece`: those of a row.
+    `tokens`: new tokens of a forward at most, padding included; `piece`: those of a row; `linears`:
+    what computes linear layers in place of the model's own.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Runner:
         tokens: int,
         piece: int,
         backend: str,
+        linears: PackedLinears | None,
     ) -> None:
         self.decoder = decoder
         self.shape = shape
@@ -48,6 +51,7 @@ class Runner:
         self.tokens = tokens
         self.piece = piece
         self.backend = backend
+        self.linears = linears
         self.fed = 0  # tokens so far
         self._told: Callable[[int], object] | None = None
 
@@ -117,6 +121,15 @@ class Runner:
         _, hidden = self._step(seqs, rows, publish=False)
         return [state[: len(tokens)] for tokens, state in zip(rows, hidden)]
 
+    def computing(self, module: torch.nn.Module) -> AbstractContextManager[object]:
+        """A block in which the linear layers of a module compute as the caller wants."""
+        return nullcontext() if self.linears is None else self.linears.scope(module)
+
+    def repack(self) -> None:
+        """Have weights packed again at their next use, where they are packed."""
+        if self.linears is not None:
+            self.linears.repack()
+
     def no_states(self) -> torch.Tensor:
         """Hidden states of no tokens [0, hidden size]."""
         size = self.decoder.config.get_text_config(decoder=True).hidden_size
@@ -129,7 +142,7 @@ class Runner:
         counts = [len(tokens) for tokens in rows]
         with self.pages.attend(seqs, counts, backend=self.backend) as step:
             ids, positions = self._inputs(rows, step.lengths)
-            with torch.no_grad(), attending(self.decoder):
+            with torch.no_grad(), attending(self.decoder), self.computing(self.decoder):
                 hidden = self.decoder(
                     input_ids=ids,
                     position_ids=positions,
