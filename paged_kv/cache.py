@@ -437,6 +437,12 @@ class PagedKVCache:
         """
         return self._exchange.adopt(bundle, indexes, identity, codec)
 
+    def fingerprint(self, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What contents depend on, `identity` included: where it is equal, `adopt` takes them.
+        Raises BadArgument.
+        """
+        return self._exchange.fingerprint(identity)
+
     # -- room
 
     @reader

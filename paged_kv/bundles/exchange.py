@@ -103,7 +103,7 @@ class Exchange:
         tables, pages = tables_of(books.records(seqs), _parents(books, rows))
         indexes = [shelf.book(rows)._asdict() for shelf in request.shelves]
         contents = Contents(
-            self._fingerprint(request.identity),
+            self.fingerprint(request.identity),
             tables,
             len(pages),
             len(request.seqs),
@@ -111,8 +111,8 @@ class Exchange:
         )
         return use(Outgoing(self.pool, contents, pages))
 
-    def _fingerprint(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """What contents depend on."""
+    def fingerprint(self, identity: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What contents depend on: see `PagedKVCache.fingerprint`."""
         storage = self.pool.storage
         form = storage.form
         return {
@@ -124,7 +124,7 @@ class Exchange:
             "page_bytes": storage.page_bytes,
             "dtype": str(form.dtype).removeprefix("torch."),
             "layout": f"{storage.layout}, {sys.byteorder} endian",
-            "identity": identity,
+            "identity": _own(identity),
         }
 
     # -- in
@@ -141,7 +141,7 @@ class Exchange:
         if not isinstance(contents, Contents):
             raise BadArgument("bundle", source, "what export() returned, or a snapshot")
         shelves = self._shelves(indexes)
-        contents.compare(self._fingerprint(_own(identity)))
+        contents.compare(self.fingerprint(identity))
         contents = contents.own()
         checked(contents, self.pool.books.page_size)
         _, books = extra_of(contents, codec)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paged_kv.bundles.bundle import Source, batches
 from paged_kv.bundles.codec import Codec
+from paged_kv.bundles.contents import Contents
 from paged_kv.bundles.holders import Holder
 from paged_kv.checks import flag
-from paged_kv.errors import BadSnapshot
+from paged_kv.errors import BadArgument, BadSnapshot
 from paged_kv.snapshot.files import FILES, Files, named
 from paged_kv.snapshot.manifest import (
     MANIFEST,
@@ -73,6 +74,20 @@ def save(
         return cache.export_to(
             saving.save, chosen, indexes=indexes, data=data, identity=identity, codec=codec
         )
+
+
+def save_bundle(
+    path: str | os.PathLike[str], bundle: Source, *, sync: bool = True, files: Files = FILES
+) -> Saved:
+    """As `save`, of what was exported: such as the nodes of a language model.
+
+    Raises BadArgument for what is no bundle, and as `save` does.
+    """
+    if not isinstance(getattr(bundle, "contents", None), Contents):
+        raise BadArgument("bundle", bundle, "what export() returned, or a snapshot")
+    folder = Path(path)
+    with named(folder):
+        return Saving(files, folder, flag("sync", sync)).save(bundle)
 
 
 class Saving:

@@ -8,7 +8,30 @@ process. No tensors in here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
+
+from paged_kv.checks import listed, whole
+from paged_kv.errors import BadCount
+
+MOST_SEED = 2**64 - 1
+
+
+def root_seeds(seed: int | Sequence[int], roots: int) -> list[int]:
+    """Seeds of roots: those of a list, or what follows from one number.
+
+    Raises BadCount, BadArgument.
+
+    >>> root_seeds([3, 4], 2), root_seeds(7, 1) == [seed_below(7, 0)]
+    ([3, 4], True)
+    """
+    if isinstance(seed, (list, tuple)):
+        own = [whole("seed", each, 0, MOST_SEED) for each in listed("seed", seed, "a list")]
+        if len(own) != roots:
+            raise BadCount("seed (one a root)", len(own), f"{roots} numbers")
+        return own
+    base = whole("seed", seed, 0, MOST_SEED)
+    return [seed_below(base, place) for place in range(roots)]
 
 
 def seed_below(seed: int, ordinal: int) -> int:

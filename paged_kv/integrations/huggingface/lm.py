@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 
+from paged_kv.bundles.bundle import Bundle, Source
+from paged_kv.bundles.codec import Codec
 from paged_kv.cache import PagedKVCache
 from paged_kv.checks import counts, flag, listed, whole
 from paged_kv.errors import (
@@ -17,11 +19,12 @@ from paged_kv.errors import (
 )
 from paged_kv.eviction import Policy
 from paged_kv.integrations.huggingface.cache import PagedCache
-from paged_kv.integrations.huggingface.draws import seed_below
+from paged_kv.integrations.huggingface.draws import MOST_SEED, root_seeds
 from paged_kv.integrations.huggingface.generating import Generating
 from paged_kv.integrations.huggingface.heads import Head
 from paged_kv.integrations.huggingface.lookup import Lookup
 from paged_kv.integrations.huggingface.making import make_paths
+from paged_kv.integrations.huggingface.moving import adopt_nodes, export_nodes
 from paged_kv.integrations.huggingface.node_scope import NodeScope
 from paged_kv.integrations.huggingface.nodes import Node
 from paged_kv.integrations.huggingface.pins import pin, unpin
@@ -36,7 +39,6 @@ from paged_kv.linears import PackedLinears
 
 BATCH_BYTES = 256 * 2**20  # of activations, in one forward
 PIECE = 512  # tokens of a row in one forward
-MOST_SEED = 2**64 - 1
 
 
 class PagedLM:
@@ -116,12 +118,13 @@ class PagedLM:
     # -- paths begin and grow
 
     def prefill(
-        self, input_ids: Any, attention_mask: Any = None, *, seed: int | None = None
+        self, input_ids: Any, attention_mask: Any = None, *, seed: int | Sequence[int] | None = None
     ) -> list[Node]:
         """A root for each prompt, fed: rows of tokens, a tensor [B, n], or texts.
 
         `attention_mask` [B, n] is 0 at padding, wherever it stands. What is known of a prompt is
-        not fed again. `seed`: of the draws below these roots; by default each call has another one.
+        not fed again. `seed`: of the draws below these roots, or a list of one for each root; by
+        default each call has another one.
         Raises BadArgument, BadCount, OutOfPages.
         """
         self.paths.begin()
@@ -327,6 +330,40 @@ class PagedLM:
         self.paths.settle()
         self.paths.residents.release([node.place.number for node in self.paths.check(nodes)])
 
+    def export(
+        self,
+        nodes: Iterable[Node],
+        *,
+        identity: Mapping[str, Any] | None = None,
+        codec: Codec | None = None,
+    ) -> Bundle:
+        """These nodes, with paths, seeds, pins, data, K/V and last hidden states, in memory of its
+        own: for `adopt` of another lm, or to be saved. They stay.
+
+        A parent is the nearest node above that comes along, too. `identity` is compared there, by
+        default a digest of the weights; `codec` makes `data` of nodes such that it can be written.
+        `scores` stay behind. Cost: bytes of the pages, and of the weights where they changed since
+        the last time. Raises BadArgument, ForeignNode, ReleasedNode, OutOfPages.
+        """
+        self.paths.begin()
+        return export_nodes(self.paths, self.paths.check(nodes), identity, codec)
+
+    def adopt(
+        self,
+        bundle: Source,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        codec: Codec | None = None,
+    ) -> list[Node]:
+        """Nodes like those that were exported, in the same order, which go on as those do: what is
+        drawn below them is the same, and nothing is fed again.
+
+        Raises OtherFingerprint for nodes of other weights, or of pages of another size; BadBundle,
+        OutOfPages, BadArgument. Then no node was made.
+        """
+        self.paths.begin()
+        return adopt_nodes(self.paths, bundle, identity, codec)
+
     def clear(self) -> None:
         """Give up all K/V, hidden states and packed weights. Nodes stay, and are fed again where it
         is needed.
@@ -346,13 +383,11 @@ class PagedLM:
 
     # -- inside
 
-    def _new_roots(self, rows: Sequence[Tokens], seed: int | None) -> list[Node]:
-        base = (
-            torch.randint(2**62, ()).item() if seed is None else whole("seed", seed, 0, MOST_SEED)
+    def _new_roots(self, rows: Sequence[Tokens], seed: int | Sequence[int] | None) -> list[Node]:
+        seeds = root_seeds(
+            int(torch.randint(2**62, ()).item()) if seed is None else seed, len(rows)
         )
-        return [
-            self.paths.root(row, seed_below(int(base), place)) for place, row in enumerate(rows)
-        ]
+        return [self.paths.root(row, own) for row, own in zip(rows, seeds)]
 
     def _prompt(self, tokens: Any) -> Tokens:
         found = self.paths.check_tokens(tokens)

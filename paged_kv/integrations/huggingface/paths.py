@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,13 +17,20 @@ from paged_kv.integrations.huggingface.nodes import Node, Place
 from paged_kv.integrations.huggingface.residents import Residents
 from paged_kv.integrations.huggingface.runner import Fed, Runner
 from paged_kv.integrations.huggingface.token_tree import Tokens, common
-from paged_kv.weights import WeightStamp
+from paged_kv.weights import WeightStamp, digest
 
 FORGET = (
     'lm.clear() forgets them; PagedLM(..., weights="drop") does so by itself, weights="keep" goes '
     "on with them"
 )
 LEAST = 8  # tokens that waiting paths have in common, for these to be fed once and before
+
+
+class Digest(NamedTuple):
+    """What weights are, and when they were looked at."""
+
+    stamp: WeightStamp
+    text: str
 
 
 class Paths:
@@ -50,22 +57,23 @@ class Paths:
         self.weights = weights
         self.dropped = 0  # times that weights had changed
         self._stamp = WeightStamp(model)
+        self._digest: Digest | None = None
 
     # -- nodes
 
     def root(self, tokens: Tokens, seed: int) -> Node:
         """A node that begins a tree."""
-        return self._made(Place(self.residents.number(), None, seed), tokens, 0)
+        return self.made(Place(self.residents.number(), None, seed), tokens, 0)
 
     def child(self, parent: Node, tokens: Tokens, seed: int | None = None) -> Node:
         """A node with more tokens, none of which was fed."""
         place = parent.place.child(self.residents.number(), seed)
-        return self._made(place, parent.tokens + tokens, len(parent.tokens), parent)
+        return self.made(place, parent.tokens + tokens, len(parent.tokens), parent)
 
     def crop(self, node: Node, length: int) -> Node:
         """A child with the first tokens only."""
         place = node.place.child(self.residents.number())
-        return self._made(place, node.tokens[:length], length, node)
+        return self.made(place, node.tokens[:length], length, node)
 
     def hold(self, node: Node) -> None:
         """Have K/V of the whole path under the node's own number."""
@@ -87,7 +95,8 @@ class Paths:
             (fork,) = pages.fork(self.bases([path], [len(path)]))
             self.residents.put(number, fork, path, None)
 
-    def _made(self, place: Place, tokens: Tokens, shared: int, parent: Node | None = None) -> Node:
+    def made(self, place: Place, tokens: Tokens, shared: int, parent: Node | None = None) -> Node:
+        """A node at a place of its own. It goes on from `parent` until it was fed."""
         node = Node(self, place, tokens, shared)
         node.basis = parent
         self.residents.watch(place.number, node)
@@ -156,6 +165,21 @@ class Paths:
         """Go on with the weights as they are; all that was computed with others is given up."""
         self.residents.clear()
         self._stamp = WeightStamp(self.model)
+
+    def identity(self) -> dict[str, Any]:
+        """What K/V depend on beside their pages' form. Cost: the weights are read, once after each
+        change.
+        """
+        if self._digest is None or not self._digest.stamp.matches(self.model):
+            stamp = WeightStamp(self.model)
+            self._digest = Digest(stamp, digest(self.runner.decoder))
+        shape = self.runner.shape
+        return {
+            "model": type(self.runner.decoder).__name__,
+            "windows": str(shape.windows),
+            "soft_cap": shape.soft_cap,
+            "weights": self._digest.text,
+        }
 
     def length(self, tokens: Tokens) -> int:
         """How many tokens of a path, from its first one on, have K/V."""

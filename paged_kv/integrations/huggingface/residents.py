@@ -127,6 +127,11 @@ class Residents:
         """The sequence of a path, which stays the index's own; counted as a use of it."""
         return self.index.get(number)
 
+    def sequences(self) -> dict[int, int]:
+        """The sequences by number, not counted as uses. Cost: O(paths)."""
+        numbers = [number for number in self.index if isinstance(number, int)]
+        return dict(zip(numbers, self.index.handles()))
+
     # -- pins
 
     def pin(self, number: int) -> None:
