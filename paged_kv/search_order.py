@@ -81,7 +81,6 @@ class _Tree:
     """The lowest and the highest value of an action that one search has met."""
 
     def __init__(self) -> None:
-        self.root: _Node | None = None
         self.low = math.inf
         self.high = -math.inf
 
@@ -90,11 +89,9 @@ class _Tree:
         self.high = max(self.high, value)
 
     def scaled(self, value: float) -> float:
-        """A value between 0 and 1."""
+        """A value that was met, or one between such, from 0 to 1; as it is where all are alike."""
         span = self.high - self.low
-        if span > 0:
-            value = (value - self.low) / span
-        return min(max(value, 0.0), 1.0)
+        return (value - self.low) / span if span > 0 else value
 
 
 class SearchOrder:
@@ -122,7 +119,7 @@ class SearchOrder:
         self.constants = Constants() if constants is None else constants
         self.weight = weight
         self._nodes: dict[Hashable, _Node] = {}
-        self._trees: list[_Tree] = []
+        self._roots: list[_Node] = []
         self._standings: dict[Hashable, Standing] | None = None  # until something changes
 
     def begin(self, roots: Sequence[Hashable], priors: Sequence[float] | None = None) -> None:
@@ -133,12 +130,12 @@ class SearchOrder:
         tried count as equally likely.
         """
         self._nodes = {}
-        self._trees = []
+        self._roots = []
         self._standings = None
         for key in roots:
-            tree = _Tree()
-            tree.root = self._nodes[key] = _Node(key, tree, None, 0.0, priors)
-            self._trees.append(tree)
+            root = _Node(key, _Tree(), None, 0.0, priors)
+            self._nodes[key] = root
+            self._roots.append(root)
 
     def expand(
         self,
@@ -191,9 +188,8 @@ class SearchOrder:
         """
         if self._standings is None:
             found: dict[Hashable, Standing] = {}
-            for tree in self._trees:
-                if tree.root is not None:
-                    found.update(self._walk(tree.root))
+            for root in self._roots:
+                found.update(self._walk(root))
             self._standings = found
         return self._standings
 

@@ -183,22 +183,34 @@ def test_without_priors_what_was_tried_counts_as_alike() -> None:
     found = {key: standing.likelihood for key, standing in order.standings().items()}
     assert found["up"] > found[1, 2] > found[0.25]
     assert sum(math.exp(found[key]) for key in ("up", (1, 2), 0.25)) == pytest.approx(1)
+    alike = SearchOrder()
+    tell(alike, [Told(0, action, 0.0, value, FLAT) for action, value in enumerate((0.0, 1.0, 0.5))])
+    known = alike.standings()
+    for key, node in zip((0.25, "up", (1, 2)), (1, 2, 3)):
+        assert found[key] == pytest.approx(known[node].likelihood)
 
 
 def test_what_a_search_cannot_have_told() -> None:
     order = SearchOrder()
     tell(order, [Told(0, 1, 0.0, 0.0, FLAT)])
     before = dict(order.standings())
-    with pytest.raises(UnknownKey):
+    with pytest.raises(UnknownKey, match="no entry with key 'nobody' among 2 "):
         order.expand(2, "nobody", 0, reward=0.0, value=0.0)
     with pytest.raises(BadCount, match="action is 3, allowed is an int from 0 to 2"):
         order.expand(2, 0, 3, reward=0.0, value=0.0)
-    with pytest.raises(BadArgument, match="key is 1"):
+    with pytest.raises(BadArgument, match="key is 1, allowed is one that no node has"):
         order.expand(1, 0, 0, reward=0.0, value=0.0)
     assert order.standings() == before
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, True, "much", None])
 def test_a_weight_is_a_number(weight: Any) -> None:
-    with pytest.raises(BadArgument, match=r"weight is .*, allowed is a number >= 0"):
+    with pytest.raises(BadArgument, match=f"weight is {weight!r}, allowed is a number >= 0"):
         SearchOrder(weight=weight)
+
+
+def test_before_a_search_has_begun_nothing_is_known() -> None:
+    order = SearchOrder()
+    assert order.standings() == {}
+    with pytest.raises(UnknownKey):
+        order.expand(1, 0, 0, reward=0.0, value=0.0)
