@@ -44,14 +44,13 @@ class Handles:
         _issuers.add(self)
 
     def take(self, count: int) -> list[int]:
-        """New numbers. Those of a call that is interrupted are never given again."""
+        """New numbers."""
         first = self._next
         end = first + count
         if end <= self._end:
             self._next = end
             return list(range(first, end))
         taken = list(range(first, self._end))
-        self._next = self._end
         while len(taken) < count:
             self._draw(count - len(taken))
             end = min(self._end, self._next + count - len(taken))
@@ -72,6 +71,7 @@ class Handles:
                 break
             last = following
         self._units = min(2 * self._units, MOST_UNITS)
+        self._end = 0  # there is no run in use, should an interrupt come before the new one is
         if self._runs and self._runs[-1][1] == first * UNIT:
             self._runs[-1] = self._runs[-1][0], (last + 1) * UNIT
         else:
@@ -91,10 +91,13 @@ class Handles:
         """A moment: numbers that are given later are `since` it."""
         if not self._runs:
             return 0, 0
+        return len(self._runs), self._following()
+
+    def _following(self) -> int:
+        """Where the rest of the last run begins."""
         first, end = self._runs[-1]
         # an interrupt may leave a run of which no number is ever given
-        drawn = first <= self._next <= end
-        return len(self._runs), self._next if drawn else end
+        return self._next if first <= self._next <= end else first
 
     def is_mark(self, mark: object) -> bool:
         """Whether `mark` may be what `mark` returned."""
@@ -103,7 +106,7 @@ class Handles:
         runs, following = mark
         if not runs:
             return not following
-        if not 0 < runs <= len(self._runs):
+        if not 1 <= runs <= len(self._runs):
             return False
         first, end = self._runs[runs - 1]
         return bool(first <= following <= end)
@@ -118,9 +121,7 @@ class Handles:
     def begin_anew(self) -> None:
         """Give no number of the run in use any more: another process goes on with it."""
         if self._runs:
-            first, end = self._runs[-1]
-            drawn = first <= self._next <= end  # see `mark`
-            self._runs[-1] = first, self._next if drawn else first
+            self._runs[-1] = self._runs[-1][0], self._following()
         self._end = self._next
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from threading import Thread
 
 import pytest
+from interrupts import interrupted
 from small_caches import filled, tiny_cache
 
 import paged_kv.pages.handles
@@ -270,3 +271,51 @@ def test_runs_double_so_that_few_hold_many_numbers(monkeypatch: pytest.MonkeyPat
     for _ in range(2000):
         alone.take(UNIT // 2)
     assert alone.mark()[0] == 1, "what nobody else drew in between is one run"
+
+
+def test_who_takes_many_draws_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged_kv.pages.handles, "_units", itertools.count(1))
+    issuer = Handles()
+    issuer.take(10)  # of unit 1
+    issuer.take(3 * UNIT)  # the rest of it, and 138 numbers of the units 2 to 4
+    assert Handles().take(1) == [5 * UNIT]
+
+
+def test_what_happens_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, where it can be looked at: see above for a process that was forked."""
+    monkeypatch.setattr(paged_kv.pages.handles, "_units", itertools.count(1))
+    issuers = [Handles(), Handles()]
+    before = [issuer.take(1)[0] for issuer in issuers]
+    paged_kv.pages.handles._after_fork()
+    for issuer, seq in zip(issuers, before):
+        (other,) = issuer.take(1)
+        assert other // UNIT != seq // UNIT
+        assert other // UNIT > 1000, "by all odds, since it begins at a random place"
+        assert issuer.gave(seq)
+        assert not issuer.gave(seq + 1)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_call_that_is_broken_off_anywhere_spoils_no_number(
+    monkeypatch: pytest.MonkeyPatch, forked: bool
+) -> None:
+    """Also where another cache drew in between, or none: runs grow, or begin elsewhere."""
+    for units in ([11, 5, 99, 10, 99, 60, 99, 70, 99], [11, 12, 13, 14, 15, 16, 17, 18, 19]):
+        for at in itertools.count(1):
+            monkeypatch.setattr(paged_kv.pages.handles, "_units", iter(units))
+            issuer = Handles()
+            given = issuer.take(UNIT - 1)
+            shot = interrupted(lambda: issuer.take(3), at)  # noqa: B023
+            if not shot.fired:
+                break
+            if forked:
+                issuer.begin_anew()
+            mark = issuer.mark()
+            assert issuer.is_mark(mark)
+            assert issuer.take(0) == []
+            assert issuer.mark() == mark
+            more = issuer.take(2)
+            assert set(given).isdisjoint(more)
+            assert all(map(issuer.gave, [*given, *more]))
+            assert [issuer.since(seq, mark) for seq in (*given, *more)] == [False] * 63 + [True] * 2
+        assert at > 50
