@@ -17,7 +17,7 @@ from operator import itemgetter
 from paged_kv.pages.change import Splice
 from paged_kv.pages.records import NO_PARENT, Record
 
-MANY = 64  # sequences of one batch that are linked at once, or that end: worth a look around
+MANY = 64  # sequences of one batch that are linked at once
 WAITING = 256  # batches that are linked at the latest
 STALE = 4096  # links to sequences that have ended, beside as many as live twice over
 SPARSE = 16  # such links below one parent, beside as many as live twice over
@@ -56,17 +56,13 @@ class Tree:
 
     def end(self, seqs: Sequence[int]) -> None:
         """Sequences have ended; the joints among them are known already."""
-        if self.watches and not self.watches.keys().isdisjoint(seqs):
+        if not self.watches.keys().isdisjoint(seqs):
             self.wake(seqs)
         if not self._all_parents().isdisjoint(seqs):
             gone = [seq for seq in seqs if seq not in self.joints]
             self._parents.difference_update(gone)
             for seq in gone:
                 self._links.pop(seq, None)
-        if len(seqs) >= MANY:
-            alive = self._live.keys()
-            self._noted = 0
-            self._unlinked = [made for made in self._unlinked if not alive.isdisjoint(made)]
         self._stale += len(seqs)
         if self._stale > STALE + 2 * len(self._live):
             self.rebuild()
@@ -76,8 +72,7 @@ class Tree:
         for joint, parent, children in splices:
             self._links.pop(joint, None)
             self._parents.discard(joint)
-            if parent and children:
-                self._parents.add(parent)
+            if parent:
                 for child in children:
                     self._link(parent, child)
 
@@ -158,10 +153,7 @@ class Tree:
         waiting = [seq]
         while waiting:
             above = waiting.pop()
-            known = self._links.get(above, ())
-            # mostly the first will do, so that the others need not be listed
-            listed = isinstance(known, dict) and next(reversed(known), 0) in live
-            for child in reversed(known if listed else self._branches(above)):  # type: ignore[arg-type]
+            for child in reversed(self._branches(above)):
                 if child in live and child not in gone:
                     yield child
                 else:
@@ -190,7 +182,7 @@ class Tree:
     def children(self, seq: int) -> list[int]:
         """The nearest sequences below that live, branch by branch."""
         self._link_all()
-        return list(self._walk(self._branches(seq), beyond=False))
+        return list(self._walk(self._branches(seq)))
 
     def below(self, heads: Iterable[int]) -> list[int]:
         """All that lives at or below these, each above what hangs on it. Cost: O(their number)."""
@@ -206,14 +198,14 @@ class Tree:
         self._link_all()
         heads: list[int] = []
         own = seq
-        above = self._live[seq][3]
+        above: int | None = self._live[seq][3]
         while above:
             heads += [branch for branch in self._branches(above) if branch != own]
             own = above
-            above = self.joints.get(above, NO_PARENT)
+            above = self.joints.get(above)
         return list(self._walk(heads, beyond=True))
 
-    def _walk(self, heads: Iterable[int], *, beyond: bool) -> Iterator[int]:
+    def _walk(self, heads: Iterable[int], *, beyond: bool = False) -> Iterator[int]:
         """Those that live, depth first; below them too, or only below joints."""
         waiting = list(heads)[::-1]
         while waiting:
@@ -231,17 +223,16 @@ class Tree:
 
         `held` counts rows of open steps by parent. Cost: O(their children).
         """
-        kept = held.keys() & doomed if held else held
-        if not kept and self._all_parents().isdisjoint(doomed):
+        if held.keys().isdisjoint(doomed) and self._all_parents().isdisjoint(doomed):
             return {}
         ending = set(doomed)
         # what ends with its parents needs no link
         self._link_all(but=[made for made in self._unlinked if ending.issuperset(made)])
-        inner = [seq for seq in doomed if seq in self._links or seq in kept]
+        inner = [seq for seq in doomed if seq in self._links or seq in held]
         gone = ending.difference(inner)
         joints = {}
         for seq in reversed(inner):  # most lists have children after their parents
-            if seq not in kept and gone.issuperset(self._branches(seq)):
+            if seq not in held and gone.issuperset(self._branches(seq)):
                 gone.add(seq)
             else:
                 joints[seq] = self._live[seq][3]
@@ -280,7 +271,7 @@ class Tree:
 
         `held` as in `joints_of`: such a row is a branch as well.
         """
-        found: dict[int, Splice] = {}
+        found: list[Splice] = []
         touched: set[int] = set()
         if not self.joints.keys().isdisjoint(suspects):
             self._link_all()
@@ -289,9 +280,7 @@ class Tree:
             if parent is None or joint in touched:
                 continue
             children = self._branches(joint)
-            if len(children) + held.get(joint, 0) > 1:
-                continue
-            if parent not in found and not touched.intersection(children):
-                found[joint] = Splice(joint, parent, children)
+            if len(children) + held.get(joint, 0) < 2:
+                found.append(Splice(joint, parent, children))
                 touched.update((joint, parent, *children))
-        return list(found.values())
+        return found

@@ -4,13 +4,13 @@ plain recursion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, combinations, product
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain, combinations, count, islice, product
 
 import pytest
 
 from paged_kv.pages.records import NO_PARENT, Record
-from paged_kv.pages.tree import Tree
+from paged_kv.pages.tree import MANY, SPARSE, STALE, Tree
 
 SEQS = range(1, 6)
 Parents = dict[int, int]
@@ -55,6 +55,11 @@ def nearest(parents: Parents, seq: int, gone: Iterable[int]) -> list[int]:
     return found
 
 
+def hangs(tree: Tree, seq: int) -> bool:
+    """Whether a joint hangs on it, which may hold nothing any more until it is looked for."""
+    return seq in tree.joints.values()
+
+
 def line(parents: Parents, seq: int) -> list[int]:
     """All above, the nearest first."""
     above = parents[seq]
@@ -97,13 +102,27 @@ def tidy(tree: Tree, live: dict[int, Record]) -> None:
         assert taken.isdisjoint(tree.parents())
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_whatever_has_ended_is_looked_through(turned: bool) -> None:
+Goes = Callable[[tuple[int, ...]], Iterable[tuple[int, ...]]]
+WAYS: dict[str, Goes] = {  # what ends, verb by verb
+    "at once": lambda gone: [gone],
+    "turned": lambda gone: [gone[::-1]],
+    "parents first": lambda gone: [(seq,) for seq in gone],
+    "children first": lambda gone: [(seq,) for seq in gone[::-1]],
+    "by halves": lambda gone: [gone[::2], gone[1::2]],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_has_ended_is_looked_through(way: str) -> None:
     for parents in forests():
         for gone in subsets():
             tree, live = born(parents)
-            ended(tree, live, gone[::-1] if turned else gone, {})
-            assert set(tree.joints) == {seq for seq in gone if nearest(parents, seq, gone)}
+            before: set[int] = set()
+            for some in WAYS[way](gone):
+                before.update(some)
+                ended(tree, live, some, {})
+                held = {seq for seq in some if nearest(parents, seq, before) or hangs(tree, seq)}
+                assert set(tree.joints).intersection(some) == held
             assert all(parents[joint] == above for joint, above in tree.joints.items())
             agrees(tree, parents, gone)
             tidy(tree, live)
@@ -177,10 +196,67 @@ def test_who_waits_for_an_end_is_told_once() -> None:
     assert (woken, tree.watches) == ([1, 1], {})
 
 
-def test_of_many_children_that_ended_nothing_is_left() -> None:
+@pytest.mark.parametrize("kept", [(), (2,), (39,)])
+def test_of_many_children_those_that_ended_are_forgotten(kept: tuple[int, ...]) -> None:
     tree, live = born({1: 0, **dict.fromkeys(range(2, 40), 1)})
     for seq in range(2, 40):
-        ended(tree, live, (seq,), {})
+        if seq not in kept:
+            ended(tree, live, (seq,), {})
     for _ in range(2):
-        assert tree.children(1) == []
-        assert list(tree.living_below(1, ())) == []
+        assert tree.children(1) == list(kept)
+        assert list(tree.living_below(1, ())) == list(kept)
+        assert len(family(tree, 1)) <= 2 * len(kept) + SPARSE
+
+
+def family(tree: Tree, seq: int) -> Collection[int]:
+    """What is linked below a sequence, whether it lives or not."""
+    links = tree._links.get(seq, ())
+    return [links] if isinstance(links, int) else links
+
+
+def test_an_only_child_is_a_number() -> None:
+    """So a long line holds no dict."""
+    tree, _ = born({1: 0, 2: 1, 3: 2, 4: 2})
+    tree.begin({})
+    assert tree.below([1]) == [1, 2, 3, 4]
+    assert tree._links[1] == 2
+    assert family(tree, 2) == {3: None, 4: None}
+
+
+def test_all_is_linked_anew_once_many_have_ended() -> None:
+    """That is as many as STALE, and twice those that live."""
+    living = MANY // 2
+    tree, live = born({1: 0, **dict.fromkeys(range(2, living + 1), 1)})
+    seqs = count(living + 1)
+    anew = []
+    linked = 0
+    often = (STALE + 2 * living) // MANY + 1
+    for turn in range(1, 3 * often):
+        batch = dict.fromkeys(islice(seqs, MANY), ((), 0, 0, 1, 0))
+        live.update(batch)
+        tree.begin(batch)
+        ended(tree, live, tuple(batch), {})
+        if len(family(tree, 1)) <= linked:
+            anew.append(turn)
+        linked = len(family(tree, 1))
+    assert anew == [often, 2 * often]
+
+
+@pytest.mark.parametrize("siblings", [0, 1])
+def test_of_a_long_line_only_its_end_is_kept(siblings: int) -> None:
+    """Whatever ends above it: links, parents and joints."""
+    tree, live = born({1: 0})
+    above = 1
+    for seq in range(2, 1000, 1 + siblings):
+        made = dict.fromkeys(range(seq, seq + 1 + siblings), ((), 0, 0, above, 0))
+        live.update(made)
+        tree.begin(made)
+        assert tree.children(above) == list(made)
+        ended(tree, live, (above,), {})
+        if siblings:
+            ended(tree, live, (seq + 1,), {})
+        tidy(tree, live)
+        above = seq
+        assert not tree.joints
+        assert len(tree.parents()) <= 2
+        assert len(tree._links) <= 2
