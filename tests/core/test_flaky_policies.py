@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,8 @@ class Scene:
         self.trap = Trap()
         self.others = count()
         self.cache = tiny_cache(32)
-        self.index = CacheIndex(self.cache, lambda: Flaky(policy, self.trap), max_entries=5)
+        self.made = 0
+        self.index = CacheIndex(self.cache, partial(self.make, policy), max_entries=5)
         seqs = filled(self.cache, *[2] * 7)
         for key, seq, priority in zip("abcxd", seqs, (1, 2, 3, 0, 4)):
             self.index.put(key, seq, priority)
@@ -34,6 +36,10 @@ class Scene:
         self.index.put("e", seqs[5], 5)
         self.cache.release(self.below[3:])
         self.fresh = filled(self.cache, 2, 2)
+
+    def make(self, policy: str) -> Flaky:
+        self.made += 1
+        return Flaky(policy, self.trap)
 
     def held(self) -> dict[Any, int]:
         """The entries, with the places of their sequences among those that live."""
@@ -50,7 +56,9 @@ class Scene:
         victims = self.index.victims()
         first = self.going(2)
         self.cache.release(self.below, missing_ok=True)
-        return stats, held, victims, first, self.going(10)
+        last = self.going(10)
+        assert not self.trap.misuse
+        return stats, held, victims, first, last
 
     def going(self, count: int) -> list[Any]:
         """The letters that go in turn for so many others."""
@@ -85,6 +93,10 @@ CALLS: dict[str, Sequence[Callable[[Scene], object]]] = {
     "after a subtree": [
         lambda s: s.cache.release_subtree(s.index.handles()[1]),
         lambda s: s.index.get("c"),
+    ],
+    "put after a subtree": [
+        lambda s: s.cache.release_subtree(s.index.handles()[1]),
+        lambda s: s.index.put("f", s.fresh[0]),
     ],
     "wake two": [lambda s: s.cache.release(s.below[:2]), lambda s: s.index.reclaim(1)],
 }
@@ -125,6 +137,28 @@ def test_a_failing_hook_leaves_before_or_after(name: str, policy: str, late: boo
             if not fired:
                 break
     assert 0 < at < HOOKS - 1 or name == "clear"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_order_is_made_anew_before_it_is_told_of_more(name: str) -> None:
+    whole = prepared(name, "lru")
+    CALLS[name][-1](whole)
+    scene = prepared(name, "lru")
+    scene.trap.left = [0]
+    scene.trap.kind = Stop
+    with pytest.raises(Stop):
+        scene.index.get("c")
+    CALLS[name][-1](scene)
+    assert scene.look() == whole.look()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_order_that_was_told_of_all_is_not_made_anew(name: str) -> None:
+    """Two policies are made, one of them for inner entries; and two when all are gone."""
+    scene = prepared(name, "lru")
+    CALLS[name][-1](scene)
+    scene.going(2)
+    assert scene.made == (4 if name == "clear" else 2)
 
 
 def test_the_order_is_made_anew_once() -> None:

@@ -26,6 +26,7 @@ class Trap:
         self.left: list[int] = []
         self.late = False  # whether a hook does its work before it raises
         self.kind: type[BaseException] = Boom
+        self.misuse: list[str] = []  # hooks that were called though one before had failed
 
     def call(self, hook: Callable[..., Any], *args: Any) -> None:
         if not self.left:
@@ -51,23 +52,35 @@ class Trap:
 
 
 class Flaky:
-    """A policy of this package whose hooks a trap watches."""
+    """A policy of this package whose hooks a trap watches. Once it was told of a change and failed,
+    it is not to be told of any more.
+    """
 
     def __init__(self, name: str, trap: Trap) -> None:
         self.policy: Policy = POLICIES[name]()
         self.trap = trap
+        self.failed = False
+
+    def _tell(self, hook: Callable[..., Any], *args: Any) -> None:
+        if self.failed:
+            self.trap.misuse.append(f"{hook.__name__}{args}")
+        try:
+            self.trap.call(hook, *args)
+        except BaseException:
+            self.failed = True
+            raise
 
     def on_add(self, entry: EntryView) -> None:
-        self.trap.call(self.policy.on_add, entry)
+        self._tell(self.policy.on_add, entry)
 
     def on_hit(self, entry: EntryView) -> None:
-        self.trap.call(self.policy.on_hit, entry)
+        self._tell(self.policy.on_hit, entry)
 
     def on_priority(self, entry: EntryView, priority: float | None) -> None:
-        self.trap.call(self.policy.on_priority, entry, priority)
+        self._tell(self.policy.on_priority, entry, priority)
 
     def on_remove(self, entry: EntryView) -> None:
-        self.trap.call(self.policy.on_remove, entry)
+        self._tell(self.policy.on_remove, entry)
 
     def victims(self) -> Iterator[EntryView]:
         for entry in self.policy.victims():
