@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # The second environment of `make test` holds the core alone, and says so. Everywhere else a missing
 # client is a failure: a skipped parity test would look like a passed one.
@@ -29,6 +30,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
 )
+# `make mutants`: whether a test fails is all that counts, not the smallest example.
+settings.register_profile(
+    "mutants", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate]
+)
+# Most that one test may take of the processor, for mutants that loop; 0: no matter how much.
+SECONDS = float(os.environ.get("PAGED_KV_TEST_SECONDS", "0"))
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dev")
 
@@ -53,6 +60,19 @@ def modes_as_they_were() -> Iterator[None]:
     yield
     torch.set_grad_enabled(True)
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process where a test takes longer than it may: nothing in it can catch that."""
+    if not SECONDS:
+        return (yield)
+    signal.signal(signal.SIGVTALRM, lambda *_: os._exit(pytest.ExitCode.TESTS_FAILED))
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
