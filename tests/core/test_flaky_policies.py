@@ -13,6 +13,7 @@ from flaky_policies import Boom, Flaky, Stop, Trap
 from small_caches import filled, tiny_cache
 
 from paged_kv import CacheIndex
+from paged_kv.eviction import FIFO, EntryView
 
 HOOKS = 60  # more than any of these calls has
 LAST = float("inf")  # the priority of who goes last
@@ -186,6 +187,42 @@ def test_the_order_is_made_anew_once() -> None:
     scene.cache.release_subtree(index.handles()[0])
     index.get("g")
     assert index.policy is policy
+
+
+class Telling(FIFO):
+    """Keeps what it is told, and fails at a hit of "c"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def on_add(self, entry: EntryView) -> None:
+        super().on_add(entry)
+        self.told.append(f"add {entry.key}")
+
+    def on_hit(self, entry: EntryView) -> None:
+        if entry.key == "c":
+            raise Boom
+        self.told.append(f"hit {entry.key}")
+
+
+def test_a_policy_that_is_made_anew_is_told_of_additions_and_last_hits_as_they_came() -> None:
+    cache = tiny_cache()
+    index = CacheIndex(cache, Telling)
+    index.put_batch(["a", "b"], cache.new(2))
+    for key in "bba":
+        index.get(key)
+    index.put("c", cache.new(1)[0])
+    index.get("b")
+    first = index.policy
+    with pytest.raises(Boom):
+        index.get("c")
+    index.get("b")
+    second = index.policy
+    assert isinstance(first, Telling)
+    assert isinstance(second, Telling)
+    assert first.told == ["add a", "add b", "hit b", "hit b", "hit a", "add c", "hit b"]
+    assert second.told == ["add a", "add b", "hit a", "add c", "hit b", "hit b"]
 
 
 # -- entries that were passed over

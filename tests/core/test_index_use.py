@@ -347,8 +347,13 @@ def test_unknown_policy(policy: object) -> None:
 def test_a_policy_serves_one_index() -> None:
     policy = LRU()
     cache = tiny_cache()
-    with pytest.raises(UnknownPolicy, match="what makes a fresh object"):
-        CacheIndex(cache, lambda: policy)
+
+    def maker() -> LRU:
+        return policy
+
+    with pytest.raises(UnknownPolicy, match="what makes a fresh object") as caught:
+        CacheIndex(cache, maker)
+    assert caught.value.policy is maker
 
 
 def test_whatever_makes_an_object_with_the_hooks_is_a_policy() -> None:

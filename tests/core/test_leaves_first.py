@@ -184,6 +184,47 @@ def test_an_entry_is_a_leaf_again_however_what_hung_on_it_ended() -> None:
         index.check()
 
 
+def test_an_entry_that_ended_with_a_subtree_leaves_its_place_to_another() -> None:
+    cache = tiny_cache(12)
+    index = CacheIndex(cache, "fifo", max_entries=2)
+    first, second, third, fourth = filled(cache, 2, 2, 2, 2)
+    index.put_batch(["first", "second"], [first, second])
+    cache.release_subtree(second)
+    index.put("third", third)
+    assert list(index) == ["first", "third"]
+    index.put("fourth", fourth)
+    assert list(index) == ["third", "fourth"]
+
+
+class Hoarder(FIFO):
+    """Shows what was removed as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[EntryView] = []
+
+    def on_add(self, entry: EntryView) -> None:
+        super().on_add(entry)
+        self.all.append(entry)
+
+    def victims(self) -> Iterator[EntryView]:
+        return iter(self.all)
+
+
+def test_what_was_removed_is_passed_over_though_a_policy_still_shows_it() -> None:
+    """Its sequence may be that of another entry by now."""
+    cache = tiny_cache(12)
+    index = CacheIndex(cache, Hoarder, max_entries=2)
+    first, second, third, fourth = filled(cache, 2, 2, 2, 2)
+    index.put("a", first)
+    index.put("b", second)
+    index.put("a", first)
+    index.put("c", third)
+    assert list(index) == ["a", "c"]
+    index.put("d", fourth)
+    assert list(index) == ["c", "d"]
+
+
 # -- what a policy sees
 
 
