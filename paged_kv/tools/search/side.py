@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
+
+from paged_kv.linears.packing import has_kernels
 from paged_kv.tools.search.measuring import Held
 
 PREFILL = "prefill"
@@ -12,14 +15,27 @@ ROOTCACHE = "rootcache"
 DEEPCOPY = "deepcopy"
 GATHERED = "gathered"
 TREE = "tree"
+PACKED = "packed"
 TITLES = {
     PREFILL: "prefill again",
     ROOTCACHE: "root's cache",
     DEEPCOPY: "a copy per node",
     GATHERED: "pages, gathered",
     TREE: "pages, tree",
+    PACKED: "tree, packed",
 }
+PACKABLE = (torch.float32, torch.bfloat16)
 TODAY = (PREFILL, ROOTCACHE, DEEPCOPY)  # what programs do without pages
+
+
+def sides_for(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """All caches; the one with packed weights only where the machine can multiply with them.
+
+    >>> sides_for(torch.device("cpu"), torch.float64)
+    ('prefill', 'rootcache', 'deepcopy', 'gathered', 'tree')
+    """
+    packs = device.type == "cpu" and dtype in PACKABLE and has_kernels(dtype)
+    return tuple(name for name in TITLES if packs or name != PACKED)
 
 
 class Drawn(NamedTuple):

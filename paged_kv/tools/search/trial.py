@@ -1,4 +1,4 @@
-"""One search, run on all five caches in step."""
+"""One search, run on all caches in step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from paged_kv.checks import amount, choice
 from paged_kv.errors import BadCount, UnsupportedModel
 from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.shapes import ModelShape, shape_of
+from paged_kv.linears import PackedLinears
 from paged_kv.tools.search import kept
 from paged_kv.tools.search.dense_side import DenseSide
 from paged_kv.tools.search.drawing import Drawing
@@ -18,7 +19,17 @@ from paged_kv.tools.search.methods import FUNCTIONS
 from paged_kv.tools.search.models import Loaded
 from paged_kv.tools.search.paged_side import PagedSide
 from paged_kv.tools.search.presets import METHODS, Preset
-from paged_kv.tools.search.side import DEEPCOPY, GATHERED, PREFILL, ROOTCACHE, TREE, Rule, Side
+from paged_kv.tools.search.side import (
+    DEEPCOPY,
+    GATHERED,
+    PACKED,
+    PREFILL,
+    ROOTCACHE,
+    TREE,
+    Rule,
+    Side,
+    sides_for,
+)
 from paged_kv.tools.search.task import LONGEST, Countdown, Likely, Task
 
 TEMPERATURE = 0.8
@@ -33,7 +44,8 @@ KEPT: dict[str, Callable[[], kept.Kept]] = {
 class Trial:
     """A search that is ready to run: `run` it, then ask for `lockstep` and the rest.
 
-    `sides`: the caches to compare, all by default; the first one's tokens decide what is expanded.
+    `sides`: the caches to compare, all by default, with packed weights only where they gain; the
+    first one's tokens decide what is expanded. `linears`: the packed weights.
     Raises BadArgument, BadCount, UnsupportedModel.
     """
 
@@ -46,7 +58,7 @@ class Trial:
         seed: int = 0,
         page_size: int = PAGE_SIZE,
         temperature: float = TEMPERATURE,
-        sides: Sequence[str] = (PREFILL, ROOTCACHE, DEEPCOPY, GATHERED, TREE),
+        sides: Sequence[str] | None = None,
     ) -> None:
         choice("method", method, METHODS)
         for name in ("prompt_tokens", "simulations", "width", "tokens"):
@@ -62,6 +74,9 @@ class Trial:
         self.page_size = page_size
         self.temperature = temperature
         self.task = _task(loaded, self.shape, seed)
+        self.linears = PackedLinears()
+        if sides is None:
+            sides = sides_for(self.shape.device, self.shape.dtype)
         self._watches = Watches(Stopwatch(), Stopwatch())
         self.lockstep = Lockstep(
             [self._side(name) for name in sides],
@@ -86,11 +101,12 @@ class Trial:
         rule = Rule(self.preset.tokens, self.temperature)
         watch = self._watches.draws
         model = self.loaded.model
-        if name == TREE:
+        if name in (TREE, PACKED):
             lm = PagedLM(
                 model,
                 page_size=self.page_size,
                 backend="tree",
+                linears=self.linears if name == PACKED else "own",
                 max_bytes=2 * self._tree_bytes(),
                 progress=False,
             )
@@ -124,13 +140,19 @@ def longest(preset: Preset) -> int:
     return preset.prompt_tokens + steps * preset.tokens
 
 
-def needed_bytes(preset: Preset, shape: ModelShape) -> int:
-    """Bytes that the five caches take together at most, when each path is as long as it can be."""
-    path = longest(preset) * token_bytes(shape)
+def needed_bytes(trial: Trial) -> int:
+    """Bytes that all caches take together at most, when each path is as long as it can be, and
+    packed weights.
+    """
+    preset = trial.preset
+    each = token_bytes(trial.shape)
+    path = longest(preset) * each
     batches = 4 * preset.width * path  # of the dense sides, and the gathered pages
-    return (
-        batches + (preset.nodes + 1) * path + 2 * preset.nodes * preset.tokens * token_bytes(shape)
-    )
+    copies = (preset.nodes + 1) * path
+    pages = 3 * preset.nodes * preset.tokens * each
+    packed = any(side.name == PACKED for side in trial.lockstep.sides)
+    weights = sum(weight.nbytes for weight in trial.loaded.model.parameters()) if packed else 0
+    return batches + copies + pages + weights
 
 
 def _check_positions(shape: ModelShape, preset: Preset) -> None:

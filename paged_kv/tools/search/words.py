@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from paged_kv.tools.search.side import TITLES
+from paged_kv.tools.search.side import PACKED, TITLES
 from paged_kv.tools.units import count, size
 
 Side = dict[str, Any]
@@ -21,7 +21,8 @@ class Column(NamedTuple):
 def title(workload: dict[str, Any]) -> str:
     """One line on what was run."""
     return (
-        f"{workload['preset']}: {workload['method']} with {workload['model']}, a root of "
+        f"{workload['preset']}: {workload['method']} with {workload['model']} "
+        f"({workload['parameters'] / 1e6:,.3g}M parameters), a root of "
         f"{workload['prompt_tokens']:,} tokens, {workload['nodes']} nodes"
     )
 
@@ -69,10 +70,20 @@ COLUMNS = (
 def ratios(result: dict[str, Any]) -> str:
     """What pages attended once are worth."""
     found = result["ratios"]
-    return (
+    said = (
         f"Pages as a tree: {found['tokens_per_second']:.2f}x the tokens per second of the best "
         f"cache without pages, {found['kv_bytes_peak']:.1f}x less K/V than a copy per node."
     )
+    return " ".join([said, *packed(result)])
+
+
+def packed(result: dict[str, Any]) -> list[str]:
+    """What packed weights add; nothing where they were not tried."""
+    if PACKED not in result["caches"]:
+        return []
+    found = result["ratios"]["packed_tokens_per_second"]
+    taken = size(result["workload"]["packed_bytes"])
+    return [f"With packed weights, which take {taken}: {found:.2f}x."]
 
 
 def agreement(result: dict[str, Any]) -> str:
