@@ -92,7 +92,11 @@ class Sampler:
             live = [place for place in live if not self.rows[place].stopped]
             if not live or not left:
                 break
-            logits[live] = self._step([self.rows[place] for place in live]).to(logits.dtype)
+            found = self._step([self.rows[place] for place in live]).to(logits.dtype)
+            if len(live) == len(self.rows):
+                logits = found
+            else:
+                logits[live] = found
         if self.streamer is not None:
             self.streamer.end()
 
@@ -122,13 +126,13 @@ class Sampler:
         """The next token of each row [rows]; padding for those that have stopped."""
         raw = logits.float()
         scores = self.processors(ids, raw.clone())
-        going = scores[live]
+        going = _taken(scores, live)
         if self.recipe.greedy:
             found = going.argmax(-1)
         else:
             numbers = [uniform(self.rows[place].seed, len(self.rows[place])) for place in live]
             found = drawn_from(going, numbers)
-        own = raw[live]
+        own = _taken(raw, live)
         logprobs = own.gather(-1, found[:, None])[:, 0] - own.logsumexp(-1)
         for place, token, logprob in zip(live, found.tolist(), logprobs.tolist()):
             row = self.rows[place]
@@ -183,6 +187,11 @@ class Sampler:
     def _stream(self, tokens: torch.Tensor) -> None:
         if self.streamer is not None:
             self.streamer.put(tokens.cpu())
+
+
+def _taken(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Rows of a tensor, in order; all of them are not copied."""
+    return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
 def drawn_from(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
