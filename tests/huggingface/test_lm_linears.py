@@ -29,14 +29,16 @@ from paged_kv.integrations.huggingface import PagedLM
 from paged_kv.linears import PackedLinears
 from paged_kv.linears.packing import has_kernels
 
-VOCABULARY = 500
+VOCABULARY = 600
+HIDDEN = 512  # of smaller models, weights are not packed
+INNER = 768
 BODY: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 384,  # below, weights are not packed
-    "intermediate_size": 512,
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
     "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
     "eos_token_id": None,
     "pad_token_id": 0,
 }
@@ -46,7 +48,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "biased": lambda: Qwen2ForCausalLM(Qwen2Config(**BODY, use_sliding_window=False)),
     "capped": lambda: Gemma2ForCausalLM(Gemma2Config(**BODY, head_dim=64)),
     "other layers": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=384, n_layer=1, n_head=6, eos_token_id=None)
+        GPT2Config(vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=1, n_head=8, eos_token_id=None)
     ),
 }
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7, 1, 8], [3, 1, 4]]
@@ -105,7 +107,7 @@ def test_every_kind_of_model_says_the_same_but_for_rounding(kind: str) -> None:
     close(said(lm), own(model))
     if is_packed(lm):
         weights = sum(weight.nbytes for weight in model.parameters())
-        assert VOCABULARY * 384 * 4 <= lm.stats().packed_bytes < 1.1 * weights
+        assert VOCABULARY * HIDDEN * 4 <= lm.stats().packed_bytes < 1.1 * weights
 
 
 def test_draws_are_the_same() -> None:
@@ -126,7 +128,7 @@ def test_half_precision_differs_by_rounding_only() -> None:
 
 
 def test_a_head_that_is_a_module_is_packed_too() -> None:
-    head = torch.nn.Linear(384, VOCABULARY).eval()
+    head = torch.nn.Linear(HIDDEN, VOCABULARY).eval()
     model = made().model
     lm = packed_lm(model, head=head)
     said(lm)
@@ -188,7 +190,7 @@ def by_wrapping(model: Any) -> None:
     """As adapters are added: a module takes the place of a linear one."""
     for layer in model.model.layers:
         inner = layer.mlp.up_proj
-        layer.mlp.up_proj = torch.nn.Sequential(inner, torch.nn.Linear(512, 512)).eval()
+        layer.mlp.up_proj = torch.nn.Sequential(inner, torch.nn.Linear(INNER, INNER)).eval()
 
 
 CHANGES = (by_optimizer, by_loading, by_swapping, by_data, by_wrapping)
