@@ -5,7 +5,8 @@
 All methods get the same games, the same examples in front of them, and as many children. Ten
 games are searched in the same batches: their prompts share the examples, which are held and
 attended once. A game that was solved is searched no further.
-Intervals are Wilson's, of 95 %.
+Intervals are Wilson's, of 95 %. With `--resume`, games that the file of `--json` has are not
+searched again.
 """
 
 from __future__ import annotations
@@ -56,6 +57,23 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
+class Outcomes:
+    """What came of the games so far, in their order."""
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        self.greedy: list[bool] = []  # whether it solved each
+        self.searched: dict[str, list[int | None]] = {method: [] for method in methods}
+
+    def read(self, result: dict[str, Any]) -> None:
+        """Go on behind the outcomes in a result."""
+        self.greedy = result["outcomes"]["greedy"]
+        self.searched = result["outcomes"]["children_needed"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a result."""
+        return {"greedy": self.greedy, "children_needed": self.searched}
+
+
 class Searched:
     """One game, and how far its search is."""
 
@@ -95,6 +113,7 @@ class Bench:
     """The model, and the examples in front of every game."""
 
     def __init__(self, loaded: Loaded) -> None:
+        self.name = loaded.name
         self.tokenizer = loaded.tokenizer
         self.lm = PagedLM(
             loaded.model,
@@ -189,31 +208,63 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--methods", nargs="+", default=["mcts", "best-of-n"])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on behind the games in --json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     games = [posed(random.Random(f"game {number}")).game for number in range(options.games)]
     bench = Bench(from_folder(options.model, "float32"))
-    greedy: list[bool] = []
-    found: dict[str, list[int | None]] = {method: [] for method in options.methods}
-    for first in range(0, len(games), GROUP):  # what was done so far is written after each
+    outcomes = Outcomes(options.methods)
+    if options.resume and options.json and options.json.exists():
+        outcomes.read(resumed(json.loads(options.json.read_text()), workload(options, bench)))
+    for first in range(len(outcomes.greedy), len(games), GROUP):
         group = games[first : first + GROUP]
-        greedy += bench.greedy(group, first)
-        for method, after in found.items():
-            after += bench.search(method, group, first, options.simulations, options.width)
-        result = as_dict(options, bench, greedy, found)
-        solved = {method: len(after) - after.count(None) for method, after in found.items()}
-        print(f"{len(greedy)} games: greedy solves {sum(greedy)}, {solved}", flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
+        greedy = bench.greedy(group, first)
+        after = {
+            method: bench.search(method, group, first, options.simulations, options.width)
+            for method in options.methods
+        }
+        outcomes.greedy += greedy
+        for method, found in after.items():
+            outcomes.searched[method] += found
+        report(options, bench, outcomes)
 
 
-def as_dict(
-    options: argparse.Namespace,
-    bench: Bench,
-    greedy: Sequence[bool],
-    found: dict[str, list[int | None]],
-) -> dict[str, Any]:
+def report(options: argparse.Namespace, bench: Bench, outcomes: Outcomes) -> None:
+    """Print how many were solved so far, and write the results."""
+    solved = {method: len(found) - found.count(None) for method, found in outcomes.searched.items()}
+    games = len(outcomes.greedy)
+    print(f"{games} games: greedy solves {sum(outcomes.greedy)}, {solved}", flush=True)
+    if options.json:
+        unfinished = options.json.with_suffix(".part")
+        unfinished.write_text(json.dumps(as_dict(options, bench, outcomes), indent=2) + "\n")
+        unfinished.replace(options.json)
+
+
+def resumed(result: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """A result of the same work. Raises SystemExit where it is of another one."""
+    found = {name: value for name, value in result["workload"].items() if name != "games"}
+    if found != wanted or result["workload"]["games"] % GROUP:
+        raise SystemExit(f"cannot go on: {result['workload']} were measured, not {wanted}")
+    return result
+
+
+def workload(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """What is measured, whatever the number of games."""
+    return {
+        "model": bench.name,
+        "methods": options.methods,
+        "examples": EXAMPLES,
+        "example_tokens": len(bench.examples),
+        "simulations": options.simulations,
+        "width": options.width,
+        "tokens": TOKENS,
+        "temperature": TEMPERATURE,
+    }
+
+
+def as_dict(options: argparse.Namespace, bench: Bench, outcomes: Outcomes) -> dict[str, Any]:
     """The results as plain data."""
+    greedy = outcomes.greedy
     most = options.simulations * options.width
     return {
         "schema": 1,
@@ -223,20 +274,13 @@ def as_dict(
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "workload": {
-            "games": len(greedy),
-            "model": options.model.name,
-            "examples": EXAMPLES,
-            "example_tokens": len(bench.examples),
-            "simulations": options.simulations,
-            "width": options.width,
-            "tokens": TOKENS,
-            "temperature": TEMPERATURE,
-        },
+        "workload": {"games": len(greedy), **workload(options, bench)},
         "greedy": {"solved": sum(greedy), "share": wilson(sum(greedy), len(greedy))._asdict()},
         "methods": {
-            method: summary(after, greedy, options.width, most) for method, after in found.items()
+            method: summary(found, greedy, options.width, most)
+            for method, found in outcomes.searched.items()
         },
+        "outcomes": outcomes.as_dict(),
     }
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_folder import saved
@@ -13,6 +14,7 @@ from tiny_folder import saved
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import search_solves  # noqa: E402
 import search_table  # noqa: E402
 from search_solves import compared, wilson, within  # noqa: E402
 
@@ -31,6 +33,37 @@ def test_games_are_searched_and_counted(tmp_path: Path) -> None:
     for found in result["methods"].values():
         assert sum(found["beside_greedy"].values()) == 2
         assert list(found["solved_within_children"]) == ["3", "6"]
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> Any:
+    """What the benchmark leaves in out.json."""
+    out = folder / "out.json"
+    sizes = ["--simulations", "1", "--width", "2", "--json", str(out)]
+    model = ["--model", str(folder / "tiny")]
+    monkeypatch.setattr(sys, "argv", ["search_solves.py", *model, *sizes, *arguments])
+    search_solves.main()
+    return json.loads(out.read_text())
+
+
+def test_what_was_searched_is_not_searched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "tiny", max_position_embeddings=2048)
+    monkeypatch.setattr(search_solves, "GROUP", 1)
+    whole = measured(monkeypatch, tmp_path, "--games", "3")
+    measured(monkeypatch, tmp_path, "--games", "2")
+    searched: list[int] = []
+    inner = search_solves.Bench.greedy
+
+    def greedy(bench: Any, games: Any, seed: int) -> Any:
+        searched.append(seed)
+        return inner(bench, games, seed)
+
+    monkeypatch.setattr(search_solves.Bench, "greedy", greedy)
+    assert measured(monkeypatch, tmp_path, "--games", "3", "--resume") == whole
+    assert searched == [2]
+    with pytest.raises(SystemExit, match="cannot go on"):
+        measured(monkeypatch, tmp_path, "--games", "4", "--resume", "--methods", "beam")
 
 
 def test_intervals() -> None:
