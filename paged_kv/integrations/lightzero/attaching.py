@@ -49,6 +49,7 @@ def attach(
     window: str = "cached",
     weights: str = "keep",
     eviction: str = "search",
+    step: str = "lightzero",
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
@@ -67,7 +68,10 @@ def attach(
     its own for it). `weights` says what becomes of contexts whose weights changed since: "keep"
     goes on with them, as LightZero does, and counts it in `world_model.paged.old.used`; "drop"
     forgets them before the next search; "refuse" raises WeightsChanged there. Of changes that leave
-    no trace `world_model.paged.weights_changed()` tells. `pool` goes to `PagedKVCache`
+    no trace `world_model.paged.weights_changed()` tells. `step` says how the model takes a step of
+    a search: "lightzero" by its own code, or "lean" by one short function over the same modules and
+    weights, checked here against the model's own on a random batch; where it cannot be used, steps
+    stay LightZero's own, and a warning says why (`world_model.paged.lean.refused`). `pool` goes to `PagedKVCache`
     (`num_pages`, `max_pages`, `max_bytes`, `grow`). Where it bounds the pages, `eviction` says
     which search nodes go first: "search" those that the search is least likely to come back to,
     "lru", "fifo". With `keys="node"` an evicted node is computed again when it is needed.
@@ -77,7 +81,7 @@ def attach(
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights, eviction)
+    choices = Choices(at, keys, padding, window, weights, eviction, step)
     choices.check()
     models = list(_world_models(target))
     if not models:

@@ -72,6 +72,11 @@ class MainBatch(StepBatch):
 
     __slots__ = ()
 
+    @property
+    def hides_padding(self) -> bool:
+        """Whether attention is to be masked, since windows differ: main goes by lengths."""
+        return len(set(self.lengths)) > 1
+
     def remove_register_tokens(self, count: int) -> None:
         """Drop the last `count` columns, which the model appends for its own use."""
         for layer in self._batch.layers:

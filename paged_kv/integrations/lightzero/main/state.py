@@ -13,6 +13,7 @@ from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.state import ROOM, PagedState
 from paged_kv.integrations.lightzero.shared.windows import SLIDE, store_anew
+from paged_kv.step import Step
 
 # latent states that differ by less, relative to their norm, are one that was encoded twice
 ROUNDING = 1e-5
@@ -186,7 +187,11 @@ class MainState(PagedState):
             else ROOM
         )
         self._batch = self.cache.open(parents, room, rebase=self.read_shift)
-        return MainBatch(self._batch)
+        return self.as_batch(self._batch)
+
+    def as_batch(self, step: Step) -> MainBatch:
+        """A step under LightZero's names."""
+        return MainBatch(step)
 
     def store(self, model: Any, batch: Any, sizes: Sequence[int], rebuilt: Any) -> list[int]:
         """New contexts of `sizes` tokens, one a row of a batch in work or of a `KeysValues`; closes

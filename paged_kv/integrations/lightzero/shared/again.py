@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
+from paged_kv.integrations.lightzero.shared.lean.places import TOKENS
 from paged_kv.integrations.lightzero.shared.state import PagedState
 
 
@@ -20,6 +21,9 @@ class ComesBack:
     device: torch.device
     total_query_count: int
     hit_count: int
+    retrieve_or_generate_kvcache: Any
+    trim_and_pad_kv_cache: Any
+    update_cache_context: Any
 
     def forward_recurrent_inference(
         self,
@@ -30,6 +34,9 @@ class ComesBack:
     ) -> Any:
         """LightZero's step of a search, once the nodes that it starts from are stored."""
         step = super().forward_recurrent_inference  # type: ignore[misc]
+        lean = self.paged.lean
+        if lean is not None and lean.ready(self):
+            step = self._lean_step
         nodes = self.paged.nodes
         if type(nodes) is EvictableNodes and self.paged.by_node(self):
             latents, actions = state_action_history[-1]
@@ -43,6 +50,24 @@ class ComesBack:
             self.total_query_count = queries  # as if they had been there
             self.hit_count = hits
         return step(state_action_history, simulation_index, search_depth, start_pos)
+
+    def _lean_step(
+        self, state_action_history: Any, simulation_index: int, search_depth: Any, start_pos: Any
+    ) -> Any:
+        """LightZero's step, but for the model's part of it, which is the short one."""
+        lean = self.paged.lean
+        assert lean is not None
+        latents, actions = state_action_history[-1]
+        attributes = self.__dict__
+        self.retrieve_or_generate_kvcache(latents, len(latents), simulation_index, start_pos)
+        sizes = self.trim_and_pad_kv_cache(is_init_infer=False)
+        answers = lean.run(self, attributes["keys_values_wm"], actions, search_depth, start_pos)
+        attributes["keys_values_wm_size_list"] = sizes
+        attributes["keys_values_wm_size_list_current"] = [size + TOKENS for size in sizes]
+        latent = attributes["latent_state"] = answers.latent.unsqueeze(1)
+        self.update_cache_context(latent, is_init_infer=False, simulation_index=simulation_index)
+        value, reward = answers.scalars.unsqueeze(1).chunk(2)
+        return answers.last.unsqueeze(1), latent, reward, answers.policy.unsqueeze(1), value
 
     def _use(self, nodes: Sequence[int | None], latents: Any, start_pos: Any) -> list[Any]:
         """Go on from these nodes in the next step; one that is missing begins with its own token.

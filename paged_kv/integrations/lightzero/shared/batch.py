@@ -90,5 +90,31 @@ class StepBatch:
         return self._batch.size
 
     @property
+    def hides_padding(self) -> bool:
+        """Whether attention is to be masked, since windows differ."""
+        return self.masked
+
+    @property
+    def pads(self) -> list[int]:
+        """Columns of padding in front of each context when it was gathered."""
+        return self._batch.pads
+
+    @property
+    def past(self) -> int:
+        """Columns of the longest context when it was gathered."""
+        return self._batch.past
+
+    def columns(self, end: int) -> torch.Tensor:
+        """The first columns of all layers [2 * layers, B, heads, end, head_size], those of new
+        tokens included: a view, the same object for each batch of this shape.
+        """
+        return self._batch.columns(0, end)[0]
+
+    def filled(self, count: int) -> None:
+        """So many more columns hold K and V, in every layer: somebody wrote them to `columns`."""
+        for layer in self._batch.layers:
+            layer.size += count
+
+    @property
     def _keys_values(self) -> list[LayerHalves]:
         return [LayerHalves(self._batch, layer) for layer in range(len(self))]

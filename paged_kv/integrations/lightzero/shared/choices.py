@@ -13,6 +13,7 @@ CHOICES = {
     "window": ("cached", "exact"),
     "weights": ("keep", "drop", "refuse"),
     "eviction": ("search", "lru", "fifo"),
+    "step": ("lightzero", "lean"),
 }
 
 
@@ -25,6 +26,7 @@ class Choices(NamedTuple):
     window: str = "cached"
     weights: str = "keep"
     eviction: str = "search"
+    step: str = "lightzero"
 
     def check(self) -> None:
         """Raise BadCount for an unknown choice, and where two do not go together."""

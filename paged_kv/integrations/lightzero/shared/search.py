@@ -20,7 +20,8 @@ from lzero.mcts.tree_search.mcts_ctree_sampled import SampledUniZeroMCTSCtree
 from paged_kv.errors import UnannouncedNode
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.hooks import put_around
-from paged_kv.integrations.lightzero.shared.wrappers import state_by_node
+from paged_kv.integrations.lightzero.shared.lean.transforms import one_transform
+from paged_kv.integrations.lightzero.shared.wrappers import lean_of, state_by_node
 
 TREES = {UniZeroMCTSCtree: "tree_muzero", SampledUniZeroMCTSCtree: "tree_sampled_muzero"}
 
@@ -143,8 +144,12 @@ def _announcing(search: Callable[..., Any]) -> Callable[..., Any]:
     def announced(mcts: Any, roots: Any, model: Any, *arguments: Any, **options: Any) -> Any:
         paged = state_by_node(model)
         before = _RUNNING.set(None if paged is None else paged.nodes)
+        lean = lean_of(model)
         try:
-            return search(mcts, roots, model, *arguments, **options)
+            if lean is None:
+                return search(mcts, roots, model, *arguments, **options)
+            with one_transform(mcts, lean.scalars):
+                return search(mcts, roots, model, *arguments, **options)
         finally:
             _RUNNING.reset(before)
             if paged is not None:

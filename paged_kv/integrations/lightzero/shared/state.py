@@ -15,6 +15,7 @@ from paged_kv.errors import BadCount, UnknownEnv, WeightsChanged
 from paged_kv.integrations.lightzero.shared.batch import Entry, StepBatch
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
+from paged_kv.integrations.lightzero.shared.lean.running import Lean
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
 from paged_kv.integrations.lightzero.shared.weights import OldContexts
@@ -76,6 +77,7 @@ class PagedState:
         self.padding = choices.padding
         self.window = choices.window
         self.old = OldContexts()
+        self.lean = Lean() if choices.step == "lean" else None
         self.nodes: SearchNodes | EvictableNodes = SearchNodes()
         self.environments: list[int] | None = (
             None  # of the rows of the step that is running, where a policy tells
@@ -159,7 +161,9 @@ class PagedState:
 
         Raises WeightsChanged, every time until they are gone.
         """
-        if not self.old.changed(model):
+        changed = self.old.changed(model)
+        self.prepare(model, changed)
+        if not changed:
             return
         held = self._roots_held()
         if held and self.choices.weights == "refuse":
@@ -170,6 +174,18 @@ class PagedState:
                 self.forget_roots(env)
             held = []
         self.old.follow(model, held)
+
+    def prepare(self, model: Any, changed: bool = True) -> None:
+        """Before a search, and where a model is attached: see whether its steps can be short."""
+        if self.lean is None:
+            return
+        if changed:
+            self.lean.forget_weights()
+        self.lean.begin(model, self.as_batch)
+
+    def as_batch(self, step: Step) -> StepBatch:
+        """A step under LightZero's names."""
+        return StepBatch(step, self.padding == "masked")
 
     def weights_changed(self) -> None:
         """Say that weights changed where nothing shows it: they were written through `.data`, or by
@@ -334,7 +350,7 @@ class PagedState:
         if shift is not None:
             shift.follow(model)
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
-        return StepBatch(self._batch, self.padding == "masked")
+        return self.as_batch(self._batch)
 
     def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> Any:
         """A context of one observation, which is nobody's yet."""

@@ -33,3 +33,8 @@ def state_by_node(model: Any) -> Any:
     """The contexts of a UniZero model on pages with node keys; None of any other."""
     paged = getattr(world_model_of(model), "paged", None)
     return paged if paged is not None and paged.keys == "node" else None
+
+
+def lean_of(model: Any) -> Any:
+    """The short steps of a UniZero model on pages, or None where its steps are LightZero's own."""
+    return getattr(getattr(world_model_of(model), "paged", None), "lean", None)
