@@ -16,7 +16,7 @@ from torch import nn
 
 from paged_kv.linears import PackedLinears, packing, scope
 
-SIZE = 384
+SIZE = 512
 ROWS = 8
 KERNELS = packing.has_kernels(torch.float32)
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from paged_kv.linears import PackedLinears, packing
 
-OUTPUTS, INPUTS = 384, 512
+OUTPUTS, INPUTS = 512, 512
 ROWS = 8
 KERNELS = packing.has_kernels(torch.float32)
 BFLOAT16 = packing.has_kernels(torch.bfloat16)

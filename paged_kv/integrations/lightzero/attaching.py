@@ -50,6 +50,7 @@ def attach(
     weights: str = "keep",
     eviction: str = "search",
     step: str = "lightzero",
+    linears: str = "torch",
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
@@ -71,17 +72,20 @@ def attach(
     no trace `world_model.paged.weights_changed()` tells. `step` says how the model takes a step of
     a search: "lightzero" by its own code, or "lean" by one short function over the same modules and
     weights, checked here against the model's own on a random batch; where it cannot be used, steps
-    stay LightZero's own, and a warning says why (`world_model.paged.lean.refused`). `pool` goes to `PagedKVCache`
-    (`num_pages`, `max_pages`, `max_bytes`, `grow`). Where it bounds the pages, `eviction` says
-    which search nodes go first: "search" those that the search is least likely to come back to,
-    "lru", "fifo". With `keys="node"` an evicted node is computed again when it is needed.
+    stay LightZero's own, and a warning says why (`world_model.paged.lean.refused`). `pool` goes to
+    `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). Where it bounds the pages,
+    `eviction` says which search nodes go first: "search" those that the search is least likely to
+    come back to, "lru", "fifo". With `keys="node"` an evicted node is computed again when it is
+    needed.
+    `linears` says how linear layers compute in a search: "torch" as ever, or "packed" on the CPU
+    from copies that are read faster (`paged_kv.linears`), equal up to rounding.
     All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
     Returns `target`. Raises BadCount for unknown choices and where `target` holds no UniZero world
     model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights, eviction, step)
+    choices = Choices(at, keys, padding, window, weights, eviction, step, linears)
     choices.check()
     models = list(_world_models(target))
     if not models:

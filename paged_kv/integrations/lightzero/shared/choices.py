@@ -14,6 +14,7 @@ CHOICES = {
     "weights": ("keep", "drop", "refuse"),
     "eviction": ("search", "lru", "fifo"),
     "step": ("lightzero", "lean"),
+    "linears": ("torch", "packed"),
 }
 
 
@@ -27,6 +28,7 @@ class Choices(NamedTuple):
     weights: str = "keep"
     eviction: str = "search"
     step: str = "lightzero"
+    linears: str = "torch"
 
     def check(self) -> None:
         """Raise BadCount for an unknown choice, and where two do not go together."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -21,7 +22,7 @@ from paged_kv.errors import UnannouncedNode
 from paged_kv.integrations.lightzero.shared.evictable import EvictableNodes
 from paged_kv.integrations.lightzero.shared.hooks import put_around
 from paged_kv.integrations.lightzero.shared.lean.transforms import one_transform
-from paged_kv.integrations.lightzero.shared.wrappers import lean_of, state_by_node
+from paged_kv.integrations.lightzero.shared.wrappers import lean_of, packed_linears, state_by_node
 
 TREES = {UniZeroMCTSCtree: "tree_muzero", SampledUniZeroMCTSCtree: "tree_sampled_muzero"}
 
@@ -145,10 +146,9 @@ def _announcing(search: Callable[..., Any]) -> Callable[..., Any]:
         paged = state_by_node(model)
         before = _RUNNING.set(None if paged is None else paged.nodes)
         lean = lean_of(model)
+        transform = nullcontext() if lean is None else one_transform(mcts, lean.scalars)
         try:
-            if lean is None:
-                return search(mcts, roots, model, *arguments, **options)
-            with one_transform(mcts, lean.scalars):
+            with packed_linears(model), transform:
                 return search(mcts, roots, model, *arguments, **options)
         finally:
             _RUNNING.reset(before)

@@ -20,6 +20,7 @@ from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShi
 from paged_kv.integrations.lightzero.shared.search import SearchNodes
 from paged_kv.integrations.lightzero.shared.weights import OldContexts
 from paged_kv.integrations.lightzero.shared.windows import SLIDE, side_by_side, slid, store_anew
+from paged_kv.linears import PackedLinears
 from paged_kv.manager import KVCacheManager
 from paged_kv.search_order import SearchOrder
 from paged_kv.step import Step
@@ -77,7 +78,8 @@ class PagedState:
         self.padding = choices.padding
         self.window = choices.window
         self.old = OldContexts()
-        self.lean = Lean() if choices.step == "lean" else None
+        self.linears = PackedLinears() if choices.linears == "packed" else None
+        self.lean = Lean(self.linears) if choices.step == "lean" else None
         self.nodes: SearchNodes | EvictableNodes = SearchNodes()
         self.environments: list[int] | None = (
             None  # of the rows of the step that is running, where a policy tells
@@ -192,6 +194,8 @@ class PagedState:
         a kernel of somebody's own. Takes effect at the next search.
         """
         self.old.distrust()
+        if self.linears is not None:
+            self.linears.repack()
 
     def went_on(self, parents: Sequence[int], children: Sequence[int]) -> None:
         """Roots that go on from others, which may hold contexts of old weights."""

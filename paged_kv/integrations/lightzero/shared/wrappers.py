@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -38,3 +39,10 @@ def state_by_node(model: Any) -> Any:
 def lean_of(model: Any) -> Any:
     """The short steps of a UniZero model on pages, or None where its steps are LightZero's own."""
     return getattr(getattr(world_model_of(model), "paged", None), "lean", None)
+
+
+def packed_linears(model: Any) -> AbstractContextManager[object]:
+    """Inside, the linear layers of a world model on pages compute as was chosen for it."""
+    world_model = world_model_of(model)
+    linears = getattr(getattr(world_model, "paged", None), "linears", None)
+    return nullcontext() if linears is None else linears.scope(world_model)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from paged_kv.integrations.lightzero.shared.lean.checking import AsBatch, check
+from paged_kv.integrations.lightzero.shared.lean.layers import Multiply, plain
 from paged_kv.integrations.lightzero.shared.lean.places import TOKENS, Places
 from paged_kv.integrations.lightzero.shared.lean.reading import (
     NotLean,
@@ -25,10 +26,11 @@ class Lean:
     `steps` counts short steps; `refused` says why steps are LightZero's own, or is None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, multiply: Multiply | None = None) -> None:
         self.steps = 0
         self.refused: str | None = None
         self.scalars = Scalars()
+        self._multiply = plain if multiply is None else multiply
         self._parts: Parts | None = None
         self._places = Places()
 
@@ -36,7 +38,7 @@ class Lean:
         """Between two searches: see whether the model is still what the step was made for."""
         try:
             if self._parts is None:
-                self._parts = read(model)
+                self._parts = read(model, self._multiply)
                 check(model, self._run, as_batch)
             else:
                 refuse_unknown(model)
