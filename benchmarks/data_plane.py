@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from paged_kv import PagedKVCache
-from paged_kv.pages.buffers import Buffer
-from paged_kv.pages.storage import PagePlanes
+from paged_kv.pages.buffers import Buffer, Form, Part
+from paged_kv.pages.kinds import make_storage
 
 BATCH = 8
 
@@ -81,9 +81,8 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
     slots = (pages[:, :, None] * page + np.arange(page)).reshape(BATCH, -1)[:, :width]
     calls: dict[str, Callable[[], object]] = {}
     for order, page_size in (("token-major", 1), ("layer-inside-page", page)):
-        storage = PagePlanes(
-            sizes.layers, sizes.heads, size, size, page_size, sizes.dtype, torch.device("cpu")
-        )
+        part = Part(2 * sizes.layers, sizes.heads, size)
+        storage = make_storage("exact", Form([part], page_size, sizes.dtype, torch.device("cpu")))
         storage.grow((int(slots.max()) + page) // page_size)
         layout = Buffer(storage.form).layout((BATCH, width, 0, None))
         source = layout.columns(context, width)

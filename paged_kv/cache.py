@@ -57,11 +57,13 @@ class PagedKVCache:
     - `page_size`: tokens of a page. A page is shared as a whole, and what it holds beyond the last
       token is waste: take what a step of the search adds (2 for UniZero), a few tokens where it
       adds one, 16 where branches are long.
-    - `dtype`, `device`: of the pages. Tokens are stored as they are, never scaled.
+    - `dtype`, `device`: of the tokens that come and go.
+    - `storage`: "exact" keeps them as they are; "int8" in a byte a number and two for each row of a
+      head, each within half a step of what it was: see docs/quantised.md.
     - `num_pages` to begin with; the pool doubles up to `max_pages` or `max_bytes`, or without an
       end where neither is given. `grow=False` fixes it at `num_pages`.
 
-    Raises BadCount, BadDtype, BadDevice.
+    Raises BadCount, BadDtype, BadDevice, BadArgument.
 
     >>> cache = PagedKVCache(layers=2, heads=1, head_size=4, page_size=2)
     >>> root, = cache.new(1)
@@ -88,6 +90,7 @@ class PagedKVCache:
         value_head_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        storage: str = "exact",
         num_pages: int = 64,
         max_pages: int | None = None,
         max_bytes: int | None = None,
@@ -98,7 +101,9 @@ class PagedKVCache:
             dtype,
             device,
             Bounds(num_pages, max_pages, max_bytes, grow),
+            storage,
         )
+        self.storage = storage
         form = self._pool.storage.form
         self.layers = self._pool.layers
         self.heads = form.parts[0].heads

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paged_kv.pages.buffers import Form, Ints, Layout, Part, ordinary, wide
+from paged_kv.pages.buffers import Form, Ints, Layout, ordinary, wide
 from paged_kv.pages.change import Store
 from paged_kv.pages.plane import Plane
 
@@ -129,31 +129,17 @@ class PagePlanes:
 
     layout = "planes of K0, V0, K1, V1, ..."
 
-    def __init__(
-        self,
-        layers: int,
-        heads: int,
-        head_size: int,
-        value_head_size: int,
-        page_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.page_size = page_size
-        self._on_host = device.type == "cpu"
-        shapes = [Part(layers, heads, head_size), Part(layers, heads, value_head_size)]
-        if head_size == value_head_size:
-            shapes = [Part(2 * layers, heads, head_size)]
-        self.planes = ordinary(
-            lambda: [Plane(*shape, page_size, dtype, device, 3 - len(shapes)) for shape in shapes]
+    def __init__(self, form: Form, planes: list[Plane]) -> None:
+        self.form = form
+        self.planes = (
+            planes  # all of the same pages, parts and heads, where there are two of a part
         )
-        self.device = self.planes[0].rows.device  # with its number, where `device` had none
-        self.form = Form(shapes, page_size, dtype, self.device)
-        self.page_rows = self.planes[0].page_rows  # of every plane
-        self.page_bytes = sum(
-            plane.rows.numel() * plane.rows.element_size() for plane in self.planes
-        )
-        self._positions: Ints = np.zeros((1, page_size), dtype=np.int64)  # by page and offset
+        self.page_size = form.page_size
+        self.device = form.device
+        self.page_rows = planes[0].page_rows  # of every plane
+        self.page_bytes = sum(plane.page_bytes for plane in planes)
+        self._on_host = form.device.type == "cpu"
+        self._positions: Ints = np.zeros((1, form.page_size), dtype=np.int64)  # by page and offset
         self._unwritten: list[Note] = []
 
     @property
@@ -205,7 +191,12 @@ class PagePlanes:
         return positions
 
     def gather(self, index: Ints, layout: Layout) -> None:
-        """Fill a dense batch. One kernel a plane.
+        """Fill a dense batch; `index` is used up. One kernel a plane."""
+        for plane, rows, flat in zip(self.planes, self.rows(index, layout), layout.flat):
+            torch.index_select(plane.sources[layout.paged], 0, rows, out=flat)
+
+    def rows(self, index: Ints, layout: Layout) -> Tensors:
+        """Numbers of the rows that a dense batch is made of, one tensor a plane.
 
         `index` [B, n] has the pages of the past where `layout.paged`, else its slots; it is used
         up: row numbers are made of it in place. The room is read from the null page.
@@ -220,10 +211,11 @@ class PagePlanes:
             for plane, room in zip(self.planes, layout.room_rows):
                 room[:] = plane.offsets[paged]
             layout.room_is_null = True
-        for plane, flat, past, rows in zip(self.planes, layout.flat, layout.past_rows, layout.rows):
+        for plane, past in zip(self.planes, layout.past_rows):
             np.add(first, plane.offsets[paged], past)
-            source = rows if self._on_host else rows.to(self.device)
-            torch.index_select(plane.sources[paged], 0, source, out=flat)
+        if self._on_host:
+            return layout.rows
+        return [rows.to(self.device) for rows in layout.rows]
 
     def write_pages(
         self,
@@ -330,9 +322,10 @@ class PagePlanes:
         self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
         """Write new tokens of one layer. One kernel a plane."""
-        sources = [keys.detach(), values.detach()]
-        if len(self.planes) == 1:
-            sources = [torch.cat(sources, dim=1)]
+        self.write_layer(layer, index, layer_sources(self.form, keys, values))
+
+    def write_layer(self, layer: int, index: torch.Tensor, sources: Tensors) -> None:
+        """As `write_tokens`, from one source [N, parts of the layer * heads, size] a plane."""
         for plane, source in zip(self.planes, sources):
             plane.tokens_of(layer * plane.layer_parts).index_put_((index,), source)
 
@@ -358,6 +351,23 @@ class PagePlanes:
     def layer_view(self, layer: int) -> Tensors:
         """Views of one layer."""
         return [plane.layer(layer) for plane in self.planes]
+
+
+def planes_of(form: Form) -> list[Plane]:
+    """A plane of zeros for each part of a form, with the null page alone."""
+    layer_parts = 3 - len(form.parts)
+    return ordinary(
+        lambda: [
+            Plane(*part, form.page_size, form.dtype, form.device, layer_parts)
+            for part in form.parts
+        ]
+    )
+
+
+def layer_sources(form: Form, keys: torch.Tensor, values: torch.Tensor) -> Tensors:
+    """K and V [N, heads, size] of one layer, without a graph, as one source a part of the form."""
+    sources = [keys.detach(), values.detach()]
+    return sources if len(form.parts) == 2 else [torch.cat(sources, dim=1)]
 
 
 def runs(pages: Ints) -> list[tuple[slice, slice]]:

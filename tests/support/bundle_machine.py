@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cache_machine import CacheMachine, same
+from cache_machine import CacheMachine
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from small_caches import Fault, fault
@@ -30,6 +30,7 @@ class BundleMachine(CacheMachine):
             page_size=cache.page_size,
             dtype=cache.dtype,
             device=cache.device,
+            storage=cache.storage,
             num_pages=1,
         )
 
@@ -56,16 +57,16 @@ class BundleMachine(CacheMachine):
     def compare_twin(self, seqs: list[int], other: PagedKVCache, theirs: list[int]) -> None:
         """Another cache holds the same, shares the same, and goes on the same."""
         other.check()
-        same(other.gather(theirs), self.oracle.gather(self.theirs(seqs)))
+        self.same(other.gather(theirs), self.oracle.gather(self.theirs(seqs)))
         held = {page for table in self.cache.page_tables(seqs) for page in table}
         assert other.pages_in_use == len(held)
         keys, values = self.tokens(len(seqs), 2)
         children = other.fork(theirs)
         other.append(children, keys, values)
-        same(other.gather(theirs), self.oracle.gather(self.theirs(seqs)))
+        self.same(other.gather(theirs), self.oracle.gather(self.theirs(seqs)))
         names = self.oracle.fork(self.theirs(seqs))
         self.oracle.append(names, keys, values)
-        same(other.gather(children), self.oracle.gather(names))
+        self.same(other.gather(children), self.oracle.gather(names))
         self.oracle.release(names)
         other.release(children)
         other.check()

@@ -55,6 +55,10 @@ class PagedMachine(CacheMachine):
             windows = self.oracle.open(self.theirs(parents))
             self.attending.append(Attending(step, windows, keys, values, layers))
 
+    def as_read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens [heads, n, size] as attention reads them, once they are in pages."""
+        return tokens
+
     def some_attending(self, data: st.DataObject) -> Attending:
         return self.attending[data.draw(st.integers(0, len(self.attending) - 1))]
 
@@ -87,6 +91,7 @@ class PagedMachine(CacheMachine):
         for row, ((_, window), new) in enumerate(zip(found.windows, step.counts)):
             all_keys = torch.cat((window.keys[layer], keys[row, :, :new]), dim=1)
             all_values = torch.cat((window.values[layer], values[row, :, :new]), dim=1)
+            all_keys, all_values = self.as_read(all_keys), self.as_read(all_values)
             wanted[row, :, :new] = attended(queries[row, :, :new], all_keys, all_values, **options)
         close = CLOSE[seen.dtype]
         torch.testing.assert_close(seen.double().cpu(), wanted, atol=close, rtol=close)
