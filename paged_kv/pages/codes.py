@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from paged_kv.pages.buffers import Form
 
@@ -23,7 +24,7 @@ CODES = torch.int8
 PEAKS = torch.bfloat16
 PEAK_BYTES = 2
 MOST = 127  # of a code
-LEAST = 2.0**-100  # of a peak: a step is still a normal number of float32
+LEAST = 2.0**-100  # a peak is larger: a step is still a normal number of float32
 HIGHEST = {torch.float16: 65280.0}  # of a peak of bfloat16 that the dtype can hold
 OTHERS_HIGHEST = torch.finfo(torch.bfloat16).max
 
@@ -36,21 +37,36 @@ class Coded(NamedTuple):
 
 
 def encoded(numbers: torch.Tensor) -> Coded:
-    """Rows [..., size] of any dtype of floats as codes. Cost: a few kernels."""
+    """Rows [..., size] of any dtype of floats as codes. Cost: a dozen kernels."""
     exact = numbers.to(torch.float32)
     highest = exact.abs().amax(-1, keepdim=True)
+    highest.masked_fill_(highest == torch.inf, torch.nan)
     # Rounded to the nearest, a peak is so close that the code of the number which made it is 127:
     # no code has to be cut off.
-    peaks = highest.clamp(max=HIGHEST.get(numbers.dtype, OTHERS_HIGHEST)).to(PEAKS)
-    peaks.masked_fill_(highest < LEAST, 0).masked_fill_(highest == torch.inf, torch.nan)
-    per_step = torch.where(peaks > 0, MOST / peaks.to(torch.float32), 0)
-    codes = (exact * per_step).round_().to(CODES)
-    return Coded(codes.masked_fill_(peaks.isnan(), 0), peaks)
+    most = HIGHEST.get(numbers.dtype, OTHERS_HIGHEST)
+    peaks = F.threshold(highest, LEAST, 0).clamp_(max=most).to(PEAKS)
+    per_step = (MOST / peaks.to(torch.float32)).nan_to_num_(nan=0, posinf=0)
+    codes = (exact * per_step).nan_to_num_(nan=0).round_()  # what is not finite times zero is NaN
+    return Coded(codes.to(CODES), peaks)
 
 
-def decode(codes: torch.Tensor, peaks: torch.Tensor, out: torch.Tensor) -> None:
-    """Fill `out` [..., size] with what the codes stand for, rounded once to its dtype."""
-    torch.mul(codes, peaks.to(torch.float32).div_(MOST), out=out)
+def decode(
+    codes: torch.Tensor,
+    peaks: torch.Tensor,
+    out: torch.Tensor,
+    work: torch.Tensor | None = None,
+) -> None:
+    """Fill `out` [..., size] with what the codes stand for, rounded once to its dtype.
+
+    `work`: memory for as many numbers in float32, where `out` is of another dtype.
+    """
+    steps = peaks.to(torch.float32).div_(MOST)
+    if out.dtype == torch.float32:
+        out.copy_(codes).mul_(steps)
+    elif work is None:
+        torch.mul(codes, steps, out=out)
+    else:  # what torch would take memory for
+        out.copy_(work.copy_(codes).mul_(steps))
 
 
 class Int8Records:

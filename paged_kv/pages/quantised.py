@@ -26,7 +26,7 @@ from paged_kv.pages.storage import (
     planes_of,
 )
 
-PIECE = 1 << 20  # bytes that are decoded at once on a CPU, so that they stay in its caches
+PIECE = 4 << 20  # bytes of float32 that are decoded at once on a CPU
 
 
 class QuantisedPages:
@@ -159,14 +159,35 @@ def _encoded(sources: Tensors) -> Tensors:
 
 def _read(codes: torch.Tensor, peaks: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
     """Decode rows of codes, in numbers as wide as may be, to `out` [n, tokens, size]."""
-    shape = (-1, *out.shape[1:])
-    step = len(out)
     if out.device.type == "cpu":
-        step = max(1, PIECE // (out.shape[1] * out.shape[2] * out.element_size()))
-    for first in range(0, len(out), step):
+        _read_in_pieces(codes, peaks, rows, out)
+        return
+    decode(
+        codes.index_select(0, rows).view(CODES).view(out.shape),
+        peaks.index_select(0, rows).view(PEAKS).view(*out.shape[:2], 1),
+        out,
+    )
+
+
+def _read_in_pieces(
+    codes: torch.Tensor, peaks: torch.Tensor, rows: torch.Tensor, out: torch.Tensor
+) -> None:
+    """As `_read`, with memory for one piece, which its caches hold."""
+    count, tokens, size = out.shape
+    step = max(1, min(count, PIECE // (4 * tokens * size)))
+    some_codes = codes.new_empty(step, codes.shape[1])
+    some_peaks = peaks.new_empty(step, peaks.shape[1])
+    work = None if out.dtype == torch.float32 else torch.empty(step, tokens, size)
+    for first in range(0, count, step):
         piece = rows[first : first + step]
+        now = len(piece)
         decode(
-            codes.index_select(0, piece).view(CODES).view(shape),
-            peaks.index_select(0, piece).view(PEAKS).view(-1, out.shape[1], 1),
+            torch.index_select(codes, 0, piece, out=some_codes[:now])
+            .view(CODES)
+            .view(now, tokens, size),
+            torch.index_select(peaks, 0, piece, out=some_peaks[:now])
+            .view(PEAKS)
+            .view(now, tokens, 1),
             out[first : first + step],
+            work if work is None else work[:now],
         )
