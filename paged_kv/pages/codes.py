@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from paged_kv.pages.buffers import Form
 
@@ -24,7 +23,7 @@ CODES = torch.int8
 PEAKS = torch.bfloat16
 PEAK_BYTES = 2
 MOST = 127  # of a code
-LEAST = 2.0**-100  # a peak is larger: a step is still a normal number of float32
+LEAST = 2.0**-100  # of a peak: a step is still a normal number of float32
 HIGHEST = {torch.float16: 65280.0}  # of a peak of bfloat16 that the dtype can hold
 OTHERS_HIGHEST = torch.finfo(torch.bfloat16).max
 
@@ -44,7 +43,8 @@ def encoded(numbers: torch.Tensor) -> Coded:
     # Rounded to the nearest, a peak is so close that the code of the number which made it is 127:
     # no code has to be cut off.
     most = HIGHEST.get(numbers.dtype, OTHERS_HIGHEST)
-    peaks = F.threshold(highest, LEAST, 0).clamp_(max=most).to(PEAKS)
+    peaks = highest.clamp_(max=most).to(PEAKS)
+    peaks.masked_fill_(peaks < LEAST, 0)
     per_step = (MOST / peaks.to(torch.float32)).nan_to_num_(nan=0, posinf=0)
     codes = (exact * per_step).nan_to_num_(nan=0).round_()  # what is not finite times zero is NaN
     return Coded(codes.to(CODES), peaks)
