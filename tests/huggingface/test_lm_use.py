@@ -70,6 +70,21 @@ def test_half_precision_differs_by_rounding_only() -> None:
         assert float((node.logits.float() - plain).abs().max()) <= allowed
 
 
+def test_codes_say_nearly_the_same_in_fewer_bytes() -> None:
+    """However a path is cut into forwards: each token reads the codes of all others."""
+    exact = lm_of()
+    small = lm_of(storage="int8")
+    pieces = lm_of(storage="int8", prefill_chunk_size=3)
+    size = exact.pages.head_size
+    assert exact.pages.page_bytes / small.pages.page_bytes == 4 * size / (size + 2)
+    roots = [lm.prefill(PROMPTS) for lm in (exact, small, pieces)]
+    wanted, found, again = [torch.stack([node.logits for node in nodes]) for nodes in roots]
+    assert 0 < (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    close(again, found)
+    with pytest.raises(BadArgument, match="storage is 'int4'"):
+        lm_of(storage="int4")
+
+
 def test_another_head_answers_for_every_position() -> None:
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(tiny_model("llama").config).eval()

@@ -52,7 +52,8 @@ class PagedLM:
     - `max_bytes` bounds K/V and hidden states together, by default half of the free memory of the
       device; what is evicted is computed again. `eviction`: "lru", "fifo", "priority" or a factory
       of policies; leaves go first.
-    - `page_size`: see docs/huggingface.md. `backend`: of attention, as in `PagedKVCache.attend`.
+    - `page_size`: see docs/huggingface.md. `storage`: "exact", or "int8" for a quarter of the bytes
+      of float32 (docs/quantised.md). `backend`: of attention, as in `PagedKVCache.attend`.
     - `batch_bytes`: activations of one forward, roughly; `prefill_chunk_size`: new tokens of a row
       in one forward.
     - `weights`: what becomes of K/V when the model's weights, adapters or mode change: "drop"
@@ -82,6 +83,7 @@ class PagedLM:
         head: Head | None = None,
         max_bytes: int | None = None,
         page_size: int = 2,
+        storage: str = "exact",
         eviction: str | Callable[[], Policy] = "lru",
         backend: str = "auto",
         batch_bytes: int = BATCH_BYTES,
@@ -98,6 +100,7 @@ class PagedLM:
             head=head,
             max_bytes=max_bytes,
             page_size=page_size,
+            storage=storage,
             eviction=eviction,
             backend=backend,
             batch_bytes=batch_bytes,

@@ -36,6 +36,7 @@ def make_paths(
     head: Head | None,
     max_bytes: int | None,
     page_size: int,
+    storage: str,
     eviction: str | Callable[[], Policy],
     backend: str,
     batch_bytes: int,
@@ -60,7 +61,7 @@ def make_paths(
     amount("prefill_chunk_size", piece, 1)
     if max_bytes is None:
         max_bytes = free_bytes(shape.device) // 2
-    pages = shape.pages(page_size=page_size, num_pages=1, max_bytes=max_bytes)
+    pages = shape.pages(page_size=page_size, storage=storage, num_pages=1, max_bytes=max_bytes)
     residents = Residents(pages, eviction, max_bytes)
     runner = Runner(
         decoder_of(model),

@@ -51,41 +51,49 @@ def attach(
     eviction: str = "search",
     step: str = "lightzero",
     linears: str = "torch",
+    storage: str = "exact",
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
     again.
 
-    `cache` is "paged" or "lightzero". `at` says when learned positions are re-based after a slide:
-    "read" (what is stored stays untouched and shared) or "write" (LightZero's arithmetic bit for
-    bit; every slide rewrites its window). `keys` says how contexts are found again: "node" by
-    environment and by the search tree's own names of its nodes (nothing is hashed, lost or mixed
-    up; needs LightZero's C++ tree) or "latent" by row and latent state, as LightZero does, but
-    compared as a whole. `padding` says what shorter windows of a batch see of the zeros in front of
-    them: "masked" nothing, so that a row gives the numbers it gives alone, or "attended" LightZero
-    0.2.0's numbers, which depend on the longest window. `window` says what a context is: "cached"
-    keys and values, corrected or not when the window slides, as LightZero does; or "exact" the
-    tokens alone, from which every step computes its windows anew (release 0.2.0; main has modes of
-    its own for it). `weights` says what becomes of contexts whose weights changed since: "keep"
-    goes on with them, as LightZero does, and counts it in `world_model.paged.old.used`; "drop"
-    forgets them before the next search; "refuse" raises WeightsChanged there. Of changes that leave
-    no trace `world_model.paged.weights_changed()` tells. `step` says how the model takes a step of
-    a search: "lightzero" by its own code, or "lean" by one short function over the same modules and
-    weights, checked here against the model's own on a random batch; where it cannot be used, steps
-    stay LightZero's own, and a warning says why (`world_model.paged.lean.refused`). `pool` goes to
-    `PagedKVCache` (`num_pages`, `max_pages`, `max_bytes`, `grow`). Where it bounds the pages,
-    `eviction` says which search nodes go first: "search" those that the search is least likely to
-    come back to, "lru", "fifo". With `keys="node"` an evicted node is computed again when it is
-    needed.
-    `linears` says how linear layers compute in a search: "torch" as ever, or "packed" on the CPU
-    from copies that are read faster (`paged_kv.linears`), equal up to rounding.
+    - `cache`: "paged" or "lightzero".
+    - `at`: when learned positions are re-based after a slide: "read" (what is stored stays
+      untouched and shared) or "write" (LightZero's arithmetic bit for bit; every slide rewrites its
+      window).
+    - `keys`: how contexts are found again: "node" by environment and by the search tree's own names
+      of its nodes (nothing is hashed, lost or mixed up; needs LightZero's C++ tree) or "latent" by
+      row and latent state, as LightZero does, but compared as a whole.
+    - `padding`: what shorter windows of a batch see of the zeros in front of them: "masked"
+      nothing, so that a row gives the numbers it gives alone, or "attended" LightZero 0.2.0's
+      numbers, which depend on the longest window.
+    - `window`: what a context is: "cached" keys and values, corrected or not when the window
+      slides, as LightZero does; or "exact" the tokens alone, from which every step computes its
+      windows anew (release 0.2.0; main has modes of its own for it).
+    - `weights`: what becomes of contexts whose weights changed since: "keep" goes on with them, as
+      LightZero does, and counts it in `world_model.paged.old.used`; "drop" forgets them before the
+      next search; "refuse" raises WeightsChanged there. Of changes that leave no trace
+      `world_model.paged.weights_changed()` tells.
+    - `eviction`: where `pool` bounds the pages, which search nodes go first: "search" those that
+      the search is least likely to come back to, "lru", "fifo". With `keys="node"` an evicted node
+      is computed again when it is needed.
+    - `step`: how the model takes a step of a search: "lightzero" by its own code, or "lean" by one
+      short function over the same modules and weights, checked here against the model's own on a
+      random batch; where it cannot be used, steps stay LightZero's own, and a warning says why
+      (`world_model.paged.lean.refused`).
+    - `linears`: how linear layers compute in a search: "torch" as ever, or "packed" on the CPU from
+      copies that are read faster (`paged_kv.linears`), equal up to rounding.
+    - `storage`: "exact", or "int8" for a quarter of the bytes, each number within half a step (not
+      with `at="write"`, which would round a window at every slide).
+    - `pool`: what `PagedKVCache` takes: `num_pages`, `max_pages`, `max_bytes`, `grow`.
+
     All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
     Returns `target`. Raises BadCount for unknown choices and where `target` holds no UniZero world
     model.
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights, eviction, step, linears)
+    choices = Choices(at, keys, padding, window, weights, eviction, step, linears, storage)
     choices.check()
     models = list(_world_models(target))
     if not models:
@@ -96,7 +104,7 @@ def attach(
         )
     for model in models:
         if cache == "paged":
-            swap_in(model, choices, {"page_size": page_size, **pool})
+            swap_in(model, choices, {"page_size": page_size, "storage": storage, **pool})
         else:
             swap_out(model)
     return target

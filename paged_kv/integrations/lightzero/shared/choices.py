@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paged_kv.errors import BadCount
+from paged_kv.pages.kinds import EXACT, INT8, KINDS
 
 CHOICES = {
     "at": ("read", "write"),
@@ -15,6 +16,7 @@ CHOICES = {
     "eviction": ("search", "lru", "fifo"),
     "step": ("lightzero", "lean"),
     "linears": ("torch", "packed"),
+    "storage": KINDS,
 }
 
 
@@ -29,12 +31,16 @@ class Choices(NamedTuple):
     eviction: str = "search"
     step: str = "lightzero"
     linears: str = "torch"
+    storage: str = EXACT
 
     def check(self) -> None:
         """Raise BadCount for an unknown choice, and where two do not go together."""
         for name, value in self._asdict().items():
             if value not in CHOICES[name]:
                 raise BadCount(name, value, " or ".join(map(repr, CHOICES[name])))
+        if self.storage == INT8 and self.at == "write":
+            allowed = f"'read' where storage is {INT8!r}: a window would be rounded at every slide"
+            raise BadCount("at", self.at, allowed)
         if self.window == "exact":
             for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
                 if value != only:
