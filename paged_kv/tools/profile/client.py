@@ -174,6 +174,7 @@ class LightZeroSide:
                     keys=setting.keys,
                     padding=setting.padding,
                     window=setting.window,
+                    storage=setting.storage,
                 )
             self._world = make_world(preset, setting.envs, setting.seed)
         self._model = self._policy._collect_model

@@ -114,6 +114,7 @@ class Setting:
     at: str
     keys: str = "node"
     window: str = "cached"
+    storage: str = "exact"
 
     @property
     def padding(self) -> str:
