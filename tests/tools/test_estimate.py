@@ -15,6 +15,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from paged_kv import PagedKVCache
+from paged_kv.pages.kinds import KINDS
+from paged_kv.snapshot import save
+from paged_kv.snapshot.tensors import ROOM
 from paged_kv.tools.estimate import Estimate, Workload, configs, estimate
 from paged_kv.tools.estimate.call import of
 from paged_kv.tools.estimate.pages import Pages
@@ -43,6 +46,23 @@ def of_profile(workload: dict[str, Any], **options: Any) -> Estimate:
         page_size=workload["page_size"],
         **options,
     )
+
+
+@pytest.mark.parametrize("storage", KINDS)
+def test_bytes_are_those_of_a_real_cache_and_its_snapshot(storage: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"layers": 2, "heads": 3, "head_size": 8, "value_head_size": 5}
+    cache = PagedKVCache(**sizes, page_size=2, storage=storage, dtype=torch.bfloat16)
+    found = estimate(
+        **sizes, storage=storage, dtype="bfloat16", context=40, envs=1, simulations=20, page_size=2
+    )
+    assert found.page_bytes == cache.page_bytes
+    seqs = cache.new()
+    count = 2 * found.pages.likely
+    tokens = [torch.ones(2, 1, 3, count, size, dtype=torch.bfloat16) for size in (8, 5)]
+    cache.append(seqs, *tokens)
+    save(tmp_path / "saved", cache, seqs)
+    (segment,) = (tmp_path / "saved").glob("pages-*")
+    assert segment.stat().st_size == found.snapshot_bytes + ROOM
 
 
 # -- pages of a cache that a search really filled

@@ -18,7 +18,7 @@ from paged_kv.tools.commands.profile import PRESET_NAMES
 
 def test_a_table_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*SIZES) == 0
-    title, _, release, main, dense, unique, pages, older, advice = (
+    title, _, release, main, dense, unique, pages, older, advice, snapshot = (
         capsys.readouterr().out.splitlines()
     )
     assert title == (
@@ -35,6 +35,21 @@ def test_a_table_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert advice.startswith(
         "Choose page_size=2, num_pages=424: the 2 tokens of a step fill whole pages"
     )
+    assert snapshot == "A snapshot of its pages takes 10.0 MiB."
+
+
+def test_pages_of_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """96 numbers of float32 in 98 bytes; everything else is as wide as before."""
+    exact = figures(capsys, *SIZES)
+    small = figures(capsys, *SIZES, "--storage", "int8")
+    assert small["paged"]["kv"] * 4 * 96 == exact["paged"]["kv"] * 98
+    assert small["page_bytes"] * 4 * 96 == exact["page_bytes"] * 98
+    for name in ("dense", "lightzero", "token_bytes", "unique_bytes", "num_pages"):
+        assert small[name] == exact[name]
+    assert run(*SIZES, "--storage", "int8") == 0
+    assert "int8 pages of 2 tokens: 424 " in capsys.readouterr().out
+    wrong = refused(capsys, *SIZES, "--storage", "int4")
+    assert "storage is 'int4'" in wrong
 
 
 def test_presets_and_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -101,6 +101,11 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="of keys and values (default: float32, or the configuration's)",
     )
+    sizes.add_argument(
+        "--storage",
+        metavar="KIND",
+        help="of the pages: exact, or int8, a byte a number (default: exact)",
+    )
     output = command.add_argument_group("output")
     output.add_argument(
         "--json",
@@ -161,7 +166,9 @@ def _show(found: list[Answer], lightzero: bool) -> None:
 def _answers(options: argparse.Namespace) -> list[Answer]:
     """The estimate of each workload. Raises Refused, and BadConfig where a file has none."""
     given = {
-        name: value for name in (*SIZES, "dtype") if (value := getattr(options, name)) is not None
+        name: value
+        for name in (*SIZES, "dtype", "storage")
+        if (value := getattr(options, name)) is not None
     }
     return [_answer(options, source, given) for source in _sources(options)]
 

@@ -15,6 +15,7 @@ TOLERATED = 1.05  # bytes of the advised page size over those of the best one
 
 FIRST_PAGES = 64  # of a pool, where nobody says more; it doubles
 NUMBER = 8  # bytes
+DIGEST = 16  # bytes of the checksum of a page in a snapshot
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,25 @@ class Estimate:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page."""
-        return self.page_size * self.token_bytes
+        return self.page_size * self.workload.stored_token_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of a snapshot: its pages, with the positions of their slots and a checksum each.
+
+        Tables and the data of nodes come on top: some ten bytes a node and page of its table.
+        """
+        return self.pages.likely * (self.page_bytes + NUMBER * self.page_size + DIGEST)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON."""
         found = dataclasses.asdict(self)
-        return {**found, "pages": self.pages._asdict(), "page_bytes": self.page_bytes}
+        return {
+            **found,
+            "pages": self.pages._asdict(),
+            "page_bytes": self.page_bytes,
+            "snapshot_bytes": self.snapshot_bytes,
+        }
 
 
 def estimate(
@@ -72,6 +86,7 @@ def estimate(
     kv_heads: int | None = None,
     value_head_size: int | None = None,
     dtype: str = "float32",
+    storage: str = "exact",
     tokens_per_step: int = 2,
     root_tokens: int | None = None,
     root_steps: int | None = None,
@@ -86,8 +101,9 @@ def estimate(
     - 1 tokens loses its oldest step. `root_tokens` are those of a root's window: by default as many
     as it has after `root_steps` root steps, or once it has stopped growing. `root_steps` also says
     how far LightZero's rings are filled (by default: wholly). `page_size` is the advised one by
-    default. `ring_simulations` and `max_cache_size` are the world model's `num_simulations` and
-    `max_cache_size` in LightZero's configuration. Raises BadCount and BadDtype.
+    default. `storage` is that of the pages: "exact" or "int8". `ring_simulations` and
+    `max_cache_size` are the world model's `num_simulations` and `max_cache_size` in LightZero's
+    configuration. Raises BadCount, BadDtype and BadArgument.
 
     >>> found = estimate(layers=2, heads=2, head_size=32, context=8, envs=8, simulations=25)
     >>> found.lightzero.kv, found.unique_bytes, found.paged.kv
@@ -105,6 +121,7 @@ def estimate(
         kv_heads=kv_heads,
         value_head_size=value_head_size,
         dtype=dtype,
+        storage=storage,
         tokens_per_step=tokens_per_step,
         root_tokens=root_tokens,
         root_steps=root_steps,
@@ -136,7 +153,7 @@ def of(load: Workload, page_size: int | None = None) -> Estimate:
         dense=Held(load.envs * (1 + load.simulations) * entry, load.envs * entry),
         page_size=pages.size,
         pages=held,
-        paged=Held(held.likely * pages.size * token, _working(pages)),
+        paged=Held(held.likely * pages.size * load.stored_token_bytes, _working(pages)),
         older_roots=older,
         older_root_pages=pages.older_roots(older),
         advised_page_size=advised.size,

@@ -31,6 +31,7 @@ def text(found: Estimate, name: str, *, lightzero: bool = True, notes: Sequence[
     unique tokens: 85         5.3 KiB      1.00x
     pages of 2 tokens: 43     5.4 KiB      1.01x    1.6 KiB
     Choose page_size=2, num_pages=43: the 2 tokens of a step fill ... the pool never grows.
+    A snapshot of its pages takes 6.7 KiB.
     """
     rows = [Row("", "K/V held", "/ unique", "working"), *_rows(found, lightzero)]
     width = max(len(row.label) for row in rows)
@@ -61,11 +62,12 @@ def _rows(found: Estimate, lightzero: bool) -> list[Row]:
         return Row(label, size(held.kv), over, size(held.working))
 
     steps = found.workload.root_steps
+    kind = "pages" if found.workload.storage == "exact" else f"{found.workload.storage} pages"
     when = "rings full" if steps is None else f"after {_count(steps, 'root step')}"
     rows = [
         row("one dense copy a node", found.dense),
         Row(f"unique tokens: {found.unique_tokens:,}", size(found.unique_bytes), "1.00x", ""),
-        row(f"pages of {_count(found.page_size, 'token')}: {_pages(found)}", found.paged),
+        row(f"{kind} of {_count(found.page_size, 'token')}: {_pages(found)}", found.paged),
     ]
     if lightzero:
         older = found.older_root_pages
@@ -98,7 +100,8 @@ def _advice(found: Estimate, lightzero: bool) -> str:
     more = f" ({found.num_pages + older:,} on LightZero main)" if lightzero and older else ""
     lines = [
         f"Choose page_size={found.advised_page_size}, num_pages={found.num_pages}: "
-        f"{found.why}{more}."
+        f"{found.why}{more}.",
+        f"A snapshot of its pages takes {size(found.snapshot_bytes)}.",
     ]
     load = found.workload
     if lightzero and load.simulations > load.ring:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paged_kv.checks import choice
 from paged_kv.errors import BadCount, BadDtype
 
 DTYPES = {
@@ -16,6 +17,8 @@ DTYPES = {
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
 }  # bytes
+STORAGES = ("exact", "int8")  # of pages
+PEAK = 2  # bytes of the scale of a row of codes
 MOST = 2**31 - 1  # of any count
 MOST_BYTES = 2**63 - 1  # of a tensor
 LONGEST_PAGE = 256
@@ -24,7 +27,7 @@ SHORTEST_CONTEXT = 3  # a window of two tokens or less is dropped at every step
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One search load; see `estimate` for the fields. Raises BadCount and BadDtype."""
+    """One search load; see `estimate` for the fields. Raises BadCount, BadDtype, BadArgument."""
 
     layers: int
     heads: int
@@ -35,6 +38,7 @@ class Workload:
     kv_heads: int | None = None
     value_head_size: int | None = None
     dtype: str = "float32"
+    storage: str = "exact"
     tokens_per_step: int = 2
     root_tokens: int | None = None
     root_steps: int | None = None
@@ -55,6 +59,7 @@ class Workload:
             raise BadCount("kv_heads", self.kv_heads, f"a divisor of heads = {self.heads}")
         if self.dtype not in DTYPES:
             raise BadDtype("the cache", repr(self.dtype), ", ".join(DTYPES))
+        choice("storage", self.storage, STORAGES)
 
     @property
     def stored_heads(self) -> int:
@@ -64,8 +69,21 @@ class Workload:
     @property
     def token_bytes(self) -> int:
         """Bytes of one token: K and V of all layers."""
+        return self._numbers * DTYPES[self.dtype]
+
+    @property
+    def stored_token_bytes(self) -> int:
+        """Bytes of one token in pages."""
+        if self.storage == "exact":
+            return self.token_bytes
+        rows = self.layers * self.stored_heads * 2
+        return self._numbers + rows * PEAK
+
+    @property
+    def _numbers(self) -> int:
+        """Numbers of one token: K and V of all layers."""
         value_size = self.head_size if self.value_head_size is None else self.value_head_size
-        return self.layers * self.stored_heads * (self.head_size + value_size) * DTYPES[self.dtype]
+        return self.layers * self.stored_heads * (self.head_size + value_size)
 
     @property
     def ring(self) -> int:
