@@ -196,16 +196,18 @@ def test_who_waits_for_an_end_is_told_once() -> None:
     assert (woken, tree.watches) == ([1, 1], {})
 
 
-@pytest.mark.parametrize("kept", [(), (2,), (39,)])
-def test_of_many_children_those_that_ended_are_forgotten(kept: tuple[int, ...]) -> None:
-    tree, live = born({1: 0, **dict.fromkeys(range(2, 40), 1)})
-    for seq in range(2, 40):
-        if seq not in kept:
-            ended(tree, live, (seq,), {})
+@pytest.mark.parametrize("kept", [0, 1, 5])
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_many_children_those_that_ended_are_forgotten(kept: int, more: int) -> None:
+    """That is once they are more than SPARSE, and than as many as live."""
+    last = 1 + 2 * kept + SPARSE + more
+    tree, live = born({1: 0, **dict.fromkeys(range(2, last + 1), 1)})
+    assert len(tree.children(1)) == last - 1
+    ended(tree, live, tuple(range(2 + kept, last + 1)), {})
     for _ in range(2):
-        assert tree.children(1) == list(kept)
-        assert list(tree.living_below(1, ())) == list(kept)
-        assert len(family(tree, 1)) <= 2 * len(kept) + SPARSE
+        assert tree.children(1) == list(range(2, 2 + kept))
+        assert list(tree.living_below(1, ())) == list(range(2, 2 + kept))[::-1]
+        assert len(family(tree, 1)) == (kept if more else last - 1)
 
 
 def family(tree: Tree, seq: int) -> Collection[int]:
@@ -225,7 +227,7 @@ def test_an_only_child_is_a_number() -> None:
 
 def test_all_is_linked_anew_once_many_have_ended() -> None:
     """That is as many as STALE, and twice those that live."""
-    living = MANY // 2
+    living = MANY
     tree, live = born({1: 0, **dict.fromkeys(range(2, living + 1), 1)})
     seqs = count(living + 1)
     anew = []
@@ -240,6 +242,19 @@ def test_all_is_linked_anew_once_many_have_ended() -> None:
             anew.append(turn)
         linked = len(family(tree, 1))
     assert anew == [often, 2 * often]
+
+
+def test_of_subtrees_that_ended_nothing_is_kept() -> None:
+    tree, live = born({1: 0})
+    for seq in range(2, 1000, 4):
+        made = {seq: ((), 0, 0, 1, 0), **dict.fromkeys(range(seq + 1, seq + 4), ((), 0, 0, seq, 0))}
+        live.update(made)
+        tree.begin(made)
+        assert tree.below([1]) == [1, *made]
+        ended(tree, live, tuple(made), {})
+        assert not tree.joints
+        assert set(tree.parents()) <= {NO_PARENT, 1}
+        assert set(tree._links) == {1}
 
 
 @pytest.mark.parametrize("siblings", [0, 1])
