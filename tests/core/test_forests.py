@@ -105,6 +105,7 @@ def tidy(tree: Tree, live: dict[int, Record]) -> None:
 Goes = Callable[[tuple[int, ...]], Iterable[tuple[int, ...]]]
 WAYS: dict[str, Goes] = {  # what ends, verb by verb
     "at once": lambda gone: [gone],
+    "at once, all linked": lambda gone: [gone],
     "turned": lambda gone: [gone[::-1]],
     "parents first": lambda gone: [(seq,) for seq in gone],
     "children first": lambda gone: [(seq,) for seq in gone[::-1]],
@@ -117,6 +118,8 @@ def test_whatever_has_ended_is_looked_through(way: str) -> None:
     for parents in forests():
         for gone in subsets():
             tree, live = born(parents)
+            if way.endswith("all linked"):
+                tree.below([])
             before: set[int] = set()
             for some in WAYS[way](gone):
                 before.update(some)
