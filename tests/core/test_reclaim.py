@@ -40,3 +40,19 @@ def test_a_page_that_is_written_on_in_place_is_not_freed_for_it(count: int) -> N
     assert list(index) == ["fork"]
     grow(cache, [seq], 1)
     assert cache.stats.copied_pages == 0
+
+
+def test_an_index_that_gives_nothing_keeps_its_order() -> None:
+    """Its only entry was passed over, for something hangs on it."""
+    cache = tiny_cache(8)
+    manager = KVCacheManager(cache, 2, init_entries=2)
+    root, leaf = filled(cache, 2, 2)
+    cache.fork([root])
+    manager.set_init_cache(0, "root", root)
+    manager.set_init_cache(1, "leaf", leaf)
+    first, second = manager.init_pools
+    policy = first.policy
+    assert manager.reclaim(1)
+    assert (list(first), list(second)) == (["root"], [])
+    first.victims()
+    assert first.policy is policy
