@@ -180,11 +180,13 @@ def test_without_priors_what_was_tried_counts_as_alike() -> None:
     order.begin(["root"])
     for action, value in ((0.25, 0.0), ("up", 1.0), ((1, 2), 0.5)):
         order.expand(action, "root", action, reward=0.0, value=value)
+    order.expand("further", "up", "on", reward=0.0, value=1.0)
     found = {key: standing.likelihood for key, standing in order.standings().items()}
     assert found["up"] > found[1, 2] > found[0.25]
     assert sum(math.exp(found[key]) for key in ("up", (1, 2), 0.25)) == pytest.approx(1)
     alike = SearchOrder()
-    tell(alike, [Told(0, action, 0.0, value, FLAT) for action, value in enumerate((0.0, 1.0, 0.5))])
+    told = [Told(0, action, 0.0, value, FLAT) for action, value in enumerate((0.0, 1.0, 0.5))]
+    tell(alike, [*told, Told(2, 0, 0.0, 1.0, FLAT)])
     known = alike.standings()
     for key, node in zip((0.25, "up", (1, 2)), (1, 2, 3)):
         assert found[key] == pytest.approx(known[node].likelihood)
