@@ -198,6 +198,7 @@ OTHERS = {
     # of LightZero: contexts, models, policies, environments
     *("_cache", "_k_cache", "_v_cache", "_reanalysis_seeded_root_keys"),
     *("_initialize_cache_structures", "_initialize_transformer_keys_values"),
+    *("_variable_context_lengths", "_get_rotary_frequencies"),
     *("_model", "_policy", "_cfg", "_collect_model", "_forward_collect", "_mcts_collect"),
     *("_reset_collect", "_env", "_eval_episode_return", "_init_flag", "_timestep"),
 }

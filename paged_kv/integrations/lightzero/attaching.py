@@ -49,7 +49,7 @@ def attach(
     window: str = "cached",
     weights: str = "keep",
     eviction: str = "search",
-    step: str = "lightzero",
+    step: str = "lean",
     linears: str = "torch",
     storage: str = "exact",
     **pool: Any,
@@ -77,10 +77,10 @@ def attach(
     - `eviction`: where `pool` bounds the pages, which search nodes go first: "search" those that
       the search is least likely to come back to, "lru", "fifo". With `keys="node"` an evicted node
       is computed again when it is needed.
-    - `step`: how the model takes a step of a search: "lightzero" by its own code, or "lean" by one
-      short function over the same modules and weights, checked here against the model's own on a
-      random batch; where it cannot be used, steps stay LightZero's own, and a warning says why
-      (`world_model.paged.lean.refused`).
+    - `step`: how the model takes a step of a search: "lean" by one short function over the same
+      modules and weights, checked here against the model's own step on a random batch, or
+      "lightzero" by its own code. Where a model is made of other parts, steps stay LightZero's own;
+      a warning and `world_model.paged.lean.refused` say why.
     - `linears`: how linear layers compute in a search: "torch" as ever, or "packed" on the CPU from
       copies that are read faster (`paged_kv.linears`), equal up to rounding.
     - `storage`: "exact", or "int8" for a quarter of the bytes, each number within half a step (not

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from paged_kv.integrations.lightzero.main.batch import Context, MainBatch, Window
-from paged_kv.integrations.lightzero.shared.batch import Entry, StepBatch
+from paged_kv.integrations.lightzero.shared.batch import Entry
 from paged_kv.integrations.lightzero.shared.choices import Choices
 from paged_kv.integrations.lightzero.shared.positions import ReadShift, WriteShift
 from paged_kv.integrations.lightzero.shared.state import ROOM, PagedState
@@ -178,7 +178,7 @@ class MainState(PagedState):
         self.follow(model)
         return super().open(model, [_entry_of(context) for context in contexts])
 
-    def open_sequences(self, model: Any, parents: Sequence[int]) -> StepBatch:
+    def open_sequences(self, model: Any, parents: Sequence[int]) -> MainBatch:
         """Gather a batch of sequences, left-padded."""
         self.follow(model)
         room = (
@@ -187,9 +187,9 @@ class MainState(PagedState):
             else ROOM
         )
         self._batch = self.cache.open(parents, room, rebase=self.read_shift)
-        return self.as_batch(self._batch)
+        return self.as_batch(model, self._batch)
 
-    def as_batch(self, step: Step) -> MainBatch:
+    def as_batch(self, model: Any, step: Step) -> MainBatch:
         """A step under LightZero's names."""
         return MainBatch(step)
 

@@ -256,7 +256,8 @@ def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
     model.pool_idx_to_key_map_recur_infer = [None] * model.shared_pool_size_recur
     if model.use_new_cache_manager:
         model.kv_cache_manager = ManagerView(state, inits, recur, entries)
-    state.prepare(model)
+    if state.lean is not None:
+        state.lean.begin(model, state)
 
 
 def swap_out(model: Any) -> None:

@@ -38,7 +38,11 @@ class ExactState(PagedState):
     def open_sequences(self, model: Any, parents: Sequence[int]) -> ExactBatch:
         """Gather the tokens of a batch of sequences, left-padded."""
         self._batch = self.cache.open(parents, ROOM)
-        return ExactBatch(self._batch, model)
+        return self.as_batch(model, self._batch)
+
+    def as_batch(self, model: Any, step: Step) -> ExactBatch:
+        """A step under LightZero's names."""
+        return ExactBatch(step, model)
 
     def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> FreshToken:
         """A context of one observation."""
@@ -98,6 +102,7 @@ class ExactBatch:
     """
 
     masked = False  # `run` masks by itself
+    whole_windows = True
 
     def __init__(self, tokens: Step, model: Any) -> None:
         self._tokens = tokens

@@ -320,7 +320,8 @@ def swap_in(model: Any, choices: Choices, pool: dict[str, Any]) -> None:
     model.shared_pool_recur_infer = Pool(state)
     model.shared_pool_wm = [None] * model.shared_pool_size_wm
     _forget_step(model)
-    state.prepare(model)
+    if state.lean is not None:
+        state.lean.begin(model, state)
 
 
 def swap_out(model: Any) -> None:

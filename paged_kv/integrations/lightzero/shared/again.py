@@ -59,6 +59,8 @@ class ComesBack:
         assert lean is not None
         latents, actions = state_action_history[-1]
         attributes = self.__dict__
+        attributes["keys_values_wm_list"] = []
+        attributes["keys_values_wm_size_list"] = []
         self.retrieve_or_generate_kvcache(latents, len(latents), simulation_index, start_pos)
         sizes = self.trim_and_pad_kv_cache(is_init_infer=False)
         answers = lean.run(self, attributes["keys_values_wm"], actions, search_depth, start_pos)

@@ -44,6 +44,7 @@ class StepBatch:
     """
 
     __slots__ = ("_batch", "_mask", "masked")
+    whole_windows = False  # whether a step computes all of a window, and not the new tokens alone
 
     def __init__(self, batch: Step, masked: bool = False) -> None:
         self._batch = batch

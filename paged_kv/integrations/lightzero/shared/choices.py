@@ -29,7 +29,7 @@ class Choices(NamedTuple):
     window: str = "cached"
     weights: str = "keep"
     eviction: str = "search"
-    step: str = "lightzero"
+    step: str = "lean"
     linears: str = "torch"
     storage: str = EXACT
 

@@ -164,7 +164,10 @@ class PagedState:
         Raises WeightsChanged, every time until they are gone.
         """
         changed = self.old.changed(model)
-        self.prepare(model, changed)
+        if self.lean is not None:
+            if changed:
+                self.lean.forget_weights()
+            self.lean.begin(model, self)
         if not changed:
             return
         held = self._roots_held()
@@ -177,15 +180,7 @@ class PagedState:
             held = []
         self.old.follow(model, held)
 
-    def prepare(self, model: Any, changed: bool = True) -> None:
-        """Before a search, and where a model is attached: see whether its steps can be short."""
-        if self.lean is None:
-            return
-        if changed:
-            self.lean.forget_weights()
-        self.lean.begin(model, self.as_batch)
-
-    def as_batch(self, step: Step) -> StepBatch:
+    def as_batch(self, model: Any, step: Step) -> Any:
         """A step under LightZero's names."""
         return StepBatch(step, self.padding == "masked")
 
@@ -354,7 +349,7 @@ class PagedState:
         if shift is not None:
             shift.follow(model)
         self._batch = self.cache.open(parents, ROOM, rebase=shift)
-        return self.as_batch(self._batch)
+        return self.as_batch(model, self._batch)
 
     def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> Any:
         """A context of one observation, which is nobody's yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,6 @@ from paged_kv.integrations.lightzero.shared.lean.reading import NotLean
 from paged_kv.integrations.lightzero.shared.lean.step import Answers
 from paged_kv.step import Step
 
-AsBatch = Callable[[Step], Any]
 Run = Callable[[Any, Any, torch.Tensor, list[int], list[int]], Answers]
 
 ROWS = 3
@@ -22,6 +21,15 @@ LONGEST = 9  # tokens of a window at most: longer ones show nothing new
 TIMES = [0, 3, 11]
 DEPTHS = [1, 2, 5]
 SPREAD = 0.1  # of weights that a fresh model leaves at zero, where every step would look right
+
+
+class Contexts(Protocol):
+    """Who keeps the contexts of a model: what they are made of, and how a step looks to it."""
+
+    options: dict[str, Any]
+
+    def as_batch(self, model: Any, step: Step) -> Any:
+        """A step under LightZero's names."""
 
 
 class Seen(NamedTuple):
@@ -34,12 +42,12 @@ class Seen(NamedTuple):
     stored: torch.Tensor
 
 
-def check(model: Any, run: Run, as_batch: AsBatch) -> None:
+def check(model: Any, run: Run, contexts: Contexts) -> None:
     """Raise NotLean where a short step differs from LightZero's by more than rounding.
 
     The model is left as it is: its weights, its mode, its batch in work, and all random numbers.
     """
-    comparing = _Comparing(model, run, as_batch)
+    comparing = _Comparing(model, run, contexts)
     zero = {
         f"model.{name}": torch.empty_like(weight).normal_(std=SPREAD, generator=_random(weight))
         for name, weight in model.named_parameters()
@@ -52,11 +60,11 @@ def check(model: Any, run: Run, as_batch: AsBatch) -> None:
 class _Comparing(nn.Module):
     """A module, so that the model's zero weights can be others for the time of a call."""
 
-    def __init__(self, model: Any, run: Run, as_batch: AsBatch) -> None:
+    def __init__(self, model: Any, run: Run, contexts: Contexts) -> None:
         super().__init__()
         self.model = model
         self._run = run
-        self._as_batch = as_batch
+        self._contexts = contexts
 
     def forward(self) -> None:
         """Compare a batch of equal windows, and one of different ones."""
@@ -67,12 +75,13 @@ class _Comparing(nn.Module):
     def _compare(self, lengths: list[int]) -> None:
         weight = self.model.transformer.ln_f.weight
         random = _random(weight)
-        cache, windows = _windows(self.model, lengths, random)
+        cache, windows = _windows(self._contexts.options, weight, lengths, random)
         action = _actions(self.model, random)
         seen = []
         for step in (_own_step, self._lean_step):
             with cache.open(windows, 2) as opened:
-                seen.append(step(self.model, self._as_batch(opened), opened, action))
+                batch = self._contexts.as_batch(self.model, opened)
+                seen.append(step(self.model, batch, opened, action))
         rounding = torch.finfo(weight.dtype).eps ** 0.5
         for name, own, short in zip(Seen._fields, *seen):
             apart = (own - short).abs().max()
@@ -115,22 +124,17 @@ def _own_step(model: Any, batch: Any, opened: Step, action: torch.Tensor) -> See
 
 
 def _windows(
-    model: Any, lengths: list[int], random: torch.Generator
+    options: dict[str, Any], like: torch.Tensor, lengths: list[int], random: torch.Generator
 ) -> tuple[PagedKVCache, list[int]]:
     """Random keys and values: a window of each length, in a cache of its own."""
-    weight = model.transformer.ln_f.weight
-    shape = dict(
-        layers=model.num_layers,
-        heads=model.num_heads,
-        head_size=model.embed_dim // model.num_heads,
-    )
-    cache = PagedKVCache(**shape, page_size=2, device=weight.device, dtype=weight.dtype)
+    shape = {name: options[name] for name in ("layers", "heads", "head_size")}
+    cache = PagedKVCache(**shape, page_size=2, device=like.device, dtype=like.dtype)
     windows = []
     for length in lengths:
         (window,) = cache.new(1, start=1)  # as contexts begin: with one observation
         size = shape["layers"], 1, shape["heads"], length, shape["head_size"]
         keys, values = (
-            torch.empty(size, device=weight.device, dtype=weight.dtype).normal_(generator=random)
+            torch.empty(size, device=like.device, dtype=like.dtype).normal_(generator=random)
             for _ in range(2)
         )
         cache.append([window], keys, values)

@@ -52,7 +52,7 @@ class Places:
         turns: Any = NOTHING
         positions: Any = NOTHING
         if parts.positions is None:
-            turns = _turns(model.transformer, rotary_positions(depths, times), device)
+            turns = rotations(model.transformer, rotary_positions(depths, times), device)
         else:
             lengths = batch.lengths
             index = torch.tensor([lengths, [length + 1 for length in lengths]], device=device)
@@ -90,7 +90,7 @@ def _whole(time: Any) -> int:
     return int(time.reshape(-1)[0]) if hasattr(time, "reshape") else int(time)
 
 
-def _turns(transformer: Any, positions: list[int], device: torch.device) -> torch.Tensor:
+def rotations(transformer: Any, positions: list[int], device: torch.device) -> torch.Tensor:
     """The rotations of both tokens, complex [2, B, 1, 1, head_size / 2]."""
     if FOUND == MAIN:
         table = transformer.freqs_cis

@@ -152,6 +152,8 @@ def refuse_unknown(model: Any) -> None:
         raise NotLean("the policy's logits are clipped (use_policy_logits_clip)")
     if getattr(transformer, "use_register_token", False):
         raise NotLean("the transformer has register tokens")
+    if getattr(model, "rebuild_kv_window_from_tokens", False):
+        raise NotLean("its own step collects the tokens that full windows are rebuilt from")
     for name in GLOBAL_HOOKS:
         if getattr(global_hooks, name):
             raise NotLean("there is a hook on all modules")

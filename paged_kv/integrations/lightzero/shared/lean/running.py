@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from paged_kv.integrations.lightzero.shared.lean.checking import AsBatch, check
+from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, check
 from paged_kv.integrations.lightzero.shared.lean.layers import Multiply, plain
 from paged_kv.integrations.lightzero.shared.lean.places import TOKENS, Places
 from paged_kv.integrations.lightzero.shared.lean.reading import (
@@ -34,12 +34,12 @@ class Lean:
         self._parts: Parts | None = None
         self._places = Places()
 
-    def begin(self, model: Any, as_batch: AsBatch) -> None:
+    def begin(self, model: Any, contexts: Contexts) -> None:
         """Between two searches: see whether the model is still what the step was made for."""
         try:
             if self._parts is None:
                 self._parts = read(model, self._multiply)
-                check(model, self._run, as_batch)
+                check(model, self._run, contexts)
             else:
                 refuse_unknown(model)
             self.refused = None
@@ -81,6 +81,8 @@ class Lean:
             action = action.reshape(-1, model.action_space_size).float()
         else:
             action = action.reshape(-1)
+        if batch.whole_windows:
+            return step(parts, action, lambda _, x: batch.run(model, x.unsqueeze(1)).squeeze(1))
         places = self._places.of(model, parts, batch, depths, times)
         answers = step(parts, action, lambda index, x: token(parts, x, places[index]))
         batch.filled(TOKENS)

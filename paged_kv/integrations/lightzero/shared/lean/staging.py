@@ -1,0 +1,125 @@
+"""A batch of fixed shape at fixed addresses, for steps that are compiled or captured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from paged_kv.integrations.lightzero.shared.lean.places import (
+    TOKENS,
+    padding_mask,
+    rotary_positions,
+    rotations,
+)
+from paged_kv.integrations.lightzero.shared.lean.reading import Parts
+from paged_kv.integrations.lightzero.shared.lean.step import (
+    Answers,
+    Place,
+    attend_in_one,
+    cells,
+    step,
+    token,
+)
+
+
+class Staging:
+    """Contexts of one width, right-aligned: what is in front of shorter ones is masked.
+
+    A step on it neither waits for the device nor depends on contents in its shapes, and reads and
+    writes the same memory each time.
+    """
+
+    def __init__(self, model: Any, rows: int) -> None:
+        weight = model.transformer.ln_f.weight
+        size = model.embed_dim // model.num_heads
+        longest = most_tokens(model.context_length)
+        self.width = longest + TOKENS
+        kind = dict(device=weight.device, dtype=weight.dtype)
+        # what is masked is multiplied with zero, and has to be a number
+        self.planes = torch.zeros(
+            (2 * model.num_layers, rows, model.num_heads, self.width, size), **kind
+        )
+        self.mask = torch.zeros((rows, 1, 1, self.width), **kind)
+        if model.continuous_action_space:
+            self.action = torch.zeros((rows, model.action_space_size), **kind)
+        else:
+            self.action = torch.zeros(rows, dtype=torch.int64, device=weight.device)
+        self.index = torch.zeros((TOKENS, rows), dtype=torch.int64, device=weight.device)
+        self.turns: torch.Tensor | None = None  # [2, B, 1, 1, head_size / 2, 2]
+        if model.config.rotary_emb:
+            self.turns = torch.zeros((TOKENS, rows, 1, 1, size // 2, 2), **kind)
+
+    @property
+    def rows(self) -> int:
+        """Contexts."""
+        return self.planes.shape[1]
+
+    def fits(self, batch: Any) -> bool:
+        """Whether a batch can be staged."""
+        return len(batch.lengths) == self.rows and batch.past + TOKENS <= self.width
+
+    def load(self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any) -> None:
+        """Copy a batch here, and what its step starts with."""
+        past = batch.past
+        end = self.width - TOKENS
+        self.planes[:, :, :, end - past : end].copy_(batch.columns(past))
+        seen = batch.lengths if batch.hides_padding else [past] * self.rows
+        self.mask.copy_(padding_mask([end - length for length in seen], self.width, torch.float32))
+        self.action.copy_(action)
+        if self.turns is None:
+            lengths = batch.lengths
+            self.index.copy_(torch.tensor([lengths, [length + 1 for length in lengths]]))
+        else:
+            positions = rotary_positions(depths, times)
+            self.turns.copy_(
+                torch.view_as_real(rotations(model.transformer, positions, self.planes.device))
+            )
+
+    def store(self, batch: Any) -> None:
+        """Copy K and V of the new tokens to the batch."""
+        past = batch.past
+        new = batch.columns(past + TOKENS)[:, :, :, past:]
+        new.copy_(self.planes[:, :, :, self.width - TOKENS :])
+
+
+def staged_step(parts: Parts, staging: Staging) -> Answers:
+    """The step of what is staged."""
+    return fixed_step(
+        parts, staging.planes, staging.mask, staging.action, staging.index, staging.turns
+    )
+
+
+def fixed_step(
+    parts: Parts,
+    planes: torch.Tensor,
+    mask: torch.Tensor,
+    action: torch.Tensor,
+    index: torch.Tensor,
+    turns: torch.Tensor | None,
+) -> Answers:
+    """The step of a staged batch, by its tensors alone."""
+    first = planes.shape[3] - TOKENS
+    positions = None
+    if parts.positions is not None:
+        positions = torch.embedding(parts.positions.weight, index)
+
+    def advance(which: int, x: torch.Tensor) -> torch.Tensor:
+        column = first + which
+        place = Place(
+            cells(planes, column),
+            attend_in_one,
+            mask[..., : column + 1],
+            None if turns is None else turns[which],
+            None if positions is None else positions[which],
+        )
+        return token(parts, x, place)
+
+    return step(parts, action, advance)
+
+
+def most_tokens(context_length: int) -> int:
+    """Tokens of the longest context that a step goes on from: an odd number, and fewer than make a
+    window slide.
+    """
+    return max(1, context_length - 3 + context_length % 2)
