@@ -14,6 +14,7 @@ SIDE_KEYS = {
     "host_copies_per_simulation",
     "cache_us_per_simulation",
     "search_us_per_simulation",
+    "search_parts_us_per_simulation",
     "lookups",
     "hits",
     "misses",

@@ -14,12 +14,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
 from html_recordings import HOSTILE, both, charts_of, small_search
 
 from paged_kv.recording import Recording, header
 from paged_kv.tools.html import charts, page
 from paged_kv.tools.html.page import NOTHING
 from paged_kv.tools.html.style import COLOURS
+from paged_kv.tools.profile.words import caches, sides
 
 LIMIT = 5_000_000
 
@@ -168,6 +170,11 @@ def test_a_result_without_recordings_is_shown(
     assert NOTHING in made
     assert "Decisions of the agent" in made
     assert set(charts_of(made)) == {"split"}
+    rows = next(iter(charts_of(made)["split"]["datasets"].values()))
+    for name, side in zip(sides(profiled[0]["workload"]), caches(profiled[0])):
+        bar = {row["p"]: row["y"] for row in rows if row["n"] == name}
+        assert bar == side["search_parts_us_per_simulation"]
+        assert sum(row["s"] for row in rows if row["n"] == name) == pytest.approx(1)
 
 
 def test_one_recording_stands_against_dense_copies(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from profile_format import check_keys
 
 from paged_kv.tools.profile import client, profile
+from paged_kv.tools.profile.counters import CACHE, HEADS, MODEL, TRANSFORMS, TREE
+from paged_kv.tools.profile.parts import GLUE
 from paged_kv.tools.profile.presets import PRESETS
 from paged_kv.tools.profile.workload import count_ticks
 from paged_kv.tools.reference.contexts import ROOT, DenseContexts, PagedContexts
@@ -29,6 +31,12 @@ def check_paged_side(result: dict[str, Any]) -> None:
         assert side["cache_us_per_simulation"] > 0
         # by construction: both are of the same root steps
         assert 0 < side["cache_share_of_search"] < 1
+        parts = side["search_parts_us_per_simulation"]
+        assert sum(parts.values()) == pytest.approx(side["search_us_per_simulation"], abs=0.05)
+        others = {MODEL, HEADS, TREE, CACHE, GLUE}
+        if result["workload"]["client"] == "lightzero":
+            others.add(TRANSFORMS)
+        assert {part for part, time in parts.items() if time > 0} == others
 
 
 # -- the reference world model

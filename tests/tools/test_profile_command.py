@@ -18,6 +18,7 @@ from rich.console import Console
 import paged_kv.tools.profile as package
 from paged_kv.tools import cli
 from paged_kv.tools.profile import client, profile, table
+from paged_kv.tools.profile.parts import divided
 from paged_kv.tools.profile.presets import PRESETS
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 
@@ -185,6 +186,7 @@ def test_times_of_few_root_steps_are_not_compared(roots: int, small: dict[str, A
             cache_us_per_simulation=cache,
             search_us_per_simulation=search,
             cache_share_of_search=0.25,
+            search_parts_us_per_simulation=divided(search, search / 4, {"model": 2, "tree": 1}),
         )
     lines = {
         line.split("│")[1].strip(): line.split("│")[2:5]
@@ -195,6 +197,11 @@ def test_times_of_few_root_steps_are_not_compared(roots: int, small: dict[str, A
     assert lines["Search time / simulation"][2].strip() == ("" if few else "2.0x")
     assert lines["Cache time / simulation"][2].strip() == ("" if few else "3.0x")
     assert lines["the cache's share"][0].strip() == ("" if few else "25.0 %")
+    names = ["the model's blocks", "the tree", "the cache"]
+    assert [name in lines for name in names] == [not few] * 3
+    if not few:
+        assert [lines[name][0].strip() for name in names] == ["500 us", "250 us", "250 us"]
+        assert [lines[name][2].strip() for name in names] == ["2.0x"] * 3
     assert lines["K/V held, peak"][2].strip()
     remark = f"Too few root steps to compare times: {roots}, of which"
     assert (remark in shown(changed)) == ("Give --roots 6 or more" in shown(changed)) == few

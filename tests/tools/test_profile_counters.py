@@ -65,6 +65,21 @@ def test_a_region_suspends_the_one_around_it() -> None:
     assert not regions.seconds
 
 
+def test_regions_add_up_to_the_whole() -> None:
+    regions = Regions()
+    model = regions.wrap(lambda: time.sleep(0.005), MODEL)
+    begin = time.perf_counter()
+    regions.reset()
+    time.sleep(0.005)
+    model()
+    time.sleep(0.005)
+    regions.stop()
+    whole = time.perf_counter() - begin
+    assert set(regions.seconds) == {MODEL, REST}
+    assert regions.seconds[REST] >= 0.01
+    assert 0.015 <= sum(regions.seconds.values()) <= whole
+
+
 def test_a_region_ends_when_its_function_raises() -> None:
     regions = Regions()
     with pytest.raises(ZeroDivisionError):

@@ -25,17 +25,31 @@ class Look(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The time of one side: what went into the cache, of the whole."""
+    """The time of one side, part by part: one of them is the cache."""
 
     name: str
-    cache: float
-    whole: float
+    parts: dict[str, float]
+
+    @property
+    def whole(self) -> float:
+        """The time of all parts."""
+        return sum(self.parts.values())
+
+
+class PartLook(NamedTuple):
+    """A part of the time: what the legend calls it, and its colour."""
+
+    name: str
+    colour: str
 
 
 class Split(NamedTuple):
-    """The times of all sides, in what unit, and a sentence on how they were measured."""
+    """The times of all sides, the looks of their parts, the unit, and a sentence on how they were
+    measured.
+    """
 
     shares: Sequence[Share]
+    looks: dict[str, PartLook]
     unit: str
     reading: str
 
@@ -46,7 +60,10 @@ SHARED = Look("bytes_shared", "pages that are shared", "var(--shared)", SHORT)
 DENSE = Look("bytes_dense", "dense copies would hold", "var(--dense)", LONG)
 UNIQUE = Look("bytes_unique", "unique tokens need", "var(--unique)", DOTS)
 INSIDE = (RESERVED, IN_USE, SHARED, UNIQUE)
-PARTS = {"cache": "the cache", "rest": "the model, the tree, all the rest"}
+TWO_PARTS = {
+    "cache": PartLook("the cache", "var(--cache)"),
+    "rest": PartLook("the model, the tree, all the rest", "var(--rest)"),
+}
 
 
 def held(found: Sequence[Source], under: Axis) -> Figure | None:
@@ -261,21 +278,23 @@ def verbs(source: Source) -> Figure | None:
 
 
 def split(times: Split) -> Figure | None:
-    """A bar a side, in two parts: the time in the cache, and the rest."""
+    """A bar a side, in parts, one of which is the time in the cache."""
     if not times.shares:
         return None
     shares = ", ".join(
-        f"{100 * share.cache / share.whole:.3g} % ({share.name})" for share in times.shares
+        f"{100 * share.parts['cache'] / share.whole:.3g} % ({share.name})" for share in times.shares
     )
     title = f"The share of the time that goes into the cache: {shares}"
     return Figure("split", title, _split_bars(times), times.reading)
 
 
 def _split_bars(times: Split) -> alt.Chart:
-    rows = [row for share in times.shares for row in _split_rows(share)]
+    looks = times.looks
+    rows = [row for share in times.shares for row in _split_rows(share, list(looks))]
     names = alt.Axis(labelLimit=140, ticks=False, domain=False)
-    colours = alt.Scale(domain=list(PARTS), range=["var(--cache)", "var(--rest)"])
-    legend = alt.Legend(title=None, labelExpr=choose(PARTS))
+    colours = alt.Scale(domain=list(looks), range=[look.colour for look in looks.values()])
+    names_of = {part: look.name for part, look in looks.items()}
+    legend = alt.Legend(title=None, labelExpr=choose(names_of))
     bars = alt.Chart(alt.InlineData(values=rows)).mark_bar(height=34, cornerRadius=2)
     drawing: alt.Chart = bars.properties(height=60 * len(times.shares)).encode(
         alt.Y("n:N", title=None, sort=None, axis=names),
@@ -292,12 +311,10 @@ def _split_bars(times: Split) -> alt.Chart:
     return drawing
 
 
-def _split_rows(share: Share) -> list[Row]:
-    part = share.cache / share.whole
-    rest = max(0.0, share.whole - share.cache)
+def _split_rows(share: Share, order: list[str]) -> list[Row]:
     return [
-        {"n": share.name, "p": "cache", "y": share.cache, "i": 0, "s": part},
-        {"n": share.name, "p": "rest", "y": rest, "i": 1, "s": max(0.0, 1 - part)},
+        {"n": share.name, "p": part, "y": time, "i": order.index(part), "s": time / share.whole}
+        for part, time in share.parts.items()
     ]
 
 

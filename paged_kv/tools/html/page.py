@@ -12,8 +12,22 @@ from paged_kv.tools.html.histograms import fill, lives
 from paged_kv.tools.html.pagemap import page_map
 from paged_kv.tools.html.series import Source, axis, sources
 from paged_kv.tools.html.tree import tree
-from paged_kv.tools.profile.words import caches, notes, sides, title
+from paged_kv.tools.profile.counters import CACHE, HEADS, MODEL, TRANSFORMS, TREE
+from paged_kv.tools.profile.parts import GLUE
+from paged_kv.tools.profile.words import PART_NAMES, caches, notes, sides, title
 
+COLOURS_OF_PARTS = {
+    MODEL: "paged",
+    HEADS: "shared",
+    TRANSFORMS: "other-2",
+    TREE: "other",
+    CACHE: "cache",
+    GLUE: "rest",
+}
+SEARCH_PARTS = {
+    part: charts.PartLook(PART_NAMES[part], f"var(--{colour})")
+    for part, colour in COLOURS_OF_PARTS.items()
+}
 NOTHING = "Nothing was recorded: there is no sample to draw."
 
 
@@ -71,29 +85,28 @@ def _times(found: list[Source], result: dict[str, Any] | None) -> charts.Split:
     """Bars of time: of the profile, where there is one, or else of the recordings."""
     if result:
         shares = [
-            _share(name, side) for name, side in zip(sides(result["workload"]), caches(result))
+            charts.Share(name, side["search_parts_us_per_simulation"])
+            for name, side in zip(sides(result["workload"]), caches(result))
         ]
         reading = (
-            "Medians of the timed root steps, in which nothing was recorded. The shorter, "
-            "the better."
+            "The whole bar is the median of the timed root steps, in which nothing was wrapped or "
+            "recorded; its parts were measured in a few more. The shorter, the better."
         )
         kept = [share for share in shares if share.whole]
-        return charts.Split(kept, "microseconds per simulation", reading)
-    shares = [
-        charts.Share(source.name, source.peak("cache_s"), source.recording.seconds)
-        for source in found
-    ]
+        return charts.Split(kept, SEARCH_PARTS, "microseconds per simulation", reading)
+    shares = [_recorded(source) for source in found]
     reading = (
         "The whole bar is the time from the beginning of the recording to its end, idle time "
         "included."
     )
-    kept = [share for share in shares if share.cache and share.whole]
-    return charts.Split(kept, "seconds recorded", reading)
+    kept = [share for share in shares if share.parts["cache"]]
+    return charts.Split(kept, charts.TWO_PARTS, "seconds recorded", reading)
 
 
-def _share(name: str, side: dict[str, Any]) -> charts.Share:
-    whole = side["search_us_per_simulation"]
-    return charts.Share(name, whole * side["cache_share_of_search"], whole)
+def _recorded(source: Source) -> charts.Share:
+    cache = source.peak("cache_s")
+    rest = max(0.0, source.recording.seconds - cache)
+    return charts.Share(source.name, {"cache": cache, "rest": rest})
 
 
 def _title(found: list[Source], result: dict[str, Any] | None) -> str:

@@ -15,7 +15,17 @@ import numpy as np
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.tools.profile.counters import CACHE, LAYER, MODEL, Probe, storage_bytes
+from paged_kv.tools.profile.counters import (
+    CACHE,
+    HEADS,
+    LAYER,
+    MODEL,
+    REST,
+    TRANSFORMS,
+    TREE,
+    Probe,
+    storage_bytes,
+)
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
 from paged_kv.tools.profile.worlds import IMAGE_SHAPE, VECTOR_SHAPE, make_world
@@ -241,6 +251,22 @@ class LightZeroSide:
             names = ["heed_weights", "roots_after", "roots_at", "open_empty", "open", "end_search"]
             found += [Probe(type(wm.paged), name, CACHE) for name in names]
         return found + [Probe(layer, name, LAYER) for layer in layers for name in ("update", "get")]
+
+    def parts(self) -> list[Probe]:
+        """The methods that are work of the model, its heads, its transforms or the tree."""
+        from lzero.mcts.ctree.ctree_muzero import mz_tree
+
+        wm = self.wm
+        heads = [wm.head_observations, wm.head_policy, wm.head_value, wm.head_rewards]
+        return [
+            Probe(wm, "forward", REST),  # around the blocks and the heads
+            Probe(wm.tokenizer.encoder, "forward", MODEL),
+            Probe(wm.transformer, "forward", MODEL),
+            *(Probe(head, "forward", HEADS) for head in heads),
+            Probe(type(self._policy.inverse_scalar_transform_handle), "__call__", TRANSFORMS),
+            Probe(mz_tree, "batch_traverse", TREE),
+            Probe(mz_tree, "batch_backpropagate", TREE),
+        ]
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""

@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CACHE = "cache"
 LAYER = "layer"
 MODEL = "model"
+HEADS = "heads"
+TRANSFORMS = "transforms"
+TREE = "tree"
 REST = "rest"
 _ALLOCATIONS = (
     "aten.empty",
@@ -78,6 +81,14 @@ class Regions:
                 self._since = end
 
         return timed
+
+    def stop(self) -> None:
+        """Charge the time until now to the region that is running: all of them add up to the time
+        since the last `reset`.
+        """
+        now = time.perf_counter()
+        self.seconds[self.now] += now - self._since
+        self._since = now
 
     def reset(self) -> None:
         """Forget everything measured so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,16 @@ import torch
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.step import Step
-from paged_kv.tools.profile.counters import CACHE, LAYER, Probe, storage_bytes
+from paged_kv.tools.profile.counters import (
+    CACHE,
+    HEADS,
+    LAYER,
+    MODEL,
+    REST,
+    TREE,
+    Probe,
+    storage_bytes,
+)
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
 from paged_kv.tools.profile.worlds import VECTOR_SHAPE, make_world
@@ -78,6 +88,18 @@ class ReferenceSide:
             *(Probe(self.contexts, name, CACHE) for name in names),
             Probe(batch, "update", LAYER),
             Probe(batch, "get", LAYER),
+        ]
+
+    def parts(self) -> list[Probe]:
+        """The methods that are work of the model, its heads or the tree."""
+        model = self._model
+        heads = (model.latent_head, model.policy_head, model.scalar_heads)
+        return [
+            Probe(sys.modules[__name__], "search", TREE),
+            Probe(model, "act", REST),
+            Probe(model, "encode", MODEL),
+            Probe(model, "tokens", MODEL),
+            *(Probe(head, "forward", HEADS) for head in heads),
         ]
 
     def held(self) -> Held:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from paged_kv.tools.profile.parts import divided
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import DENSE, PAGED, Setting
 from paged_kv.tools.profile.workload import Measured, Run, typical
@@ -121,6 +122,7 @@ def _cache(side: Measured) -> dict[str, Any]:
         "host_copies_per_simulation": round(side.host_copies, 3),
         "cache_us_per_simulation": round(typical(side.cache_us), 2),
         "search_us_per_simulation": round(typical(side.search_us), 2),
+        "search_parts_us_per_simulation": _parts(side),
         "cache_share_of_search": round(typical(side.cache_shares), 4),
         "lookups": side.lookups.asked,
         "hits": side.lookups.found,
@@ -129,6 +131,11 @@ def _cache(side: Measured) -> dict[str, Any]:
         "transformer_cache_us_per_simulation": round(typical(side.layer_us), 2),
         "kernels_by_name": {name: round(n, 3) for name, n in sorted(side.kernel_names.items())},
     }
+
+
+def _parts(side: Measured) -> dict[str, float]:
+    whole = typical(side.search_us)
+    return divided(whole, whole * typical(side.cache_shares), side.parts)
 
 
 def _ratios(old: Measured, new: Measured) -> dict[str, float | None]:

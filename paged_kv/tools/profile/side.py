@@ -78,6 +78,11 @@ class Side(Protocol):
     def probes(self) -> list[Probe]:
         """The methods that are cache work or model work."""
 
+    def parts(self) -> list[Probe]:
+        """The methods that are work of the model's blocks, its heads, its transforms or the tree;
+        what none of these is, such as what lies between them, is charged to the rest.
+        """
+
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
 

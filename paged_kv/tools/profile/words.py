@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from paged_kv.tools.profile.counters import CACHE, HEADS, MODEL, TRANSFORMS, TREE
+from paged_kv.tools.profile.parts import GLUE, PARTS
 from paged_kv.tools.profile.side import DENSE, PAGED, TITLES
 from paged_kv.tools.profile.workload import ENOUGH_ROOTS
 from paged_kv.tools.units import count, micros, size
 
 Cell = Callable[[float], str]
+PART_NAMES = {
+    MODEL: "the model's blocks",
+    HEADS: "its heads",
+    TRANSFORMS: "transforms of values",
+    TREE: "the tree",
+    CACHE: "the cache",
+    GLUE: "what lies between",
+}
 
 
 class Row(NamedTuple):
@@ -82,6 +92,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
         _measure(both, "Cache time / simulation", "cache_us_per_simulation", micros, timed),
         _measure(both, "Search time / simulation", "search_us_per_simulation", micros, timed),
         Row("  the cache's share", *(_share(side) if timed else "" for side in both)),
+        *(_part(both, part) for part in PARTS if timed),
         Row("Hits + misses", *map(_lookups, both)),
         Row("Sharing ratio, peak", "1.00", f"{paged['sharing_ratio_peak']:.2f}"),
         Row("Pages copied, evictions", "", moved),
@@ -98,6 +109,12 @@ def _measure(both: Both, label: str, key: str, show: Cell, comparable: bool = Tr
 def _over_unique(side: dict[str, Any]) -> str:
     needed = side["unique_token_bytes_peak"]
     return f"{side['kv_bytes_peak'] / needed:.2f}" if needed else ""
+
+
+def _part(both: Both, part: str) -> Row:
+    dense, paged = (side["search_parts_us_per_simulation"][part] for side in both)
+    ratio = f"{dense / paged:.1f}x" if dense and paged else ""
+    return Row(f"  {PART_NAMES[part]}", micros(dense), micros(paged), ratio)
 
 
 def _lookups(side: dict[str, Any]) -> str:

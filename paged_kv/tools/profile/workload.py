@@ -2,8 +2,9 @@
 
 Two passes over freshly made sides, and a third one where the run is to be recorded. The timed pass
 alternates: one root step measures the whole search with nothing wrapped, the next the time inside
-the cache with its methods wrapped. The metered pass samples what is held after every simulation,
-and runs its last root steps under the kernel and host copy counters, which are slow.
+the cache with its methods wrapped; a few more root steps at its end say where the whole time goes.
+The metered pass samples what is held after every simulation, and runs its last root steps under the
+kernel and host copy counters, which are slow.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from paged_kv.tools.profile.counters import (
     Regions,
     wrap_overhead,
 )
+from paged_kv.tools.profile.parts import PARTS, parted
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import (
     DENSE,
@@ -43,6 +45,7 @@ WARMUP_SIMULATIONS = 2
 # three to time the search and three for the cache: with fewer, a median follows a disturbed step
 ENOUGH_ROOTS = 6
 WATCHED = 6  # root steps at most
+PARTED = 4  # root steps at most
 MakeSide = Callable[[str], Side]
 Tick = Callable[[str], None]
 Watch = Callable[[Recording], None]
@@ -58,6 +61,8 @@ class Measured:
     cache_shares: list[float] = field(default_factory=list)
     # the part of cache_us inside the transformer
     layer_us: list[float] = field(default_factory=list)
+    # seconds of each part of the search, in root steps of their own
+    parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     kernels: float = 0.0  # per simulation, retrieval + assembly + update + commit
     layer_kernels: float = 0.0
     host_copies: float = 0.0
@@ -101,7 +106,8 @@ class Run:
 def count_ticks(preset: Preset, roots: int, sides: int = 2, watch: bool = False) -> int:
     """How many times `run` calls its tick."""
     watched = preset.warmup + _watched(preset, roots) if watch else 0
-    return sides * (2 * preset.warmup + roots + _metered(preset, roots) + watched)
+    timed = roots + _parted(roots)
+    return sides * (2 * preset.warmup + timed + _metered(preset, roots) + watched)
 
 
 def run(
@@ -124,9 +130,10 @@ def run(
         {k: make(k) for k in kinds},
         measured,
         fidelity,
-        _steps(preset, setting, roots),
+        _steps(preset, setting, roots + _parted(roots)),
         setting,
         tick,
+        roots,
     )
     _metered_pass(
         {k: make(k) for k in kinds}, measured, preset, setting, _metered(preset, roots), tick
@@ -141,6 +148,10 @@ def run(
 
 def _watched(preset: Preset, roots: int) -> int:
     return min(WATCHED, _metered(preset, roots))
+
+
+def _parted(roots: int) -> int:
+    return min(PARTED, max(1, roots // 4))
 
 
 def _metered(preset: Preset, roots: int) -> int:
@@ -166,22 +177,26 @@ def _timed_pass(
     steps: Iterator[RootStep],
     setting: Setting,
     tick: Tick,
+    roots: int,
 ) -> None:
     overhead = wrap_overhead()
-    regions = {kind: Regions(_synchronizer(setting.device)) for kind in sides}
+    synchronize = _synchronizer(setting.device)
+    regions = {kind: Regions(synchronize) for kind in sides}
     for step in steps:
         outcomes = []
         for kind in _turn(sides, step.number):
             side = sides[kind]
             if step.number < 0:
                 outcome = side.step(step.simulations, step.seed)
+            elif step.number >= roots:
+                outcome = parted(side, step, measured[kind].parts, overhead, synchronize)
             elif step.number % 2 == 0:
                 outcome = _time_search(side, measured[kind], step, setting.device)
             else:
                 outcome = _time_cache(side, measured[kind], regions[kind], step, overhead)
             outcomes.append(outcome)
             tick("timing")
-        if len(outcomes) == 2:
+        if len(outcomes) == 2 and step.number < roots:
             fidelity.add(*outcomes)
     for kind, side in sides.items():
         measured[kind].lookups = side.lookups()
