@@ -10,8 +10,9 @@ from profile_format import check_keys
 
 from paged_kv.tools.profile import client, profile
 from paged_kv.tools.profile.counters import CACHE, HEADS, MODEL, TRANSFORMS, TREE
-from paged_kv.tools.profile.parts import GLUE
+from paged_kv.tools.profile.parts import GLUE, PARTS, parted
 from paged_kv.tools.profile.presets import PRESETS
+from paged_kv.tools.profile.side import RootStep, Setting
 from paged_kv.tools.profile.workload import count_ticks
 from paged_kv.tools.reference.contexts import ROOT, DenseContexts, PagedContexts
 
@@ -146,3 +147,19 @@ def test_learned_positions_profile() -> None:
     check_keys(result)
     check_paged_side(result)
     assert result["workload"]["weights"] == "random"
+
+
+@pytest.mark.lightzero
+@pytest.mark.parametrize("how", ["lightzero", "lean"])
+def test_every_part_of_a_step_is_found(how: str) -> None:
+    from paged_kv.integrations.lightzero import attach
+
+    setting = Setting(2, 4, 0, torch.device("cpu"), 2, "read")
+    side = client.LightZeroSide("paged", PRESETS["cartpole"], setting)
+    attach(side._policy, step=how)
+    spent = dict.fromkeys(PARTS, 0.0)
+    for number in range(2):
+        outcome = parted(side, RootStep(number, 4, number), spent, overhead=0.0)
+    assert sum(map(sum, outcome.visits)) == 2 * 4
+    assert all(spent.values())
+    assert not any("forward" in part.__dict__ for part in side.wm.modules())

@@ -258,7 +258,7 @@ class LightZeroSide:
 
         wm = self.wm
         heads = [wm.head_observations, wm.head_policy, wm.head_value, wm.head_rewards]
-        return [
+        found = [
             Probe(wm, "forward", REST),  # around the blocks and the heads
             Probe(wm.tokenizer.encoder, "forward", MODEL),
             Probe(wm.transformer, "forward", MODEL),
@@ -267,6 +267,7 @@ class LightZeroSide:
             Probe(mz_tree, "batch_traverse", TREE),
             Probe(mz_tree, "batch_backpropagate", TREE),
         ]
+        return found + _lean_parts() if self.kind == "paged" else found
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
@@ -325,6 +326,18 @@ class LightZeroSide:
             return result
 
         self._model.recurrent_inference = watched
+
+
+def _lean_parts() -> list[Probe]:
+    """The same of steps that are one short function."""
+    from paged_kv.integrations.lightzero.shared.lean import layers, running, transforms
+
+    return [
+        Probe(running, "token", MODEL),
+        Probe(layers.Forked, "__call__", HEADS),
+        Probe(layers.Both, "__call__", HEADS),
+        Probe(transforms.OneTransform, "__call__", TRANSFORMS),
+    ]
 
 
 def _entry_bytes(entries: list[Any]) -> int:
