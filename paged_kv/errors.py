@@ -352,6 +352,16 @@ class WeightsChanged(PagedKVError, RuntimeError):
         self.contexts = contexts
 
 
+class WorkerLost(PagedKVError, RuntimeError):
+    """A worker that could not be made, or brought back where it had died."""
+
+    def __init__(self, worker: int, restarts: int, why: str) -> None:
+        super().__init__(f"worker {worker} is lost after {restarts} restarts: {why}")
+        self.worker = worker
+        self.restarts = restarts
+        self.why = why
+
+
 class BadRecording(PagedKVError, ValueError):
     """A file that is no recording, or cannot be read."""
 

@@ -1,0 +1,150 @@
+"""Workers as actors of Ray. Nothing else of this package imports ray."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from paged_kv.errors import BadArgument, MissingPackage, UnsupportedVersion
+from paged_kv.integrations.ray.calls import Call
+from paged_kv.integrations.ray.engine import Actor, Died, Payload, Ref
+from paged_kv.integrations.ray.held_trees import TreeState
+from paged_kv.integrations.ray.worker import Recipe, Worker
+
+OLDEST = (2, 60)  # what is tested, and nothing older
+
+# before ray is loaded, which reads it then
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+try:
+    import ray
+    from ray import cloudpickle
+    from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+except ImportError:
+    raise MissingPackage("a pool of workers", "ray", "'paged-kv[ray]'") from None
+
+
+class RayEngine:
+    """Actors, each made from `recipe`. Where Ray runs nowhere in this process, a local one is
+    started, and ended by `close`.
+
+    Ray neither restarts actors nor repeats calls by itself: a call that it repeated might be
+    carried out twice. Raises BadArgument for what cannot be pickled, UnsupportedVersion.
+    """
+
+    def __init__(self, recipe: Recipe, *, cpus: float, gpus: float) -> None:
+        check_version(ray.__version__)
+        _check_sendable(recipe)
+        self._recipe = partial(cloudpickle.loads, cloudpickle.dumps(recipe))
+        self._own = not ray.is_initialized()
+        if self._own:
+            start_local(max(1, round(cpus * recipe.workers)))
+        self._worker = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=1
+        )(Worker)
+
+    def hire(self) -> Actor:
+        """A new actor."""
+        return self._worker.remote(self._recipe)
+
+    def stop(self, actor: Actor) -> None:
+        """Kill an actor."""
+        ray.kill(actor, no_restart=True)
+
+    def hello(self, actor: Actor) -> Ref:
+        """As `Worker.hello`."""
+        return actor.hello.remote()
+
+    def begin(
+        self,
+        actor: Actor,
+        number: int,
+        version: int,
+        weights: Payload | None,
+        states: Mapping[int, TreeState],
+    ) -> Ref:
+        """As `Worker.begin`."""
+        return actor.begin.remote(number, version, weights, dict(states))
+
+    def run(self, actor: Actor, call: Call, payload: Payload | None) -> Ref:
+        """As `Worker.run`; the actor gets what the payload stands for."""
+        return actor.run.remote(call, payload)
+
+    def give(self, actor: Actor, call: Call) -> tuple[Ref, Payload]:
+        """As `Worker.give`. What it returns belongs to this process, whatever becomes of the
+        actor.
+        """
+        ref, payload = actor.give.options(num_returns=2).remote(call)
+        return ref, payload
+
+    def put(self, value: Any) -> Payload:
+        """Have the object store hold an object."""
+        return ray.put(value)
+
+    def wait(self, refs: Sequence[Ref], seconds: float) -> list[Ref]:
+        """Those that can be had; waits for one."""
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=seconds)
+        if not ready:
+            return []
+        more, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        return list(more)
+
+    def result(self, ref: Ref, seconds: float) -> Any:
+        """An answer, or a payload: arrays in it are those of the object store, to be read only."""
+        try:
+            return ray.get(ref, timeout=seconds)
+        except RayActorError as error:
+            raise Died(_told(error)) from error
+        except ObjectLostError as error:
+            raise Died(f"what it was sent is lost: {_told(error)}") from error
+        except GetTimeoutError as error:
+            raise Died(f"it gave no answer within {seconds} seconds") from error
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+    def close(self) -> None:
+        """End the local Ray, if it was started here."""
+        if self._own and ray.is_initialized():
+            ray.shutdown()
+
+
+def start_local(cpus: int, store_bytes: int = 200_000_000) -> None:
+    """Start a Ray of this process and machine alone, without a dashboard and without statistics.
+
+    `store_bytes` of shared memory: trees that move and snapshots lie there.
+    """
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=store_bytes,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+
+
+def check_version(found: str) -> None:
+    """Raise UnsupportedVersion for a Ray that is too old."""
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    if numbers < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UnsupportedVersion("ray", found, (f"{oldest} and later",))
+
+
+def _check_sendable(recipe: Recipe) -> None:
+    for name, value, allowed in (
+        ("make_model", recipe.make_model, "a function that can be pickled with what it names"),
+        ("options", recipe.options, "options that can be pickled"),
+    ):
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:  # whatever a caller's own object raises
+            raise BadArgument(name, value, f"{allowed}: {error}") from error
+
+
+def _told(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

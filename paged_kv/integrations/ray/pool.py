@@ -1,0 +1,429 @@
+"""SearchPool: searches with a language model on several workers, with verbs that read like those of
+a `PagedLM`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+
+from paged_kv.checks import amount, choice, counts, function, listed, whole
+from paged_kv.errors import (
+    BadArgument,
+    BadCount,
+    ForeignNode,
+    NotCopyable,
+    ReleasedNode,
+    WeightsChanged,
+)
+from paged_kv.integrations.huggingface.draws import root_seeds
+from paged_kv.integrations.ray.calls import Name
+from paged_kv.integrations.ray.dispatch import Ask, Dispatch
+from paged_kv.integrations.ray.engine import Engine, Payload
+from paged_kv.integrations.ray.figures import PoolStats, WorkerStats, merged
+from paged_kv.integrations.ray.frontier import Frontier, Question, Told
+from paged_kv.integrations.ray.held_trees import Made
+from paged_kv.integrations.ray.line import Limits, Line
+from paged_kv.integrations.ray.mover import Mover
+from paged_kv.integrations.ray.placement import BOUND, Placement
+from paged_kv.integrations.ray.pool_nodes import Grove, PoolNode, Tokens
+from paged_kv.integrations.ray.weights import packed
+from paged_kv.integrations.ray.worker import Recipe
+
+WEIGHTS = ("drop", "refuse")
+LOCAL = ("seed", "streamer")  # of `sample`, which no worker can do alone
+
+
+class SearchPool:
+    """Workers that hold a model and a `PagedLM` each, and the trees that live there.
+
+    A tree lives in one worker; a call goes to all workers whose trees it is about, in one message
+    each, and results come in the order of the nodes. What is drawn depends on seeds alone, as in a
+    `PagedLM`: neither on the workers nor on one that died and was brought back.
+
+    - `make_model`: makes the model, in each worker; it is pickled with what it names.
+    - `workers`: how many. `threads`: of torch, in each; `cpus`, `gpus`: that Ray counts for each.
+    - `options`: of each `PagedLM`, such as `tokenizer`, `page_size` and `max_bytes`; without
+      `max_bytes` all workers together take half of the free memory.
+    - `weights`: what `update` does with contexts of old ones: "drop" computes them again, "refuse"
+      raises WeightsChanged.
+    - `timeout`, `start_timeout`: seconds after which a worker that does not answer is ended and
+      brought back; `restarts`: how often without an answer in between.
+    - `snapshot_every`: calls after which trees that changed are saved to the driver.
+    - `in_flight`: messages to one worker at most that were not answered; `rows`: of one message,
+      by default all.
+    - `bound`: trees of a worker over the mean, at most. `progress`: is told rows done, and of how
+      many, in each call. `engine`: what runs the workers, by default Ray.
+
+    To be closed, or used as a context manager. Raises BadArgument, BadCount, MissingPackage,
+    UnsupportedVersion, WorkerLost.
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], Any],
+        workers: int,
+        *,
+        options: Mapping[str, Any] | None = None,
+        threads: int = 1,
+        cpus: float = 1,
+        gpus: float = 0,
+        weights: str = "drop",
+        timeout: float = 600,
+        start_timeout: float = 600,
+        restarts: int = 3,
+        snapshot_every: int = 64,
+        in_flight: int = 2,
+        rows: int | None = None,
+        bound: float = BOUND,
+        progress: Told | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        function("make_model", make_model, "a function that makes a model")
+        whole("workers", workers, 1)
+        limits = Limits(
+            _seconds("timeout", timeout),
+            _seconds("start_timeout", start_timeout),
+            whole("restarts", restarts, 0),
+        )
+        self._refuses = choice("weights", weights, WEIGHTS) == "refuse"
+        self._every = amount("snapshot_every", snapshot_every, 1)
+        size = None if rows is None else amount("rows", rows, 1)
+        if progress is not None:
+            function("progress", progress, "None or a function of rows done and rows in all")
+        self._options = dict(options or {})
+        self._version = 0
+        self._weights: dict[int, Payload] = {}
+        self._next_tree = 0
+        self._calls = 0
+        self._used: dict[int, int] = {}  # the call that a tree was last asked for by
+        self._grove = Grove()
+        self._placement = Placement(range(workers), bound)
+        recipe = Recipe(make_model, self._options, amount("threads", threads, 1), workers)
+        self._engine = _ray(recipe, cpus, gpus) if engine is None else engine
+        self._lines = {
+            name: Line(name, self._engine, limits, self._weights) for name in range(workers)
+        }
+        self._dispatch = Dispatch(self._engine, self._lines, amount("in_flight", in_flight, 1))
+        self._mover = Mover(self._dispatch, self._lines, self._placement, self._used)
+        self._frontier = Frontier(
+            self._dispatch, self._lines, self._placement, self._mover, size, progress
+        )
+        try:
+            for line in self._lines.values():
+                line.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable(type(self).__name__)
+
+    def __repr__(self) -> str:
+        return f"<SearchPool of {len(self._lines)} workers: {len(self._placement)} trees>"
+
+    def __enter__(self) -> SearchPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers, and a Ray that was started for this pool."""
+        for line in self._lines.values():
+            line.stop()
+        self._engine.close()
+
+    # -- paths begin and grow
+
+    def prefill(
+        self, input_ids: Iterable[Any], *, seed: int | Sequence[int] | None = None
+    ) -> list[PoolNode]:
+        """A root for each prompt, fed, each in a tree of its own: rows of tokens, or texts.
+
+        Workers are chosen here. `seed`: as for `PagedLM.prefill`, and the same draws.
+        """
+        rows = [_row(each) for each in listed("input_ids", input_ids, "a list of rows of tokens")]
+        base = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        seeds = root_seeds(base, len(rows))
+        self._settle()
+        trees = [self._next_tree + place for place in range(len(rows))]
+        self._next_tree += len(rows)
+        for tree in trees:
+            self._placement.open(tree)
+        try:
+            made = self._asked("open", trees, [trees, rows, seeds], None)
+        except BaseException:
+            for tree in trees:
+                self._placement.close(tree)
+            raise
+        return [self._node(tree, (), root) for tree, (root,) in zip(trees, made)]
+
+    def sample(self, nodes: Iterable[PoolNode], **options: Any) -> list[PoolNode]:
+        """Children with drawn tokens, `num_return_sequences` of each node side by side.
+
+        `options` are those of `PagedLM.sample`, but for `seed` (draws follow from the seeds of the
+        roots) and `streamer`; they are pickled, and processors see the rows of one worker.
+        """
+        for name in LOCAL:
+            if options.get(name) is not None:
+                raise BadArgument(name, options[name], "nothing in a pool: see docs/ray.md")
+        return self._grow("sample", nodes, [], options)
+
+    def extend(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
+        """Children with more tokens, fed."""
+        return self._grow("extend", nodes, [_rows(token_lists)])
+
+    def fork(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
+        """Children with more tokens, which are pending: no model call."""
+        return self._grow("fork", nodes, [_rows(token_lists)])
+
+    def crop(self, nodes: Iterable[PoolNode], lengths: Any) -> list[PoolNode]:
+        """Children with the first tokens of each node only: no model call."""
+        found = self._check(nodes)
+        kept = counts("lengths", lengths, [len(node.tokens) for node in found])
+        return self._grow("crop", found, [kept])
+
+    # -- what the model says
+
+    def logits(self, nodes: Iterable[PoolNode]) -> torch.Tensor:
+        """What the head says behind nodes [N, vocabulary]."""
+        return _stacked(self._ask("logits", nodes, []))
+
+    def hidden_states(self, nodes: Iterable[PoolNode]) -> torch.Tensor:
+        """Last hidden states [N, hidden size] behind nodes."""
+        return _stacked(self._ask("hidden_states", nodes, []))
+
+    def score(self, nodes: Iterable[PoolNode], continuations: Iterable[Any]) -> list[torch.Tensor]:
+        """Log-probability of every token of a continuation of each node: float32 [tokens] a row."""
+        return [row for (row,) in self._ask("score", nodes, [_rows(continuations)])]
+
+    def text(self, tokens: Tokens) -> str:
+        """Tokens as text. Raises BadArgument where there is no tokenizer among the options."""
+        tokenizer = self._options.get("tokenizer")
+        if tokenizer is None:
+            raise BadArgument("tokenizer", None, "a tokenizer among `options`")
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    # -- what is kept
+
+    def promote(self, node: PoolNode) -> int:
+        """Keep a node and all below it, release all other nodes of its tree; returns how many."""
+        (kept,) = self._check([node])
+        ((numbers,),) = self._ask("promote", [kept], [])
+        self._grove.remove([(kept.tree, number) for number in numbers])
+        return len(numbers)
+
+    def release(self, nodes: Iterable[PoolNode]) -> None:
+        """Give up nodes, and at once the pages that nobody shares. A tree without nodes ends."""
+        found = self._check(nodes)
+        self._ask("release", list(dict.fromkeys(found)), [])
+        self._grove.remove([node.name for node in found])
+        self._close_empty()
+
+    def pin(self, nodes: Iterable[PoolNode]) -> None:
+        """Keep K/V of nodes from eviction until `unpin` was called as often."""
+        self._ask("pin", nodes, [])
+
+    def unpin(self, nodes: Iterable[PoolNode]) -> None:
+        """Undo one `pin` of each. Raises NotPinned."""
+        self._ask("unpin", nodes, [])
+
+    # -- workers
+
+    def worker(self, tree: int) -> int:
+        """Where a tree lives."""
+        return self._placement.worker(tree)
+
+    def move(self, tree: int, worker: int) -> None:
+        """Let a tree live in another worker. Raises OutOfPages where it has no room there."""
+        whole("worker", worker, 0)
+        if worker not in self._lines:
+            raise BadArgument("worker", worker, f"one of {list(self._lines)}")
+        self._placement.worker(tree)
+        self._settle()
+        self._mover.move(tree, worker, self._version)
+
+    def retire(self, worker: int) -> dict[int, int]:
+        """Do without a worker from now on; where each of its trees went. No others move."""
+        if worker not in self._lines or len(self._lines) == 1:
+            raise BadArgument("worker", worker, f"one of several: {list(self._lines)}")
+        self._settle()
+        homes = self._mover.retire(worker, self._version)
+        self._lines.pop(worker).stop()
+        return homes
+
+    def update(self, state: Any) -> int:
+        """Give all workers other weights, the `state_dict` of a model; returns their version.
+
+        They are handed to the engine once. Contexts of the old ones are given up, and computed
+        again as they are asked for; with `weights="refuse"`, raises WeightsChanged while there are
+        trees. Raises BadArgument for weights of another model; then workers go on with theirs.
+        """
+        weights = packed(state)
+        self._settle()
+        if self._refuses and len(self._placement):
+            raise WeightsChanged(len(self._placement), "release all nodes of the pool")
+        payload = self._engine.put(weights)
+        version = self._version + 1
+        self._weights[version] = payload
+        answers = self._dispatch.gather(
+            {name: [Ask("weights", (), payload=payload)] for name in self._lines}, version
+        )
+        _raise_first(answer.reply.error for each in answers.values() for answer in each)
+        self._version = version
+        self._save(list(self._lines))
+        needed = {each for line in self._lines.values() for each in line.saved_versions()}
+        for old in self._weights.keys() - needed - {version}:
+            del self._weights[old]
+        return version
+
+    def snapshot(self) -> None:
+        """Save now what changed since the last snapshots: what is saved is not repeated."""
+        self._settle()
+        self._save(list(self._lines))
+
+    def stats(self) -> PoolStats:
+        """What is held, and was done, as of the last answers."""
+        lines = list(self._lines.values())
+        loads = self._placement.loads()
+        workers = [
+            WorkerStats(line.name, line.pid, loads[line.name], line.restarts, line.figures)
+            for line in lines
+        ]
+        return PoolStats(
+            workers=workers,
+            merged=merged(line.figures for line in lines),
+            trees=len(self._placement),
+            nodes=sum(self._grove.count(tree) for tree in self._grove.trees()),
+            moved=self._mover.moved,
+            restarts=sum(line.restarts for line in lines),
+            version=self._version,
+        )
+
+    # -- inside
+
+    def _node(self, tree: int, path: Tokens, made: Made) -> PoolNode:
+        node = PoolNode(self, tree, path[: made.kept] + made.tokens, made)
+        self._grove.add(node)
+        return node
+
+    def _check(self, nodes: Iterable[PoolNode]) -> list[PoolNode]:
+        """Nodes as a list. Raises BadArgument, ForeignNode, ReleasedNode."""
+        found = []
+        for node in listed("nodes", nodes, "a list of nodes"):
+            if not isinstance(node, PoolNode) or node.pool is not self:
+                raise ForeignNode(node)
+            if node.name not in self._grove:
+                raise ReleasedNode(node.number)
+            found.append(node)
+        return found
+
+    def _grow(
+        self,
+        verb: str,
+        nodes: Iterable[PoolNode],
+        columns: list[list[Any]],
+        options: Mapping[str, Any] | None = None,
+    ) -> list[PoolNode]:
+        """Children of nodes, those of each node side by side."""
+        found = self._check(nodes)
+        rows = self._ask(verb, found, columns, options)
+        return [
+            self._node(node.tree, node.tokens, made)
+            for node, children in zip(found, rows)
+            for made in children
+        ]
+
+    def _ask(
+        self,
+        verb: str,
+        nodes: Iterable[PoolNode],
+        columns: list[list[Any]],
+        options: Mapping[str, Any] | None = None,
+    ) -> list[list[Any]]:
+        """What workers say of each node. `columns` have a value for each node."""
+        found = self._check(nodes)
+        for column in columns:
+            if len(column) != len(found):
+                raise BadCount("rows (one a node)", len(column), f"{len(found)} rows")
+        self._settle()
+        names: list[Name] = [node.name for node in found]
+        return self._asked(verb, [node.tree for node in found], [names, *columns], options)
+
+    def _asked(
+        self,
+        verb: str,
+        trees: Sequence[int],
+        columns: Sequence[Sequence[Any]],
+        options: Mapping[str, Any] | None,
+    ) -> list[list[Any]]:
+        if not trees:
+            return []
+        self._calls += 1
+        self._used.update(dict.fromkeys(trees, self._calls))
+        found = self._frontier.ask(Question(verb, trees, columns, options, self._version))
+        self._mover.balance(self._version)
+        due = [
+            name for name, line in self._lines.items() if line.calls_since_snapshot >= self._every
+        ]
+        self._save(due)
+        return found
+
+    def _settle(self) -> None:
+        """Let workers know of nodes that were dropped here; trees without nodes end."""
+        for name in self._grove.taken():
+            self._lines[self._placement.worker(name[0])].dropped.append(name)
+        self._close_empty()
+
+    def _close_empty(self) -> None:
+        for tree in [tree for tree in self._used if not self._grove.count(tree)]:
+            del self._used[tree]
+            self._placement.close(tree)
+
+    def _save(self, names: Sequence[int]) -> None:
+        """Have snapshots of these workers."""
+        if not names:
+            return
+        answers = self._dispatch.gather({name: [Ask("save", ())] for name in names}, self._version)
+        _raise_first(answer.reply.error for each in answers.values() for answer in each)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
+        raise BadArgument(name, value, "a number of seconds above 0")
+    return float(value)
+
+
+def _row(tokens: Any) -> Any:
+    """A row of tokens that can be sent; a text as it is."""
+    return tokens if isinstance(tokens, str) else listed("tokens", tokens, "a list of token ids")
+
+
+def _rows(token_lists: Iterable[Any]) -> list[Any]:
+    return [_row(row) for row in listed("token_lists", token_lists, "a list of rows of tokens")]
+
+
+def _stacked(rows: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([row for (row,) in rows]) if rows else torch.empty(0, 0)
+
+
+def _raise_first(errors: Iterable[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _ray(recipe: Recipe, cpus: float, gpus: float) -> Engine:
+    from paged_kv.integrations.ray.cluster import RayEngine
+
+    return RayEngine(recipe, cpus=cpus, gpus=gpus)

@@ -1,0 +1,59 @@
+"""Weights on their way to workers: plain arrays, which are copied once, into the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from paged_kv.errors import BadArgument
+
+
+class Weight(NamedTuple):
+    """One tensor."""
+
+    data: npt.NDArray[np.uint8]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+Weights = dict[str, Weight]
+
+
+def packed(state: Any) -> Weights:
+    """The `state_dict` of a model. Raises BadArgument for what is none."""
+    allowed = "a dictionary of tensors by name, as state_dict() returns it"
+    if not isinstance(state, Mapping):
+        raise BadArgument("weights", state, allowed)
+    found: Weights = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise BadArgument("weights", state, allowed)
+        data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found[name] = Weight(data, tensor.dtype, tuple(tensor.shape))
+    return found
+
+
+def load(model: torch.nn.Module, weights: Mapping[str, Weight]) -> None:
+    """Have a model compute with these weights. Raises BadArgument where they are of another one;
+    then nothing changed.
+    """
+    own = model.state_dict()
+    differ = {name for name in own.keys() | weights.keys() if not _fits(own, weights, name)}
+    if differ:
+        raise BadArgument("weights", sorted(differ)[:5], "those of the model that workers have")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # arrays that are read only, as these are
+        state = {
+            name: torch.from_numpy(each.data).view(each.dtype).view(each.shape)
+            for name, each in weights.items()
+        }
+    model.load_state_dict(state)
+
+
+def _fits(own: Mapping[str, torch.Tensor], given: Mapping[str, Weight], name: str) -> bool:
+    return name in own and name in given and tuple(own[name].shape) == given[name].shape

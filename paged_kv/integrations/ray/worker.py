@@ -1,0 +1,194 @@
+"""A worker: a model, a lm on it, and the trees that live there. Any process may hold one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from paged_kv.errors import BadArgument, PagedKVError
+from paged_kv.integrations.huggingface.lm import PagedLM
+from paged_kv.integrations.huggingface.model_limits import free_bytes
+from paged_kv.integrations.ray.calls import Call, Figures, Reply
+from paged_kv.integrations.ray.held_trees import HeldTrees, TreeState
+from paged_kv.integrations.ray.weights import Weights, load
+
+VERBS = (
+    *("open", "sample", "extend", "fork", "crop"),
+    *("logits", "hidden_states", "score", "sizes"),
+    *("promote", "release", "pin", "unpin", "end"),
+)
+
+
+class Recipe(NamedTuple):
+    """How a worker is made. It is pickled with what it names."""
+
+    make_model: Callable[[], Any]
+    options: Mapping[str, Any]  # of PagedLM
+    threads: int
+    workers: int  # that share a machine's memory, where no `max_bytes` is given
+
+
+class Hello(NamedTuple):
+    """Who a worker is."""
+
+    pid: int
+    max_bytes: int
+
+
+class Worker:
+    """Carries out calls, each once, in the order of their numbers. A mistake of the caller is told
+    in the reply.
+
+    `recipe` is asked for when it says hello: what cannot be read here is told then, too.
+    """
+
+    def __init__(self, recipe: Callable[[], Recipe]) -> None:
+        self._recipe = recipe
+        self._version = 0
+        self._last = Reply(0, None, None, None)
+        self._calls = 0
+        self._busy = 0.0
+        self._trees: HeldTrees | None = None
+
+    def hello(self) -> Reply:
+        """Make the model and the lm."""
+        try:
+            recipe = self._recipe()
+            torch.set_num_threads(recipe.threads)
+            model = recipe.make_model()
+            options = dict(recipe.options)
+            if options.get("max_bytes") is None:
+                device = next(model.parameters()).device
+                options["max_bytes"] = free_bytes(device) // (2 * recipe.workers)
+            lm = PagedLM(model, progress=False, **options)
+            self._trees = HeldTrees(lm)
+        except Exception as error:  # whatever a caller's own function raises
+            return Reply(0, None, sendable(error), None)
+        return Reply(0, Hello(os.getpid(), lm.paths.residents.max_bytes), None, None)
+
+    def begin(
+        self,
+        number: int,
+        version: int,
+        weights: Weights | None,
+        states: Mapping[int, TreeState],
+    ) -> Reply:
+        """Be as another worker was when it had answered call `number`: these trees, of weights of
+        this version.
+        """
+        try:
+            if weights is not None:
+                load(self._held.lm.model, weights)
+            self._version = version
+            self._held.take(states, self._identity)
+            self._held.saved(states)
+        except Exception as error:
+            return Reply(number, None, sendable(error), None)
+        self._last = Reply(number, None, None, self.figures())
+        return self._last
+
+    def run(self, call: Call, payload: Any = None) -> Reply:
+        """Carry out a call; the last one again is answered as before."""
+        return self._once(call, payload)
+
+    def give(self, call: Call) -> tuple[Reply, dict[int, TreeState] | None]:
+        """Carry out a call that hands out trees: these come apart, since whoever asks may not want
+        to see them. The reply has the numbers of all that live here.
+        """
+        reply = self._once(call, None)
+        self._last = reply._replace(value=self._held.trees())
+        return self._last, reply.value
+
+    def figures(self) -> Figures:
+        """What is held, and was done."""
+        lm = self._held.lm
+        found = lm.stats()
+        index = lm.paths.residents.index.stats
+        pages = lm.pages.stats
+        return Figures(
+            nodes=found.nodes,
+            tokens=found.tokens,
+            bytes_in_use=found.kv_bytes + found.hidden_bytes,
+            max_bytes=lm.paths.residents.max_bytes,
+            tokens_fed=found.tokens_fed,
+            evicted=found.evicted,
+            queries=index.queries,
+            hits=index.hits,
+            pages_allocated=pages.allocated_pages,
+            pages_copied=pages.copied_pages,
+            pages_freed=pages.freed_pages,
+            busy_seconds=self._busy,
+            calls=self._calls,
+        )
+
+    # -- inside
+
+    @property
+    def _held(self) -> HeldTrees:
+        if self._trees is None:
+            raise BadArgument("worker", self, "one that said hello")
+        return self._trees
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What K/V of this worker are of: compared wherever a tree comes in."""
+        return {"weights": self._version}
+
+    def _once(self, call: Call, payload: Any) -> Reply:
+        if call.number == self._last.number:
+            return self._last
+        if call.number != self._last.number + 1:
+            raise BadArgument("call", call.number, f"number {self._last.number + 1}")
+        begun = time.perf_counter()
+        value, error = self._tried(call, payload)
+        self._busy += time.perf_counter() - begun
+        self._calls += 1
+        self._last = Reply(call.number, value, error, self.figures())
+        return self._last
+
+    def _tried(self, call: Call, payload: Any) -> tuple[Any, Exception | None]:
+        try:
+            self._held.forget(call.dropped)
+            return self._done(call, payload), None
+        except Exception as error:  # a caller's own processors may raise whatever they like
+            return None, sendable(error)
+
+    def _done(self, call: Call, payload: Any) -> Any:
+        held = self._held
+        if call.verb == "weights":
+            load(held.lm.model, payload)
+            held.clear()
+            self._version = call.version
+            return None
+        if call.version != self._version:
+            raise BadArgument("weights", call.version, f"version {self._version}, which is here")
+        if call.verb == "save":
+            trees = held.changed()
+            states = held.states(trees, self._identity)
+            held.saved(trees)
+            return states
+        if call.verb == "copy":
+            return held.states(call.args[0], self._identity)
+        if call.verb == "take":
+            return held.take(payload, self._identity)
+        if call.verb not in VERBS:
+            raise BadArgument("verb", call.verb, ", ".join(VERBS))
+        return getattr(held, call.verb)(*call.args)
+
+
+def sendable(error: Exception) -> Exception:
+    """An error that another process can read: one of this package as it is, all else as it is where
+    it can be pickled, and as text where not.
+    """
+    if isinstance(error, PagedKVError):
+        return error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,192 @@
+"""Pools of actors of a real Ray, which is started and ended here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from paged_kv.errors import BadArgument, UnsupportedVersion, WorkerLost
+from paged_kv.integrations.huggingface import PagedLM
+from paged_kv.integrations.ray import SearchPool
+
+pytestmark = pytest.mark.ray
+OPTIONS = {"max_bytes": 10**6}
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [3, 4]]
+
+
+def make_llama() -> Any:
+    """A tiny model, made without other files of the tests: actors do not find these."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(20)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=61,
+        max_position_embeddings=128,
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def no_memory() -> Any:
+    raise MemoryError("not enough for this model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """A Ray of this process; whatever of it is left at the end is ended by its number."""
+    from ray import cloudpickle
+
+    from paged_kv.integrations.ray.cluster import start_local
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no actor can import it
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    start_local(2, store_bytes=100_000_000)
+    started: list[psutil.Process] = []
+    try:
+        yield
+        started = psutil.Process().children(recursive=True)
+    finally:
+        import ray
+
+        ray.shutdown()
+        left = [process for process in started if process.pid not in before]
+        _, alive = psutil.wait_procs(left, timeout=20)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert not alive
+
+
+@pytest.fixture(scope="module")
+def pool(local_ray: None) -> Iterator[SearchPool]:
+    """Two workers."""
+    with SearchPool(make_llama, 2, options=OPTIONS, cpus=0.5, snapshot_every=4, timeout=10) as made:
+        yield made
+
+
+def grown(tree: Any, trouble: Any = lambda turn: None) -> list[tuple[int, ...]]:
+    """What a search draws, with a pool or a lm."""
+    level = tree.prefill(PROMPTS, seed=3)
+    for turn in range(4):
+        trouble(turn)
+        level = tree.sample(level[:3] * 2, max_new_tokens=3)
+    tree.promote(level[0])
+    return [node.tokens for node in level]
+
+
+def expected() -> list[tuple[int, ...]]:
+    return grown(PagedLM(make_llama(), progress=False, **OPTIONS))
+
+
+def test_results_are_those_of_one_lm(pool: SearchPool) -> None:
+    assert grown(pool) == expected()
+
+
+def test_who_is_killed_or_stopped_is_brought_back(pool: SearchPool) -> None:
+    """One dies between calls and one hangs in the middle of a search; both come back."""
+    before = pool.stats().restarts
+
+    def trouble(turn: int) -> None:
+        first, second = pool.stats().workers
+        if turn == 1:
+            os.kill(first.pid or 0, signal.SIGKILL)
+        if turn == 3:
+            os.kill(second.pid or 0, signal.SIGSTOP)  # only a timeout finds it
+
+    assert grown(pool, trouble) == expected()
+    assert pool.stats().restarts >= before + 2
+
+
+def test_trees_move_and_weights_change(pool: SearchPool) -> None:
+    model = make_llama()
+    roots = pool.prefill(PROMPTS, seed=1)
+    kids = pool.sample(roots, max_new_tokens=4)
+    logits = pool.logits(kids)
+    fed = pool.stats().merged.tokens_fed
+    for root in roots:
+        pool.move(root.tree, 1 - root.worker)
+    assert torch.equal(pool.logits(kids), logits)
+    assert pool.stats().merged.tokens_fed == fed
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    pool.update(model.state_dict())
+    assert pool.stats().merged.tokens == 0
+    lm = PagedLM(model, progress=False, **OPTIONS)
+    others = lm.logits(lm.prefill([kid.tokens for kid in kids]))
+    torch.testing.assert_close(pool.logits(kids), others, atol=1e-4, rtol=1e-4)
+    pool.update(make_llama().state_dict())
+
+
+def test_workers_that_cannot_be_made_say_why() -> None:
+    with pytest.raises(WorkerLost, match="MemoryError: not enough"):
+        SearchPool(no_memory, 1, cpus=0.5)
+    lock = threading.Lock()  # which cannot be pickled
+    with pytest.raises(BadArgument, match="make_model"):
+        SearchPool(lambda: lock, 1)
+    with pytest.raises(BadArgument, match="options"):
+        SearchPool(make_llama, 1, options={"tokenizer": lock})
+
+
+def test_an_old_ray_is_refused() -> None:
+    from paged_kv.integrations.ray.cluster import check_version
+
+    check_version("2.60.0")
+    check_version("3.0.0rc1")
+    for old in ("1.13.0", "2.9.3"):
+        with pytest.raises(UnsupportedVersion, match=old):
+            check_version(old)
+
+
+def test_without_ray_it_is_said_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from paged_kv.integrations.ray import Placement, SearchPool\n"
+        "try: SearchPool(print, 1)\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("MissingPackage a pool of workers needs ray")
+    assert "paged-kv[ray]" in out.stdout
+
+
+ALONE = """
+from paged_kv.integrations.ray import SearchPool
+from test_ray import OPTIONS, grown, make_llama
+
+with SearchPool(make_llama, 1, options=OPTIONS) as pool:
+    print(pool.stats().workers[0].pid, flush=True)
+    raise SystemExit(3)
+"""
+
+
+def test_a_pool_that_started_ray_leaves_nothing_running() -> None:
+    folder = Path(__file__).parent
+    places = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": places}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 3, done.stderr
+    pid = int(done.stdout.split()[0])
+    patience = time.monotonic() + 20
+    while psutil.pid_exists(pid) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid)
