@@ -6,6 +6,7 @@
 # make bench  this package beside other libraries, in an environment of its own; VLLM=1 adds vLLM's pool (340 MB more)
 # make bench-llm  searches over a language model, part by part; PAGED_KV_SMOLLM2=FOLDER names the model (20 minutes)
 # make snapshots  kills, power cuts and damage of saved searches for long (five minutes): whether anything is lost
+# make ray-kills  searches whose workers are killed at random moments (half an hour): whether any ends otherwise
 # make soak   interrupts, faults and finalizers for long (a quarter of an hour): whether anything corrupts contents
 # make exhaustive  every sequence of six verbs on three pages and three sequences (a quarter of an hour)
 # make mutants    small changes, one at a time, that a test should fail for; MUTANTS="paged_kv.pages.tree*" says where
@@ -46,7 +47,7 @@ INSTALL := -m pip --disable-pip-version-check -qq install -c constraints.txt $(P
 # One thread: with more, timings of small tensors jump from run to run.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo demo-llm test lint docs bench bench-llm soak snapshots exhaustive mutants $(ROOMS:%=test-%) test-wheel \
+.PHONY: demo demo-llm test lint docs bench bench-llm soak snapshots ray-kills exhaustive mutants $(ROOMS:%=test-%) test-wheel \
   test-transformers test-oldest coverage environments browser clean
 
 demo: .venv/.lightzero .venv/.package
@@ -74,6 +75,9 @@ soak: .venv/.dev
 
 snapshots: .venv/.dev
 	$(BIN)/python benchmarks/snapshot_faults.py --json benchmarks/results/snapshot_faults.json
+
+ray-kills: .venv/.dev
+	PYTHONPATH=. $(BIN)/python benchmarks/ray_kills.py --json benchmarks/results/ray_kills.json
 
 exhaustive: .venv/.dev
 	$(BIN)/python benchmarks/exhaustive.py --pages 1 --json benchmarks/results/exhaustive_one_page.json
@@ -150,7 +154,7 @@ test-oldest: .venv-oldest/.dev
 # KGen is a program that the tests put on pages (7 MB, most of it lists of words); what it needs is there.
 .venv/.dev: .venv/.lightzero pyproject.toml
 	$(BIN)/python $(INSTALL) --no-deps tipo-kgen==0.3.1
-	$(BIN)/python $(INSTALL) -e ".[cli,report,huggingface,dev,docs]"
+	$(BIN)/python $(INSTALL) -e ".[cli,report,huggingface,ray,dev,docs]"
 	@touch $@ .venv/.package
 
 # A folder and no environment of its own: all else is the same, torch too.

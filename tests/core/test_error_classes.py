@@ -45,6 +45,7 @@ EXAMPLES: list[PagedKVError] = [
     errors.BadConfig("a.py", "not\n  python"),
     errors.UnannouncedNode(3, None),
     errors.WeightsChanged(3, "forget them"),
+    errors.WorkerLost(1, 3, "killed"),
     errors.BadRecording("a.json", "no JSON"),
     errors.AlreadyRecording("a.json"),
     errors.NothingToRecord(3),

@@ -262,6 +262,7 @@ def test_import_stays_light() -> None:
         "vl_convert",
         "msgspec",
         "xxhash",
+        "ray",
     ]
     code = (
         "import sys, paged_kv, paged_kv.recording; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def local_ray() -> Iterator[None]:
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no actor can import it
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    start_local(2, store_bytes=100_000_000)
+    start_local(4, store_bytes=100_000_000)
     started: list[psutil.Process] = []
     try:
         yield
@@ -133,6 +134,12 @@ def test_trees_move_and_weights_change(pool: SearchPool) -> None:
     others = lm.logits(lm.prefill([kid.tokens for kid in kids]))
     torch.testing.assert_close(pool.logits(kids), others, atol=1e-4, rtol=1e-4)
     pool.update(make_llama().state_dict())
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ray.md").read_text()
+    (block,) = re.findall(r"^```py\n(.*?)^```\n", page, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/ray.md", "exec"), {"__name__": "__main__"})
 
 
 def test_workers_that_cannot_be_made_say_why() -> None:

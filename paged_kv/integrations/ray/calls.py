@@ -25,19 +25,19 @@ class Call(NamedTuple):
 class Figures(NamedTuple):
     """What a worker holds and did."""
 
-    nodes: int
-    tokens: int  # with K/V, each counted once
-    bytes_in_use: int  # K/V and hidden states
-    max_bytes: int
-    tokens_fed: int
-    evicted: int  # paths
-    queries: int  # of paths
-    hits: int
-    pages_allocated: int
-    pages_copied: int
-    pages_freed: int
-    busy_seconds: float
-    calls: int
+    nodes: int = 0
+    tokens: int = 0  # with K/V, each counted once
+    bytes_in_use: int = 0  # K/V and hidden states
+    max_bytes: int = 0
+    tokens_fed: int = 0
+    evicted: int = 0  # paths
+    queries: int = 0  # of paths
+    hits: int = 0
+    pages_allocated: int = 0
+    pages_copied: int = 0
+    pages_freed: int = 0
+    busy_seconds: float = 0.0
+    calls: int = 0
 
 
 class Reply(NamedTuple):

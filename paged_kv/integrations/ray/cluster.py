@@ -1,4 +1,4 @@
-"""Workers as actors of Ray. Nothing else of this package imports ray."""
+"""Workers as actors of Ray."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ try:
     import ray
     from ray import cloudpickle
     from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+
+    from paged_kv.integrations.ray.metrics import telling
 except ImportError:
     raise MissingPackage("a pool of workers", "ray", "'paged-kv[ray]'") from None
 
@@ -47,7 +49,7 @@ class RayEngine:
 
     def hire(self) -> Actor:
         """A new actor."""
-        return self._worker.remote(self._recipe)
+        return self._worker.remote(self._recipe, telling)
 
     def stop(self, actor: Actor) -> None:
         """Kill an actor."""

@@ -34,5 +34,5 @@ def merged(figures: Iterable[Figures | None]) -> Figures:
     """The sums of all that are known."""
     known = [each for each in figures if each is not None]
     if not known:
-        return Figures(*([0] * len(Figures._fields)))
+        return Figures()
     return Figures(*(sum(column) for column in zip(*known)))

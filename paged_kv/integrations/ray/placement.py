@@ -27,7 +27,7 @@ class Placement:
 
     >>> placement = Placement(range(3))
     >>> [placement.open(tree) for tree in range(6)]
-    [2, 1, 0, 0, 1, 2]
+    [0, 1, 2, 2, 1, 0]
     >>> placement.loads()
     {0: 2, 1: 2, 2: 2}
     """

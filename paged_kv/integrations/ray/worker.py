@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadArgument, PagedKVError
 from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.model_limits import free_bytes
@@ -44,11 +45,18 @@ class Worker:
     """Carries out calls, each once, in the order of their numbers. A mistake of the caller is told
     in the reply.
 
-    `recipe` is asked for when it says hello: what cannot be read here is told then, too.
+    `recipe` is asked for when it says hello: what cannot be read here is told then, too. `telling`
+    makes a function of the cache that is called after each call.
     """
 
-    def __init__(self, recipe: Callable[[], Recipe]) -> None:
+    def __init__(
+        self,
+        recipe: Callable[[], Recipe],
+        telling: Callable[[PagedKVCache], Callable[[], object]] = lambda cache: lambda: None,
+    ) -> None:
         self._recipe = recipe
+        self._telling = telling
+        self._tell: Callable[[], object] = lambda: None
         self._version = 0
         self._last = Reply(0, None, None, None)
         self._calls = 0
@@ -67,6 +75,7 @@ class Worker:
                 options["max_bytes"] = free_bytes(device) // (2 * recipe.workers)
             lm = PagedLM(model, progress=False, **options)
             self._trees = HeldTrees(lm)
+            self._tell = self._telling(lm.pages)
         except Exception as error:  # whatever a caller's own function raises
             return Reply(0, None, sendable(error), None)
         return Reply(0, Hello(os.getpid(), lm.paths.residents.max_bytes), None, None)
@@ -148,6 +157,7 @@ class Worker:
         value, error = self._tried(call, payload)
         self._busy += time.perf_counter() - begun
         self._calls += 1
+        self._tell()
         self._last = Reply(call.number, value, error, self.figures())
         return self._last
 
