@@ -52,6 +52,7 @@ def attach(
     step: str = "lean",
     linears: str = "torch",
     storage: str = "exact",
+    compile: bool = False,
     **pool: Any,
 ) -> Target:
     """Make a world model, a UniZero model or a policy use paged contexts, or LightZero's own cache
@@ -85,6 +86,9 @@ def attach(
       copies that are read faster (`paged_kv.linears`), equal up to rounding.
     - `storage`: "exact", or "int8" for a quarter of the bytes, each number within half a step (not
       with `at="write"`, which would round a window at every slide).
+    - `compile`: whether short steps of all `env_num` rows are compiled by torch.compile before the
+      first search, which takes minutes, and timed: where that gains nothing or fails, a warning
+      says so, and steps are as without it.
     - `pool`: what `PagedKVCache` takes: `num_pages`, `max_pages`, `max_bytes`, `grow`.
 
     All contexts held so far are dropped. Deep copies of an attached model have pools of their own.
@@ -93,7 +97,7 @@ def attach(
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights, eviction, step, linears, storage)
+    choices = Choices(at, keys, padding, window, weights, eviction, step, linears, storage, compile)
     choices.check()
     models = list(_world_models(target))
     if not models:

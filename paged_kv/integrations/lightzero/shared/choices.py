@@ -17,6 +17,7 @@ CHOICES = {
     "step": ("lightzero", "lean"),
     "linears": ("torch", "packed"),
     "storage": KINDS,
+    "compile": (False, True),
 }
 
 
@@ -32,6 +33,7 @@ class Choices(NamedTuple):
     step: str = "lean"
     linears: str = "torch"
     storage: str = EXACT
+    compile: bool = False
 
     def check(self) -> None:
         """Raise BadCount for an unknown choice, and where two do not go together."""
@@ -41,6 +43,8 @@ class Choices(NamedTuple):
         if self.storage == INT8 and self.at == "write":
             allowed = f"'read' where storage is {INT8!r}: a window would be rounded at every slide"
             raise BadCount("at", self.at, allowed)
+        if self.compile and self.step != "lean":
+            raise BadCount("step", self.step, "'lean' where compile is True")
         if self.window == "exact":
             for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
                 if value != only:

@@ -79,7 +79,7 @@ class PagedState:
         self.window = choices.window
         self.old = OldContexts()
         self.linears = PackedLinears() if choices.linears == "packed" else None
-        self.lean = Lean(self.linears) if choices.step == "lean" else None
+        self.lean = Lean(self.linears, choices.compile) if choices.step == "lean" else None
         self.nodes: SearchNodes | EvictableNodes = SearchNodes()
         self.environments: list[int] | None = (
             None  # of the rows of the step that is running, where a policy tells
@@ -167,7 +167,7 @@ class PagedState:
         if self.lean is not None:
             if changed:
                 self.lean.forget_weights()
-            self.lean.begin(model, self)
+            self.lean.begin(model, self, searching=True)
         if not changed:
             return
         held = self._roots_held()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 
-from paged_kv.integrations.lightzero.shared.lean.reading import Parts
-from paged_kv.integrations.lightzero.shared.lean.staging import Staging, fixed_step
+from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, Run, check, practice
+from paged_kv.integrations.lightzero.shared.lean.places import TOKENS
+from paged_kv.integrations.lightzero.shared.lean.reading import NotLean, Parts
+from paged_kv.integrations.lightzero.shared.lean.staging import Staging, fixed_step, most_tokens
 from paged_kv.integrations.lightzero.shared.lean.step import Answers
 
+# The wrapper around the kernels in C++: in Python it takes as long as they do where rows are few.
+OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "size_asserts": False}
 ROUNDS = 7  # of each way to take a step, in turn; the fastest one counts
 STEPS = 5  # in a round
+GAIN = 0.97  # of the plain step's time: less is not worth the difference in the last bits
 
 
 class CannotCompile(Exception):
@@ -32,33 +38,76 @@ class Compiled:
     plain step.
     """
 
-    def __init__(self, model: Any, rows: int) -> None:
-        self._staging = Staging(model, rows)
-        self._step: Any = torch.compile(fixed_step, fullgraph=True, dynamic=False)
+    def __init__(self, model: Any, parts: Parts, backend: str = "inductor") -> None:
+        self._parts = parts
+        self._staging = Staging(model, model.env_num)
+        # What torch compiles it keeps by code object, a few for each: every model has its own.
+        own = FunctionType(
+            fixed_step.__code__.replace(),
+            fixed_step.__globals__,
+            closure=fixed_step.__closure__,
+        )
+        options = OPTIONS if backend == "inductor" else None
+        self._step: Any = torch.compile(
+            own, fullgraph=True, dynamic=False, backend=backend, options=options
+        )
 
     def fits(self, batch: Any) -> bool:
         """Whether this batch is one that the step was compiled for."""
         return self._staging.fits(batch)
 
-    def run(
-        self, model: Any, parts: Parts, batch: Any, action: torch.Tensor, depths: Any, times: Any
-    ) -> Answers:
+    def run(self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any) -> Answers:
         """One step of all rows; K and V of its tokens are written to the batch."""
         staging = self._staging
         staging.load(model, batch, action, depths, times)
+        turns = staging.turns
         answers: Answers = self._step(
-            parts, staging.planes, staging.mask, staging.action, staging.index, staging.turns
+            self._parts,
+            staging.planes,
+            staging.mask,
+            staging.action,
+            staging.index,
+            # compilers have no complex numbers
+            None if turns is None else torch.view_as_real(turns),
         )
         staging.store(batch)
+        batch.filled(TOKENS)
         return answers
 
 
-def race(plain: Callable[[], object], compiled: Callable[[], object]) -> Timed:
-    """Time two ways to take a step, in turn."""
-    best = []
-    for _ in range(ROUNDS):
-        best.append([_seconds(run) for run in (plain, compiled)])
-    return Timed(*(min(times) for times in zip(*best)))
+def compiled(
+    model: Any, parts: Parts, plain: Run, contexts: Contexts, backend: str = "inductor"
+) -> Compiled:
+    """A compiled step that gives the same answers in less time. Raises CannotCompile.
+
+    Takes as long as the compiler: half a minute to minutes.
+    """
+    if contexts.window == "exact":
+        raise CannotCompile('window="exact" computes whole windows at every step')
+    try:
+        made = Compiled(model, parts, backend)
+        check(model, made.run, contexts, model.env_num, filled=False)
+    except NotLean as reason:
+        raise CannotCompile(str(reason)) from None
+    except Exception as failure:  # of whatever kind: compilers fail in many ways
+        said = next(iter(str(failure).splitlines()), "")
+        raise CannotCompile(f"it failed: {type(failure).__name__}: {said}") from failure
+    timed = race(model, plain, made.run, contexts)
+    if timed.compiled > GAIN * timed.plain:
+        took = f"{timed.compiled * 1e6:.0f} us, and {timed.plain * 1e6:.0f} without"
+        raise CannotCompile(f"it gains nothing here: a step takes {took}")
+    return made
+
+
+def race(model: Any, plain: Run, other: Run, contexts: Contexts) -> Timed:
+    """Time two ways to take a step of full windows, in turn."""
+    lengths = [most_tokens(model.context_length)] * model.env_num
+    best: list[list[float]] = [[], []]
+    with practice(model, contexts, lengths) as case:
+        for _ in range(ROUNDS):
+            for taken, run in zip(best, (plain, other)):
+                taken.append(_seconds(lambda run=run: case.take(run)))  # type: ignore[misc]
+    return Timed(min(best[0]), min(best[1]))
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -71,7 +71,7 @@ class Joint:
         self._multiply = multiply
         self._groups = groups
         self._own = [module._parameters for module in modules]
-        self._made_of: list[tuple[Any, int]] = []
+        self._made_of: list[Look] = []
         self.weight: Any = None
         self.bias: Any = None
         self.follow()
@@ -83,9 +83,8 @@ class Joint:
     def follow(self) -> None:
         """Go by the weights that the modules have now."""
         tensors: list[Any] = [own[name] for own in self._own for name in ("weight", "bias")]
-        seen = [(tensor, 0 if tensor is None else version(tensor)) for tensor in tensors]
-        made_of = self._made_of
-        if made_of and all(a is b and n == m >= 0 for (a, n), (b, m) in zip(seen, made_of)):
+        seen = [look(tensor) for tensor in tensors]
+        if all(map(same, seen, self._made_of)) and self._made_of:
             return
         self.weight = self._side_by_side(tensors[0::2])
         if tensors[1] is not None:
@@ -244,8 +243,18 @@ class Chain:
         return x
 
 
-def version(tensor: torch.Tensor) -> int:
-    """How often a tensor was written in place; -1 of one made in inference mode, which keeps no
-    count.
+Look = tuple[Any, int, int]  # a weight, how often it was written in place, and where it lies
+
+
+def look(weight: Any) -> Look:
+    """What tells whether a weight is what it was; -1 writes of one made in inference mode, which
+    keeps no count.
     """
-    return -1 if tensor.is_inference() else tensor._version
+    if weight is None:
+        return None, 0, 0
+    return weight, -1 if weight.is_inference() else weight._version, weight.data_ptr()
+
+
+def same(now: Look, before: Look) -> bool:
+    """Whether a weight was neither written nor replaced in between, as far as can be seen."""
+    return now[0] is before[0] and now[1] == before[1] >= 0 and now[2] == before[2]

@@ -8,6 +8,11 @@ from typing import Any
 import torch
 
 from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, check
+from paged_kv.integrations.lightzero.shared.lean.compiled import (
+    CannotCompile,
+    Compiled,
+    compiled,
+)
 from paged_kv.integrations.lightzero.shared.lean.layers import Multiply, plain
 from paged_kv.integrations.lightzero.shared.lean.places import TOKENS, Places
 from paged_kv.integrations.lightzero.shared.lean.reading import (
@@ -23,29 +28,40 @@ from paged_kv.integrations.lightzero.shared.lean.transforms import Scalars
 class Lean:
     """The short step of one world model, as long as that model is what it was made for.
 
-    `steps` counts short steps; `refused` says why steps are LightZero's own, or is None.
+    `steps` counts short steps, `compiled_steps` those of them that were compiled. `refused` says
+    why steps are LightZero's own, `not_compiled` why none are compiled; or they are None.
     """
 
-    def __init__(self, multiply: Multiply | None = None) -> None:
+    def __init__(self, multiply: Multiply | None = None, compile: bool = False) -> None:
         self.steps = 0
+        self.compiled_steps = 0
         self.refused: str | None = None
+        self.not_compiled: str | None = None
         self.scalars = Scalars()
         self._multiply = plain if multiply is None else multiply
+        self._compile = compile
         self._parts: Parts | None = None
         self._places = Places()
+        self._compiled: Compiled | None = None
 
-    def begin(self, model: Any, contexts: Contexts) -> None:
-        """Between two searches: see whether the model is still what the step was made for."""
+    def begin(self, model: Any, contexts: Contexts, searching: bool = False) -> None:
+        """Where a model is attached, and between two searches (`searching`): see whether the model
+        is what the step is made for.
+        """
         try:
             if self._parts is None:
+                self._compiled = None
                 self._parts = read(model, self._multiply)
-                check(model, self._run, contexts)
+                check(model, self._run_plain, contexts)
             else:
                 refuse_unknown(model)
-            self.refused = None
         except NotLean as reason:
             self._parts = None
             self._tell(str(reason))
+            return
+        self.refused = None
+        if searching and self._compile and self._compiled is None and self.not_compiled is None:
+            self._start_compiled(model, contexts)
 
     def _tell(self, reason: str) -> None:
         if reason != self.refused:
@@ -53,6 +69,18 @@ class Lean:
             warnings.warn(
                 f'step="lean" is not used, since {reason}: steps are LightZero\'s own', stacklevel=2
             )
+
+    def _start_compiled(self, model: Any, contexts: Contexts) -> None:
+        assert self._parts is not None
+        try:
+            self._compiled = compiled(model, self._parts, self._run_plain, contexts)
+        except CannotCompile as reason:
+            self._give_up_compiled(str(reason))
+
+    def _give_up_compiled(self, reason: str) -> None:
+        self._compiled = None
+        self.not_compiled = reason
+        warnings.warn(f"compile=True is not used, since {reason}", stacklevel=2)
 
     def forget_weights(self) -> None:
         """They may have changed without a trace."""
@@ -65,22 +93,42 @@ class Lean:
 
     def run(self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any) -> Answers:
         """One step of all rows; K and V of its tokens are written to the batch."""
-        answers = self._run(model, batch, action, depths, times)
+        if model.continuous_action_space:
+            action = action.reshape(-1, model.action_space_size).float()
+        else:
+            action = action.reshape(-1)
+        answers = None
+        if self._compiled is not None and self._compiled.fits(batch):
+            answers = self._run_compiled(model, batch, action, depths, times)
+        if answers is None:
+            answers = self._run_plain(model, batch, action, depths, times)
         self.scalars.note(answers.scalars)
         self.steps += 1
         return answers
 
     @torch.no_grad()
-    def _run(
+    def _run_compiled(
+        self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any
+    ) -> Answers | None:
+        """The compiled step, or None where it failed: a model that changed is compiled again."""
+        assert self._parts is not None
+        assert self._compiled is not None
+        self._parts.follow()
+        try:
+            answers = self._compiled.run(model, batch, action, depths, times)
+        except Exception as failure:  # of whatever kind: compilers fail in many ways
+            self._give_up_compiled(f"it failed: {type(failure).__name__}")
+            return None
+        self.compiled_steps += 1
+        return answers
+
+    @torch.no_grad()
+    def _run_plain(
         self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any
     ) -> Answers:
         parts = self._parts
         assert parts is not None
         parts.follow()
-        if model.continuous_action_space:
-            action = action.reshape(-1, model.action_space_size).float()
-        else:
-            action = action.reshape(-1)
         if batch.whole_windows:
             return step(parts, action, lambda _, x: batch.run(model, x.unsqueeze(1)).squeeze(1))
         places = self._places.of(model, parts, batch, depths, times)

@@ -46,9 +46,10 @@ class Staging:
         else:
             self.action = torch.zeros(rows, dtype=torch.int64, device=weight.device)
         self.index = torch.zeros((TOKENS, rows), dtype=torch.int64, device=weight.device)
-        self.turns: torch.Tensor | None = None  # [2, B, 1, 1, head_size / 2, 2]
+        self.turns: torch.Tensor | None = None  # complex [2, B, 1, 1, head_size / 2]
         if model.config.rotary_emb:
-            self.turns = torch.zeros((TOKENS, rows, 1, 1, size // 2, 2), **kind)
+            table = model.transformer.freqs_cis
+            self.turns = table[: TOKENS * rows].view(TOKENS, rows, 1, 1, size // 2).clone()
 
     @property
     def rows(self) -> int:
@@ -72,9 +73,7 @@ class Staging:
             self.index.copy_(torch.tensor([lengths, [length + 1 for length in lengths]]))
         else:
             positions = rotary_positions(depths, times)
-            self.turns.copy_(
-                torch.view_as_real(rotations(model.transformer, positions, self.planes.device))
-            )
+            self.turns.copy_(rotations(model.transformer, positions, self.planes.device))
 
     def store(self, batch: Any) -> None:
         """Copy K and V of the new tokens to the batch."""
