@@ -203,7 +203,7 @@ def test_what_gains_nothing_is_not_used(quick: None, monkeypatch: pytest.MonkeyP
 
 
 def test_both_ways_are_timed(quick: None) -> None:
-    from paged_kv.integrations.lightzero.shared.lean.compiled import Compiled, race
+    from paged_kv.integrations.lightzero.shared.lean.compiled import ROUNDS, Compiled, race
     from paged_kv.integrations.lightzero.shared.lean.reading import read
 
     model = attached(build_model(rotary=True), step="lean").world_model
@@ -218,7 +218,7 @@ def test_both_ways_are_timed(quick: None) -> None:
         found = race(model, plain, made.run, model.paged)
     assert found.plain > 0
     assert found.compiled > 0
-    assert len(called) == 7 * 5
+    assert len(called) == ROUNDS
 
 
 def broken(*_: Any, **__: Any) -> Callable[..., Any]:
