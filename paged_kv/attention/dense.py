@@ -93,18 +93,12 @@ class DenseLayer:
             if end > layout.past + layout.room:
                 allowed = f"0 to the room of {layout.room} that open() was given"
                 raise BadCount("new tokens", end - layout.past, allowed)
-            key_slots, value_slots = layout.layers(first, end)[self._index]
-            shape = key_slots.shape
-            dtype = key_slots.dtype
-            device = key_slots.device
-            if keys.shape != shape or keys.dtype != dtype or keys.device != device:
-                check_tensor("keys", keys, shape, key_slots)
-            if (
-                values.shape != value_slots.shape
-                or values.dtype != dtype
-                or values.device != device
-            ):
-                check_tensor("values", values, value_slots.shape, value_slots)
+            layers, key_shape, value_shape, dtype, device = layout.layers(first, end)
+            key_slots, value_slots = layers[self._index]
+            if keys.shape != key_shape or keys.dtype is not dtype or keys.device != device:
+                check_tensor("keys", keys, key_shape, key_slots)
+            if values.shape != value_shape or values.dtype is not dtype or values.device != device:
+                check_tensor("values", values, value_shape, value_slots)
             # the buffers outlive the step, and must not hold its graph
             if keys.requires_grad or values.requires_grad:
                 keys = keys.detach()
@@ -122,4 +116,4 @@ class DenseLayer:
         """K and V, as far as they are filled: views."""
         if self._lease.closed:
             raise ClosedStep("get")
-        return self._layout.layers(0, self.size)[self._index]
+        return self._layout.layers(0, self.size).layers[self._index]

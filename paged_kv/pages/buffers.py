@@ -142,6 +142,16 @@ class Buffer:
         ]
 
 
+class Columns(NamedTuple):
+    """Some columns of every layer, and what they ask of tensors that are written there."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]  # K and V [B, heads, columns, head_size]
+    key_shape: torch.Size
+    value_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Layout:
     """Dense views [parts, B, heads, past + room, head_size] of a buffer, one a plane, and row
     numbers for them.
@@ -174,7 +184,7 @@ class Layout:
         self.room_rows = [part.numpy()[..., self.filled :] for part in rows]
         self.room_is_null = False  # whether the numbers in `room_rows` are those of the null page
         self._columns: dict[tuple[int, int], list[torch.Tensor]] = {}
-        self._layers: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._layers: dict[tuple[int, int], Columns] = {}
 
     def columns(self, first: int, end: int) -> list[torch.Tensor]:
         """The planes from column `first` to `end`."""
@@ -184,17 +194,18 @@ class Layout:
             self._columns[first, end] = found
         return found
 
-    def layers(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """K and V [B, heads, end - first, head_size] of every layer."""
+    def layers(self, first: int, end: int) -> Columns:
+        """K and V of every layer from column `first` to `end`."""
         found = self._layers.get((first, end))
         if found is None:
             found = ordinary(lambda: self._split(first, end))
             self._layers[first, end] = found
         return found
 
-    def _split(self, first: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _split(self, first: int, end: int) -> Columns:
         keys, values = self.keys_values(self.columns(first, end))
-        return list(zip(keys.unbind(0), values.unbind(0)))
+        layers = list(zip(keys.unbind(0), values.unbind(0)))
+        return Columns(layers, keys.shape[1:], values.shape[1:], keys.dtype, keys.device)
 
     def blank(self, windows: Sequence[tuple[int, int]]) -> None:
         """Zero what whole pages brought along in front of windows (start, length) that end in

@@ -37,7 +37,8 @@ def buffers(cache: PagedKVCache) -> list[torch.Tensor]:
         for layout in buffer._layouts.values():
             found += [*layout.planes, *layout.flat]
             found += [view for views in layout._columns.values() for view in views]
-            found += [view for pairs in layout._layers.values() for pair in pairs for view in pair]
+            pairs = [pair for columns in layout._layers.values() for pair in columns.layers]
+            found += [view for pair in pairs for view in pair]
     return found
 
 
