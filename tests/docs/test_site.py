@@ -48,7 +48,7 @@ def test_the_reference_has_every_public_name_once() -> None:
         *("Constants", "SearchOrder", "Standing"),
         *("DenseLayer", "EntryView", "Event", "IndexStats", "ManagerStats", "PagedLayer"),
         *("Bundle", "Source", "Chunk", "Contents", "Tables", "Codec", "Holder"),
-        *("save", "load", "Snapshot", "Saved"),
+        *("save", "load", "Snapshot", "Saved", "save_bundle"),
     }
     assert sorted(names) == sorted({*paged_kv.__all__, *public, *beside} - {"errors"})
 
@@ -67,6 +67,14 @@ def test_the_reference_has_every_name_for_transformers() -> None:
     huggingface = importlib.import_module("paged_kv.integrations.huggingface")
     names = [name.rpartition(".")[2] for name in documented("huggingface.md")]
     assert sorted(set(names) - {"huggingface"}) == sorted(huggingface.__all__)
+
+
+@pytest.mark.huggingface
+@pytest.mark.skipif(CORE_ONLY, reason="the core alone has no transformers")
+def test_the_reference_has_every_name_of_pools() -> None:
+    ray = importlib.import_module("paged_kv.integrations.ray")
+    names = [name.rpartition(".")[2] for name in documented("ray.md")]
+    assert sorted(set(names) - {"ray"}) == sorted(ray.__all__)
 
 
 def test_the_pictures_are_those_that_the_caches_draw() -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paged_kv.tools.commands import search_workers
 from paged_kv.tools.commands.common import (
     fail,
     file,
@@ -51,7 +52,8 @@ examples:
   paged-kv search                                a short search
   paged-kv search --preset all --json all.json   everything, and as numbers
   paged-kv search --method beam --html beam.html
-  paged-kv search --model Llama-3.2-1B/ --dtype bfloat16"""
+  paged-kv search --model Llama-3.2-1B/ --dtype bfloat16
+  paged-kv search --workers 8 --searches 100     many searches on workers of Ray"""
 
 
 class Refused(Exception):
@@ -100,6 +102,7 @@ def add(commands: Any) -> None:
         help="seed of the task and of all draws (default: %(default)s)",
     )
     _add_how(command.add_argument_group("how"))
+    search_workers.add(command)
     add_outputs(command, "the search")
     command.set_defaults(run=run)
 
@@ -144,12 +147,18 @@ def run(options: argparse.Namespace) -> int:
     missing = missing_report() if options.html else None
     if missing:
         return fail(missing)
-    wrong = unusable_device(options.device, torch) or unusable_outputs(_outputs(options))
+    wrong = (
+        search_workers.unusable(options)
+        or unusable_device(options.device, torch)
+        or unusable_outputs(_outputs(options))
+    )
     if wrong:
         return fail(wrong, status=2)
     console = Console(stderr=True)
     torch.set_num_threads(options.threads)
     try:
+        if options.workers is not None:
+            return search_workers.run(options, _loaded(options, console))
         trials = _trials(options, console, torch)
     except Refused as error:
         return fail(str(error), status=2)

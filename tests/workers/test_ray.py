@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,10 +18,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from tiny_folder import saved
 
 from paged_kv.errors import BadArgument, UnsupportedVersion, WorkerLost
 from paged_kv.integrations.huggingface import PagedLM
 from paged_kv.integrations.ray import SearchPool
+from paged_kv.tools import cli
 
 pytestmark = pytest.mark.ray
 OPTIONS = {"max_bytes": 10**6}
@@ -197,3 +200,16 @@ def test_a_pool_that_started_ray_leaves_nothing_running() -> None:
     while psutil.pid_exists(pid) and time.monotonic() < patience:
         time.sleep(0.1)
     assert not psutil.pid_exists(pid)
+
+
+def test_the_command_searches_many_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(tmp_path / "tiny", max_position_embeddings=512)
+    sizes = ["--prompt-tokens", "60", "--simulations", "2", "--width", "2", "--tokens", "4"]
+    many = ["--workers", "2", "--searches", "3", "--json", str(tmp_path / "out.json")]
+    assert cli.main(["search", "--model", str(folder), *sizes, *many]) == 0
+    assert "3 searches of tiny on 2 workers" in capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["nodes"], result["tokens"], len(result["texts"])) == (12, 48, 3)
+    assert [worker["calls"] for worker in result["workers"]] == [3, 3]
