@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, Phase, settings
 # client is a failure: a skipped parity test would look like a passed one.
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 if CORE_ONLY:
-    collect_ignore_glob = ["*lightzero*", "*huggingface*", "*cli*", "*profile*", "*html*", "workers"]
+    collect_ignore_glob = [
+        "*lightzero*",
+        "*huggingface*",
+        "*cli*",
+        "*profile*",
+        "*html*",
+        "workers",
+    ]
 CLIENTS = {  # marker: what it needs, and the package to look for
     "lightzero": ("LightZero", "lzero"),
     "huggingface": ("transformers", "transformers"),
