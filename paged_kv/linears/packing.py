@@ -23,6 +23,10 @@ try:
     _autocast = partial(torch.is_autocast_enabled, "cpu")
 except TypeError:  # torch < 2.4
     _autocast = torch.is_autocast_cpu_enabled  # type: ignore[assignment]
+try:
+    _compiling = torch.compiler.is_compiling
+except AttributeError:  # torch < 2.3
+    _compiling = torch._utils.is_compiling
 _HINT = 64  # rows; the layout for 8 is as fast or slower, that for 1 gains nothing
 
 
@@ -31,7 +35,7 @@ def suits(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> b
 
     weight: [M, N]; bias: [M] or None; x: [..., N]. About two microseconds.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if _compiling() or torch._C._is_tracing():
         return False
     dtype = weight.dtype
     least = _LEAST_ROWS.get(dtype)
