@@ -35,7 +35,7 @@ def test_a_mistake_is_named_and_changes_nothing(device: str, name: str) -> None:
     assert scene.cache.pages_free == 4
 
 
-DTYPES = "torch.float32, float64, float16 or bfloat16: tokens are stored as they are, never scaled"
+DTYPES = "torch.float32, float64, float16 or bfloat16, in which tokens come and go; storage="
 DEVICES = "a device of this machine that holds data, as 'cpu' or 'cuda:0'"
 OPTIONS: dict[str, tuple[type[PagedKVError], str, dict[str, Any]]] = {
     "layers": (COUNT, "layers is 0, allowed is an int >= 1", {"layers": 0}),
