@@ -87,7 +87,7 @@ exhaustive: .venv/.dev
 # benchmarks/mutants_reasons.json.
 mutants: .venv-core/.dev
 	$(CORE)/python $(INSTALL) mutmut
-	PAGED_KV_TEST_SECONDS=5 PAGED_KV_CORE_ONLY=1 $(CORE)/mutmut run $(MUTANTS_ARGS) $(foreach pattern,$(MUTANTS),"$(pattern)")
+	PAGED_KV_TEST_SECONDS=8 PAGED_KV_CORE_ONLY=1 $(CORE)/mutmut run $(MUTANTS_ARGS) $(foreach pattern,$(MUTANTS),"$(pattern)")
 	$(CORE)/python benchmarks/mutants.py --json benchmarks/results/mutants.json --write
 
 environments: .venv/.dev .venv-core/.dev $(OVERLAY)/.installed browser

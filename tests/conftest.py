@@ -72,10 +72,18 @@ def modes_as_they_were() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """End the process where a test takes longer than it may: nothing in it can catch that."""
+    """Fail a test that takes longer than it may. One of a mutant may loop and catch that: then the
+    process ends.
+    """
     if not SECONDS:
         return (yield)
-    signal.signal(signal.SIGVTALRM, lambda *_: os._exit(pytest.ExitCode.TESTS_FAILED))
+
+    def end(*_: object) -> None:
+        if "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", ""):
+            os._exit(pytest.ExitCode.TESTS_FAILED)
+        pytest.fail(f"took more than {SECONDS} s of the processor")
+
+    signal.signal(signal.SIGVTALRM, end)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         return (yield)
