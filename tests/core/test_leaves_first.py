@@ -190,6 +190,8 @@ def test_an_entry_that_ended_with_a_subtree_leaves_its_place_to_another() -> Non
     first, second, third, fourth = filled(cache, 2, 2, 2, 2)
     index.put_batch(["first", "second"], [first, second])
     cache.release_subtree(second)
+    assert "second" not in index
+    assert not index.pinned("second")
     index.put("third", third)
     assert list(index) == ["first", "third"]
     index.put("fourth", fourth)

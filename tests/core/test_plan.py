@@ -31,3 +31,15 @@ def test_a_plan_that_wants_more_pages_than_are_free_names_none_that_is_in_use() 
     assert plan.fresh == 3
     assert plan.copies == [(1, 0)]
     assert set(plan.becomes[0][0] + plan.becomes[1][0]) == {0}
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_the_last_free_page_is_taken_for_a_copy_too(fork: bool) -> None:
+    pages = PageAllocator(2, max_pages=2)
+    pages.take(1)
+    pages.hold([1, 1])
+    pages.note([(1, 2)])
+    tail: Record = ((1,), 0, 1, 5, 1)  # another one has written on in its page
+    plan = plan_growth([7], [tail], [1], SIZE, pages, fork=fork)
+    assert (plan.fresh, plan.copies) == (1, [(1, 2)])
+    assert plan.becomes == [((2,), 0, 2, 7 if fork else 5, 2)]
