@@ -192,6 +192,7 @@ def test_an_entry_that_ended_with_a_subtree_leaves_its_place_to_another() -> Non
     cache.release_subtree(second)
     assert "second" not in index
     assert not index.pinned("second")
+    assert len(index) == 1
     index.put("third", third)
     assert list(index) == ["first", "third"]
     index.put("fourth", fourth)
