@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NoReturn, TypeVar
 from weakref import ref
 
@@ -36,11 +37,12 @@ from paged_kv.pages.audit import audit
 from paged_kv.pages.books import Books
 from paged_kv.pages.making import Bounds, Sizes, make_pool
 from paged_kv.pages.pool import Reclaimer
+from paged_kv.pages.tiers.contract import Tiers
 from paged_kv.scope import Scope
-from paged_kv.stats import CacheStats
+from paged_kv.stats import CacheStats, TierStats
 from paged_kv.step import Hook, Step
 from paged_kv.tensors import is_left
-from paged_kv.turns import Turns, reader, verb
+from paged_kv.turns import Turns, page_reader, reader, verb
 
 T = TypeVar("T")
 
@@ -63,7 +65,10 @@ class PagedKVCache:
     - `num_pages` to begin with; the pool doubles up to `max_pages` or `max_bytes`, or without an
       end where neither is given. `grow=False` fixes it at `num_pages`.
 
-    Raises BadCount, BadDtype, BadDevice, BadArgument.
+    - `tiers`: how many pages lie in memory of that device, and where all others do; see
+      `paged_kv.tiers`. By default all do.
+
+    Raises BadCount, BadArgument, BadDtype, BadDevice.
 
     >>> cache = PagedKVCache(layers=2, heads=1, head_size=4, page_size=2)
     >>> root, = cache.new(1)
@@ -95,6 +100,7 @@ class PagedKVCache:
         max_pages: int | None = None,
         max_bytes: int | None = None,
         grow: bool = True,
+        tiers: Tiers | None = None,
     ) -> None:
         self._pool = make_pool(
             Sizes(layers, heads, head_size, value_head_size, page_size),
@@ -102,6 +108,7 @@ class PagedKVCache:
             device,
             Bounds(num_pages, max_pages, max_bytes, grow),
             storage,
+            tiers,
         )
         self.storage = storage
         form = self._pool.storage.form
@@ -352,6 +359,17 @@ class PagedKVCache:
         rows = Rows(tables, starts, lengths, [0] * len(lengths))
         return rows, whole("layer", layer, 0, self.layers - 1)
 
+    @page_reader
+    def prefetch(self, seqs: Iterable[int]) -> int:
+        """Have the pages of these sequences in memory, the first ones first and as many as there
+        are frames for; returns how many were read. Without tiers all are.
+
+        Raises TierFailed, and BadSnapshot for what was loaded lazily and is damaged.
+        """
+        tables = self._pool.books.windows(handles(seqs))[0]
+        tiers = self._pool.tiers
+        return 0 if tiers is None else tiers.prefetch(chain.from_iterable(tables))
+
     # -- a model step
 
     def open(
@@ -432,15 +450,17 @@ class PagedKVCache:
         indexes: Iterable[Holder] = (),
         identity: Mapping[str, Any] | None = None,
         codec: Codec | None = None,
+        lazy: bool = False,
     ) -> list[int]:
         """New sequences with the contents of those that were exported, in the same order.
 
         They share among them what those shared. `indexes` are as many empty ones (or managers) as
         came along, in the same order, which own their entries. All or nothing. Cost: bytes of the
-        pages. Raises OtherFingerprint, BadBundle, CapacityExceeded, OutOfPages, BadArgument, and
-        what a source raises that cannot be read.
+        pages; with `lazy`, which needs tiers, only of the tables: then each page is read, and
+        checked, when it is first used. Raises OtherFingerprint, BadBundle, CapacityExceeded,
+        OutOfPages, BadArgument, and what a source raises that cannot be read.
         """
-        return self._exchange.adopt(bundle, indexes, identity, codec)
+        return self._exchange.adopt(bundle, indexes, identity, codec, lazy)
 
     def fingerprint(self, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What contents depend on, `identity` included: where it is equal, `adopt` takes them.
@@ -568,6 +588,15 @@ class PagedKVCache:
             pages.growths,
             pages.peak,
         )
+
+    @property
+    def tiers(self) -> list[TierStats]:
+        """Where pages lie and what moved since the cache was made, the nearest place first.
+
+        Empty without tiers.
+        """
+        tiers = self._pool.tiers
+        return [] if tiers is None else tiers.figures()
 
     @property
     def dtype(self) -> torch.dtype:

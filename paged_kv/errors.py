@@ -435,6 +435,32 @@ class SnapshotFailed(PagedKVError, RuntimeError):
         self.errno = errno
 
 
+class OutOfFrames(PagedKVError, RuntimeError):
+    """A call needs more pages in memory at once than there are frames for.
+
+    `needed` and `allowed` count pages; `held` the frames that open steps keep from it.
+    """
+
+    def __init__(self, needed: int, allowed: int, held: int = 0) -> None:
+        super().__init__(
+            f"{needed} pages are needed in memory at once, allowed are {allowed}, open steps hold "
+            f"{held} frames: take fewer sequences, close steps, or raise frames"
+        )
+        self.needed = needed
+        self.allowed = allowed
+        self.held = held
+
+
+class TierFailed(PagedKVError, RuntimeError):
+    """Cold pages could not be written or read. `errno` is the number of the system's error."""
+
+    def __init__(self, tier: str, what: str, errno: int | None = None) -> None:
+        super().__init__(f"the {tier} tier of cold pages: {what}")
+        self.tier = tier
+        self.what = what
+        self.errno = errno
+
+
 class MissingPackage(PagedKVError, ImportError, RuntimeError):
     """Something that an optional part needs is not installed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from weakref import ref
 
 from paged_kv import checks
@@ -86,12 +87,17 @@ class Opener:
         records = pool.books.records(parents)
         plan = pool.plan_step(parents, records, counts)
         lease = Lease(pool.books, pool.steps.number(), parents, records)
-        self._keep(lease, plan)
+        self._keep(lease, plan, at_hand=True)
         return PagedStep(Work(pool, self.turns, lease, counts, backend, self.scratch))
 
-    def _keep(self, lease: Lease, plan: Plan) -> None:
-        """Let the children of a plan hold their pages, as long as the lease lives."""
+    def _keep(self, lease: Lease, plan: Plan, *, at_hand: bool = False) -> None:
+        """Let the children of a plan hold their pages, as long as the lease lives; and have them at
+        hand.
+        """
         pool = self.pool
         if plan.copies:
             pool.storage.copy_pages(plan.copies)
+        if at_hand:
+            held = chain.from_iterable([record[0] for record in plan.becomes])
+            pool.storage.hold(lease.number, held)
         pool.steps.open(lease.number, plan, self.turns.watch(lease, lease.number))

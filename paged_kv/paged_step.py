@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +17,7 @@ from paged_kv.pages.lease import Lease
 from paged_kv.pages.pool import Pool
 from paged_kv.pages.records import Record
 from paged_kv.tensors import check_dense, check_tensor
-from paged_kv.turns import Turns, reader, verb
+from paged_kv.turns import Turns, page_reader, verb
 
 
 class PagedStep:
@@ -142,7 +143,7 @@ class Work:
             for index in range(record[1] + record[2] - new, record[1] + record[2])
         ]
 
-    @reader
+    @page_reader
     def attend(
         self,
         layer: int,
@@ -174,6 +175,7 @@ class Work:
                 self.counts,
             )
             storage = self.pool.storage
+            storage.hold(self.lease.number, chain.from_iterable(rows.tables))
             self._attention = make_attention(
                 storage, rows, backend=self._backend, scratch=self._scratch
             )

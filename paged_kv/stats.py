@@ -22,6 +22,29 @@ class CacheStats:
     peak_pages: int = 0
 
 
+@dataclass(frozen=True)
+class TierStats:
+    """What a place for pages holds, and what came and went since the cache was made: a snapshot.
+
+    `hits` are pages that were asked for and found there. Pages and bytes that moved are counted at
+    the place that they came from or went to beside the frames: `read` and `written`, with the
+    seconds that this took. `demotions`, of the frames, counts pages that were given up, also
+    without a write.
+    """
+
+    name: str
+    pages: int = 0
+    bytes: int = 0
+    hits: int = 0
+    demotions: int = 0
+    read: int = 0
+    written: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds_read: float = 0.0
+    seconds_written: float = 0.0
+
+
 @dataclass(slots=True)
 class IndexStats:
     """Counts since the index was made; clear() keeps them. Every query is either a hit or a miss.

@@ -19,7 +19,7 @@ from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
 from paged_kv.pages.storage import Places
 from paged_kv.tensors import own_positions
-from paged_kv.turns import Turns, light_verb, reader
+from paged_kv.turns import Turns, light_verb, page_reader
 
 Hook = Callable[["Step"], None]
 
@@ -122,7 +122,7 @@ class Step:
         """Columns of padding in front of each window [B]: 0 in a batch padded on the right."""
         return self._windows.pads
 
-    @reader
+    @page_reader
     def _positions(self) -> Ints:
         records = self._lease.windows("then")
         windows = [

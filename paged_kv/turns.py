@@ -330,7 +330,12 @@ def reader(method: F) -> F:
     return _guarded(method, True)
 
 
-def _guarded(method: F, reading: bool, *, heavy: bool = True) -> F:
+def page_reader(method: F) -> F:
+    """A reader of what pages hold. Where there are tiers it may move pages, so it runs alone."""
+    return _guarded(method, True, pages=True)
+
+
+def _guarded(method: F, reading: bool, *, heavy: bool = True, pages: bool = False) -> F:
     name = method.__name__.lstrip("_")
 
     @wraps(method)
@@ -338,7 +343,10 @@ def _guarded(method: F, reading: bool, *, heavy: bool = True) -> F:
         turns: Turns = self.turns
         while True:
             lock = turns.lock
-            if lock.locked() and turns.meet(lock, name, reading):
+            # frames of pages may not change within a verb that works on them
+            if lock.locked() and turns.meet(
+                lock, name, reading and not (pages and turns.books.pages.gone is not None)
+            ):
                 return method(self, *args, **kwargs)
             with lock:
                 inside = True

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paged_kv.bundles.codec import Codec, from_json
-from paged_kv.bundles.contents import Contents, Ints
+from paged_kv.bundles.contents import Contents, Ints, check_positions
 from paged_kv.errors import BadBundle
 
 Bytes = npt.NDArray[np.uint8]
@@ -105,3 +105,18 @@ def extra_of(contents: Contents, codec: Codec | None) -> tuple[Any, list[Any]]:
     if type(books) is not list:
         raise BadBundle("its indexes are no list")
     return data, books
+
+
+def check_chunk(
+    pages: int, page_bytes: int, page_size: int, records: Bytes, positions: Ints
+) -> None:
+    """Raise BadBundle for pages of another shape than was asked for."""
+    for name, found, kind, width in (
+        ("records", records, np.uint8, page_bytes),
+        ("positions", positions, np.int64, page_size),
+    ):
+        if not isinstance(found, np.ndarray) or found.dtype != kind:
+            raise BadBundle(f"its {name} are no array of {kind.__name__}")
+        if found.shape != (pages, width):
+            raise BadBundle(f"its {name} have shape {found.shape}, expected {(pages, width)}")
+    check_positions(positions)

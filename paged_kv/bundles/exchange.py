@@ -12,12 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from paged_kv.bundles.bundle import Bytes, Chunk, Source, batches, extra_of
+from paged_kv.bundles.bundle import Chunk, Source, batches, check_chunk, extra_of
 from paged_kv.bundles.codec import Codec, to_json
 from paged_kv.bundles.contents import (
     Contents,
     Ints,
-    check_positions,
     checked,
     pages_held,
     reached,
@@ -26,12 +25,12 @@ from paged_kv.bundles.contents import (
     tables_of,
 )
 from paged_kv.bundles.holders import Holder, IndexBook, Shelf
-from paged_kv.checks import handles, listed
+from paged_kv.checks import flag, handles, listed
 from paged_kv.errors import BadArgument, BadBundle, OutOfPages
 from paged_kv.pages.books import Books
 from paged_kv.pages.change import Change
 from paged_kv.pages.pool import Pool
-from paged_kv.turns import Turns, reader, verb
+from paged_kv.turns import Turns, page_reader, verb
 
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ class Exchange:
         request = Request(handles(seqs), shelves, data, _own(identity), codec)
         return self._export(request, use)
 
-    @reader
+    @page_reader
     def _export(self, request: Request, use: Callable[[Source], T]) -> T:
         books = self.pool.books
         books.distinct_records(request.seqs)
@@ -135,8 +134,11 @@ class Exchange:
         indexes: Iterable[Holder],
         identity: Mapping[str, Any] | None,
         codec: Codec | None,
+        lazy: bool,
     ) -> list[int]:
         """The sequences of a source, which is not trusted: see `PagedKVCache.adopt`."""
+        if flag("lazy", lazy) and self.pool.tiers is None:
+            raise BadArgument("lazy", lazy, "False, or a cache with tiers=Tiers()")
         contents = getattr(source, "contents", None)
         if not isinstance(contents, Contents):
             raise BadArgument("bundle", source, "what export() returned, or a snapshot")
@@ -148,14 +150,19 @@ class Exchange:
         if len(books) != len(shelves):
             raise BadBundle(f"it holds {len(books)} indexes, {len(shelves)} were given")
         try:
-            return self._adopt(source, contents, books, shelves)
+            return self._adopt(source, contents, books, shelves, lazy)
         except OutOfPages as full:
             self.pool.reclaim(full, ())
-        return self._adopt(source, contents, books, shelves)
+        return self._adopt(source, contents, books, shelves, lazy)
 
     @verb
     def _adopt(
-        self, source: Source, contents: Contents, books: list[Any], shelves: list[Shelf]
+        self,
+        source: Source,
+        contents: Contents,
+        books: list[Any],
+        shelves: list[Shelf],
+        lazy: bool,
     ) -> list[int]:
         """Fill free pages, then let the sequences have them, and the indexes their entries."""
         pool = self.pool
@@ -165,7 +172,8 @@ class Exchange:
         entries = [shelf.checked(book, rows, held) for shelf, book in zip(shelves, books)]
         _check_apart(entries)
         pages = pool.fresh_pages(contents.pages)
-        self._fill(source, pages)
+        if not lazy:
+            self._fill(source, pages)
         seqs = pool.books.handles.take(rows)
         adoptions = [shelf.adoption(book, seqs) for shelf, book in zip(shelves, entries)]
         records = records_of(contents.tables, pages, seqs, size)
@@ -176,6 +184,8 @@ class Exchange:
         change.fills = list(zip(pages, reached(slots_read(contents.tables, len(pages), size))))
         forks, appends, allocated, copied = pool.books.counted
         change.figures = forks, appends, allocated + len(pages), copied
+        if lazy and pool.tiers is not None:
+            pool.tiers.import_later(np.array(pages, dtype=np.int64), source)
         # keys last: they are a caller's, and may raise
         change.edits = [each.owned for each in adoptions] + [each.keys for each in adoptions]
         change.stores = [store for each in adoptions for store in each.stores]
@@ -189,7 +199,7 @@ class Exchange:
         names = np.array(pages, dtype=np.int64)
         for numbers in batches(len(pages), storage.page_bytes):
             records, positions = source.read(numbers)
-            _check_chunk(len(numbers), storage.page_bytes, size, records, positions)
+            check_chunk(len(numbers), storage.page_bytes, size, records, positions)
             storage.import_pages(names[numbers], torch.from_numpy(records))
             slots = names[numbers, None] * size + np.arange(size)
             storage.place(slots.reshape(-1), positions.reshape(-1))
@@ -242,18 +252,3 @@ def _check_apart(books: list[IndexBook]) -> None:
     owned = [row for book in books for row in book.rows]
     if len(set(owned)) != len(owned):
         raise BadBundle("two entries hold one sequence")
-
-
-def _check_chunk(
-    pages: int, page_bytes: int, page_size: int, records: Bytes, positions: Ints
-) -> None:
-    """Raise BadBundle for pages of another shape than was asked for."""
-    for name, found, kind, width in (
-        ("records", records, np.uint8, page_bytes),
-        ("positions", positions, np.int64, page_size),
-    ):
-        if not isinstance(found, np.ndarray) or found.dtype != kind:
-            raise BadBundle(f"its {name} are no array of {kind.__name__}")
-        if found.shape != (pages, width):
-            raise BadBundle(f"its {name} have shape {found.shape}, expected {(pages, width)}")
-    check_positions(positions)

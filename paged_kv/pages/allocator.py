@@ -28,7 +28,17 @@ class PageAllocator:
     (4, 0)
     """
 
-    __slots__ = ("capacity", "fill", "free", "growths", "max_pages", "peak", "refs", "unsorted")
+    __slots__ = (
+        "capacity",
+        "fill",
+        "free",
+        "gone",
+        "growths",
+        "max_pages",
+        "peak",
+        "refs",
+        "unsorted",
+    )
 
     def __init__(self, num_pages: int, *, max_pages: int | None) -> None:
         self.capacity = whole("num_pages", num_pages, 1)
@@ -39,6 +49,7 @@ class PageAllocator:
         self.fill = [0] * (num_pages + 1)  # where the first free slot of a last page is
         self.free = list(range(num_pages, 0, -1))  # a stack: the lowest page is taken first
         self.unsorted = 0  # pages that came back since the stack was sorted
+        self.gone: list[int] | None = None  # those that came back, for who looks there and cares
 
     @property
     def free_count(self) -> int:
@@ -94,6 +105,8 @@ class PageAllocator:
         self.refs[:] = refs
         self.free[:] = [page for page in range(self.capacity, 0, -1) if not refs[page]]
         self.unsorted = 0
+        if self.gone is not None:
+            self.gone[:] = self.free
         self.note_peak()
 
     def note_peak(self) -> None:
@@ -137,6 +150,8 @@ class PageAllocator:
             if not count:
                 freed.append(page)
         freed.reverse()
+        if self.gone is not None:
+            self.gone += freed
         free += freed
         self.unsorted += len(freed)
         if self.unsorted >= MANY and self.unsorted * 8 >= len(free):

@@ -11,6 +11,8 @@ from paged_kv.errors import BadDevice, BadDtype
 from paged_kv.pages.buffers import Form, Part
 from paged_kv.pages.kinds import make_storage
 from paged_kv.pages.pool import Pool
+from paged_kv.pages.tiers.checks import checked_tiers
+from paged_kv.pages.tiers.contract import Tiers
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,7 +37,12 @@ class Bounds(NamedTuple):
 
 
 def make_pool(
-    sizes: Sizes, dtype: torch.dtype, device: torch.device | str, bounds: Bounds, storage: str
+    sizes: Sizes,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    bounds: Bounds,
+    storage: str,
+    tiers: Tiers | None = None,
 ) -> Pool:
     """A pool with memory for its first pages, of a storage of that kind.
 
@@ -61,7 +68,7 @@ def make_pool(
         limit("max_bytes", bounds.max_bytes, least, allowed)
         pages_allowed = bytes_allowed // held.page_bytes
         most = pages_allowed if most is None else min(most, pages_allowed)
-    return Pool(held, num_pages, most if growing else num_pages)
+    return Pool(held, num_pages, most if growing else num_pages, checked_tiers(tiers))
 
 
 def _parts(sizes: Sizes) -> list[Part]:

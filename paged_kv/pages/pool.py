@@ -20,6 +20,8 @@ from paged_kv.pages.open_steps import OpenSteps
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.records import Record
 from paged_kv.pages.storage import Places, Storage
+from paged_kv.pages.tiers.contract import Tiers
+from paged_kv.pages.tiers.storage import TieredStorage
 
 Mask = npt.NDArray[np.bool_]
 
@@ -48,18 +50,25 @@ class Pool:
     nothing.
     """
 
-    def __init__(self, storage: Storage, num_pages: int, max_pages: int | None) -> None:
-        self.storage = storage
+    def __init__(
+        self,
+        storage: Storage,
+        num_pages: int,
+        max_pages: int | None,
+        tiers: Tiers | None = None,
+    ) -> None:
         self.pages = PageAllocator(num_pages, max_pages=max_pages)
         self.tables = BlockTables(self.pages, storage.form.page_size)
         self.books = self.tables.books
+        self.tiers = None if tiers is None else TieredStorage(storage, self.books, tiers)
+        self.storage: Storage = storage if self.tiers is None else self.tiers
         self.steps = OpenSteps(self.tables)
         self.buffers = Buffers(storage.form)
         self.scratch = Buffer(storage.form)  # of gathers that may overwrite each other
         self.reclaimer: Callable[[], Reclaimer | None] | None = None
         parts = storage.form.parts
         self.layers = parts[0].parts // (2 if len(parts) == 1 else 1)
-        storage.grow(num_pages)
+        self.storage.grow(num_pages)
 
     # -- room
 

@@ -8,7 +8,7 @@ number for each row of it. What codes and peaks are: `codes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -75,6 +75,9 @@ class QuantisedPages:
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages (source, destination)."""
         self._held.copy_pages(copies)
+
+    def hold(self, step: int, pages: Iterable[int]) -> None:
+        """All pages are at hand, always."""
 
     def export_pages(self, pages: Ints, kept: Mask, out: torch.Tensor) -> torch.Tensor:
         """Records of pages: codes, and behind them peaks."""

@@ -10,7 +10,7 @@ Why this order and not token-major: docs/design.md, "Memory order".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Protocol
@@ -74,6 +74,11 @@ class Storage(Protocol):
 
     def positions_at(self, slots: Ints) -> Ints:
         """Where the tokens in these slots were placed."""
+
+    def hold(self, step: int, pages: Iterable[int]) -> None:
+        """Have these pages at hand, where `slot_index` and `layer_index` say, as long as the step
+        of this number is open.
+        """
 
     # -- whole pages as bytes, whatever the memory order
 
@@ -271,6 +276,9 @@ class PagePlanes:
         for plane in self.planes:
             plane.pages.index_copy_(0, target, plane.pages.index_select(0, source))
         self.positions[pairs[:, 1]] = self.positions[pairs[:, 0]]
+
+    def hold(self, step: int, pages: Iterable[int]) -> None:
+        """All pages are at hand, always."""
 
     # -- whole pages
 

@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -293,6 +294,8 @@ class Recorder:
             **totals,
             "cache_s": round(self._seconds + verbs.seconds, 6),
         }
+        if cache.tiers:
+            sample["tiers"] = [asdict(tier) for tier in cache.tiers]
         self._writer.write_all([*self._events(), sample])
         self._samples.looked(now, self._now() - now)
         verbs.due = self._start + self._samples.due

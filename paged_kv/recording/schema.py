@@ -62,6 +62,22 @@ class Cache(Line):
     cache: Sizes
 
 
+class Tier(TypedDict, total=False):
+    """A place for pages: see `paged_kv.stats.TierStats`."""
+
+    name: str
+    pages: Count
+    bytes: Count
+    hits: Count
+    demotions: Count
+    read: Count
+    written: Count
+    bytes_read: Count
+    bytes_written: Count
+    seconds_read: Seconds
+    seconds_written: Seconds
+
+
 class Sample(Line, total=False):
     """How the cache stands."""
 
@@ -84,6 +100,7 @@ class Sample(Line, total=False):
     hits: Change
     evictions: Change
     cache_s: Seconds
+    tiers: list[Tier]
     simulation: Count
     root: Count
 

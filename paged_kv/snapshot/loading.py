@@ -47,6 +47,7 @@ class Snapshot:
         self.path = Path(path)
         self._segments: list[Segment] = []
         self._memory = np.empty(0, dtype=np.uint8)
+        self._closed = False
         with named(self.path):
             try:
                 self.manifest = read_manifest(files, self.path)
@@ -75,6 +76,8 @@ class Snapshot:
 
     def read(self, numbers: Ints) -> Chunk:
         """The pages of these numbers. Raises BadSnapshot, SnapshotFailed."""
+        if self._closed:
+            raise BadSnapshot(self.path, "it was closed")
         sizes = self.manifest.sizes
         found = Chunk(
             self._room(len(numbers), sizes.page_bytes),
@@ -112,6 +115,7 @@ class Snapshot:
 
     def close(self) -> None:
         """Let go of its files. Twice is fine."""
+        self._closed = True
         for segment in self._segments:
             segment.close()
 
@@ -139,11 +143,22 @@ def load(
     indexes: Iterable[Holder] = (),
     identity: Mapping[str, Any] | None = None,
     codec: Codec | None = None,
+    lazy: bool = False,
     files: Files = FILES,
 ) -> list[int]:
     """Have a cache adopt what was saved; returns the sequences in the order they were named in.
 
-    All or nothing. Raises BadSnapshot, SnapshotFailed, and as `PagedKVCache.adopt` does.
+    All or nothing. With `lazy`, which needs a cache with tiers, each page is read and checked when
+    it is first used: what uses a page that was damaged raises BadSnapshot then, and changes
+    nothing. Files stay open until no page is read from them any more, so the folder may be replaced
+    or removed meanwhile. Raises BadSnapshot, SnapshotFailed, and as `PagedKVCache.adopt` does.
     """
-    with Snapshot(path, files=files) as snapshot:
-        return cache.adopt(snapshot, indexes=indexes, identity=identity, codec=codec)
+    snapshot = Snapshot(path, files=files)
+    kept = False
+    try:
+        seqs = cache.adopt(snapshot, indexes=indexes, identity=identity, codec=codec, lazy=lazy)
+        kept = lazy
+    finally:
+        if not kept:
+            snapshot.close()
+    return seqs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from paged_kv.recording.format import Line, Recording
+from paged_kv.stats import TierStats
 from paged_kv.tools.units import count, micros, size
 
 Show = Callable[[float], str]
@@ -119,8 +120,8 @@ QUOTIENTS = (  # of averages: above and below the line
 
 
 def _peaks(samples: Sequence[Line]) -> Iterator[Figure]:
-    for name, fields, show in PEAKS:
-        found = [sample[field] for sample in samples for field in fields if field in sample]
+    for name, known, show in PEAKS:
+        found = [sample[field] for sample in samples for field in known if field in sample]
         if found:
             yield Figure("peak", name, max(found), show)
 
@@ -195,6 +196,17 @@ def verbs(recording: Recording) -> list[Verb]:
             max(so_far.longest, float(event.get("most", spent))),
         )
     return sorted(found.values(), key=lambda verb: -verb.seconds)
+
+
+def tiers(recording: Recording) -> list[TierStats]:
+    """Where pages lay at the end, and what moved; none where all were in memory."""
+    last = recording.samples[-1] if recording.samples else {}
+    names = [field.name for field in fields(TierStats)]
+    return [
+        TierStats(**{name: tier[name] for name in names if name in tier})
+        for tier in last.get("tiers", [])
+        if "name" in tier
+    ]
 
 
 class Pair(NamedTuple):

@@ -53,6 +53,8 @@ EXAMPLES: list[PagedKVError] = [
     errors.OtherFingerprint({"heads": (2, 3)}),
     errors.BadSnapshot("a folder", "its manifest is torn"),
     errors.SnapshotFailed("a folder", "No space left on device", 28),
+    errors.OutOfFrames(9, 4, 2),
+    errors.TierFailed("file", "No space left on device", 28),
     errors.MissingPackage("a figure", "altair", "paged-kv[report]"),
     errors.UnsupportedModel(object(), "it has no layers"),
     errors.UnpagedAttention("it adds to its scores"),

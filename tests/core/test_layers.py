@@ -25,7 +25,7 @@ CORE = [
     {"pages.quantised"},
     {"pages.kinds"},
     {"pages.books"},
-    {"pages.audit", "pages.block_tables", "pages.lease"},
+    {"pages.audit", "pages.block_tables", "pages.lease", "pages.tiers"},
     {"pages.open_steps", "tensors", "scope", "weights"},
     {"attention.contract", "attention.scratch", "linears"},
     {"attention.runs", "attention.queries"},
@@ -48,7 +48,7 @@ CORE = [
 ]
 LAYERS = [
     *CORE,
-    {"pages", "bundles", "__init__"},
+    {"pages", "bundles", "tiers", "__init__"},
     {"recording", "snapshot"},
     {"integrations"},
     {"tools.units", "tools.data"},

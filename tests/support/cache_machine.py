@@ -57,6 +57,7 @@ class CacheMachine(RuleBasedStateMachine):
     device = "cpu"
     storage = "exact"
     other_steps = 0  # that are open and not in `steps`
+    refusals: tuple[type[Exception], ...] = (Fault,)  # errors that a call may raise at any time
 
     @initialize(data=st.data())
     def build(self, data: st.DataObject) -> None:
@@ -86,8 +87,13 @@ class CacheMachine(RuleBasedStateMachine):
                 **shape, page_size=self.page_size, storage=self.storage, num_pages=1
             ).page_bytes
             limits = {"max_bytes": limits["max_bytes"] * one + one - 1}
-        self.cache = PagedKVCache(
-            **shape, page_size=self.page_size, storage=self.storage, num_pages=pages, **limits
+        self.cache = self.make(
+            data,
+            **shape,
+            page_size=self.page_size,
+            storage=self.storage,
+            num_pages=pages,
+            **limits,
         )
         self.limit = self.cache.max_pages
         self.oracle = DenseOracle(**shape)
@@ -96,6 +102,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.gone: list[int] = []
         self.random = torch.Generator().manual_seed(0)
         self.left = False
+
+    def make(self, data: st.DataObject, **options: Any) -> PagedKVCache:
+        """The cache in question."""
+        return PagedKVCache(**options)
 
     # -- help
 
@@ -161,7 +171,8 @@ class CacheMachine(RuleBasedStateMachine):
             assert error.free == self.cache.pages_free
             assert error.pinned == 0
             assert error.pending == self.held_by_steps_alone()
-        except Fault:
+        except self.refusals as error:
+            self.see_refused(error)
             after = books(self.cache.books)
             grown = after["capacity"] - before["capacity"]
             if grown:  # before it failed: more free pages below the others, and the same contents
@@ -175,6 +186,10 @@ class CacheMachine(RuleBasedStateMachine):
             return True, result
         assert books(self.cache.books) == before
         return False, None
+
+    def see_refused(self, error: Exception) -> None:
+        """An error that changes nothing had a reason."""
+        assert isinstance(error, Fault)
 
     def held_by_steps_alone(self) -> int:
         """Pages that no sequence holds."""
@@ -484,14 +499,22 @@ class CacheMachine(RuleBasedStateMachine):
             return
         self.cache.check()
         self.left = not self.left
-        pad = "left" if self.left else "right"
+        self.compare_all("left" if self.left else "right")
+        for opened in self.steps:
+            self.compare(opened)
+        for plane in self.planes:
+            assert not plane.pages[0].any(), "the null page was written to"
+
+    def compare_all(self, pad: str) -> None:
+        """All that lives holds what the oracle says."""
         seqs = list(self.names)
         found = self.cache.gather(seqs, pad=pad)
         self.same(found, self.oracle.gather(self.theirs(seqs), pad=pad))
-        for opened in self.steps:
-            self.compare(opened)
-        for plane in self.cache._pool.storage.planes:
-            assert not plane.pages[0].any(), "the null page was written to"
+
+    @property
+    def planes(self) -> Any:
+        """Where the contents of pages lie."""
+        return self.cache._pool.storage.planes  # type: ignore[attr-defined]
 
     @invariant()
     def trees_agree(self) -> None:

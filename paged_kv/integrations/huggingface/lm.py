@@ -36,6 +36,7 @@ from paged_kv.integrations.huggingface.scoring import score
 from paged_kv.integrations.huggingface.ticks import ticking
 from paged_kv.integrations.huggingface.token_tree import Tokens
 from paged_kv.linears import PackedLinears
+from paged_kv.tiers import Tiers
 
 BATCH_BYTES = 256 * 2**20  # of activations, in one forward
 PIECE = 512  # tokens of a row in one forward
@@ -61,6 +62,7 @@ class PagedLM:
     - `linears`: "packed" computes the model's linear layers with packed copies of their weights,
       which small batches on a CPU read faster: see docs/linears.md; "own" does not; a
       `PackedLinears` is shared with whoever else has it.
+    - `tiers`: as those of `PagedKVCache`. `max_bytes` bounds cold pages, too.
     - `progress`: whether long calls show a bar.
 
     Raises UnsupportedModel, BadArgument, BadCount.
@@ -90,6 +92,7 @@ class PagedLM:
         prefill_chunk_size: int = PIECE,
         weights: str = "drop",
         linears: str | PackedLinears = "own",
+        tiers: Tiers | None = None,
         progress: bool = True,
     ) -> None:
         self.model = model
@@ -107,6 +110,7 @@ class PagedLM:
             piece=prefill_chunk_size,
             weights=weights,
             linears=linears,
+            tiers=tiers,
         )
         self.pages: PagedKVCache = self.paths.residents.pages
         self._lookup = Lookup(self.paths)

@@ -24,6 +24,7 @@ from paged_kv.integrations.huggingface.shapes import (
     shape_of,
 )
 from paged_kv.linears import PackedLinears
+from paged_kv.tiers import Tiers
 
 WEIGHTS = ("drop", "refuse", "keep")
 LINEARS = ("own", "packed")
@@ -43,6 +44,7 @@ def make_paths(
     piece: int,
     weights: str,
     linears: str | PackedLinears,
+    tiers: Tiers | None,
 ) -> Paths:
     """Paths through a model, of which nothing is known yet: see `PagedLM` for the options.
 
@@ -61,7 +63,9 @@ def make_paths(
     amount("prefill_chunk_size", piece, 1)
     if max_bytes is None:
         max_bytes = free_bytes(shape.device) // 2
-    pages = shape.pages(page_size=page_size, storage=storage, num_pages=1, max_bytes=max_bytes)
+    pages = shape.pages(
+        page_size=page_size, storage=storage, num_pages=1, max_bytes=max_bytes, tiers=tiers
+    )
     residents = Residents(pages, eviction, max_bytes)
     runner = Runner(
         decoder_of(model),

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
     from paged_kv.errors import BadRecording, MissingPackage, PagedKVError
     from paged_kv.recording import read_recording
+    from paged_kv.tools.summary import tiers
 
     wrong = _wrong(options)
     if wrong:
@@ -68,7 +69,10 @@ def run(options: argparse.Namespace) -> int:
     except (BadRecording, MissingPackage) as error:
         return fail(str(error))
     console = Console()
-    for table in (figures_table(recording), verbs_table(recording)):
+    tables = [figures_table(recording), verbs_table(recording)]
+    if tiers(recording):
+        tables.append(tiers_table(recording))
+    for table in tables:
         console.print(table)
     if recording.torn:
         console.print("The last line was cut off, and left out.")
@@ -157,5 +161,32 @@ def verbs_table(recording: Recording) -> Table:
             f"{verb.seconds * 1000:,.1f} ms",
             call_time(verb),
             f"{verb.longest * 1e6:,.0f} us",
+        )
+    return table
+
+
+def tiers_table(recording: Recording) -> Table:
+    """What lay where at the end, and what moved, as a rich table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from paged_kv.tools.summary import seconds, tiers
+    from paged_kv.tools.units import count, size
+
+    table = Table()
+    table.add_column("tier")
+    for name in ("pages", "bytes", "hits", "given up", "read", "time", "written", "time"):
+        table.add_column(name, justify="right")
+    for tier in tiers(recording):
+        table.add_row(
+            escape(tier.name),
+            count(tier.pages),
+            size(tier.bytes),
+            count(tier.hits),
+            count(tier.demotions),
+            size(tier.bytes_read),
+            seconds(tier.seconds_read),
+            size(tier.bytes_written),
+            seconds(tier.seconds_written),
         )
     return table

@@ -1,0 +1,71 @@
+"""Cold pages in the memory of the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from paged_kv.errors import BadArgument, TierFailed
+from paged_kv.pages.tiers.contract import Codec, Ints
+
+
+class HostTier:
+    """Cold pages in the memory of the host, for a pool on a device; or coded, for any pool."""
+
+    name = "host"
+
+    def __init__(self, *, codec: Codec | None = None) -> None:
+        self._codec = codec
+        self._records: dict[int, npt.NDArray[np.uint8]] | None = None
+        self._width = 0
+
+    def begin(self, page_bytes: int) -> None:
+        """See `ColdTier`."""
+        if self._records is not None:
+            raise BadArgument("cold", self, "a tier of no other cache")
+        self._records = {}
+        self._width = width_of(self._codec, page_bytes)
+
+    def put(self, pages: Ints, records: torch.Tensor) -> None:
+        """See `ColdTier`."""
+        found = records if self._codec is None else self._codec.encode(records)
+        try:
+            copies = [row.copy() for row in found.numpy()]
+        except MemoryError as error:
+            raise TierFailed(self.name, "the host has no memory left") from error
+        self._kept.update(zip(pages.tolist(), copies))
+
+    def get(self, pages: Ints, out: torch.Tensor) -> None:
+        """See `ColdTier`."""
+        kept = self._kept
+        rows = np.stack([kept[page] for page in pages.tolist()])
+        found = torch.from_numpy(rows)
+        out.copy_(found if self._codec is None else self._codec.decode(found))
+
+    def drop(self, pages: Ints) -> None:
+        """See `ColdTier`."""
+        kept = self._kept
+        if kept:
+            for page in pages.tolist():
+                kept.pop(page, None)
+
+    def __len__(self) -> int:
+        return len(self._records or ())
+
+    @property
+    def nbytes(self) -> int:
+        """See `ColdTier`."""
+        return len(self) * self._width
+
+    @property
+    def _kept(self) -> dict[int, npt.NDArray[np.uint8]]:
+        assert self._records is not None, "begin() comes first"
+        return self._records
+
+
+def width_of(codec: Codec | None, page_bytes: int) -> int:
+    """Bytes of a record as a codec has it."""
+    if codec is None:
+        return page_bytes
+    return codec.encode(torch.zeros(1, page_bytes, dtype=torch.uint8)).shape[1]
