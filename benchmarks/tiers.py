@@ -250,7 +250,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", default=["cartpole", "atari"], help="presets")
-    parser.add_argument("--simulations", type=int, default=56, help="of the language model")
+    parser.add_argument("--simulations", type=int, default=64, help="of the language model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lazy-bytes", type=int, default=1 << 30)
     parser.add_argument("--sequences", type=int, default=100_000)
