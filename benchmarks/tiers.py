@@ -56,7 +56,7 @@ ROOTS = {"cartpole": 6, "atari": 2, "atari-8l": 2, "long": 2, "memory": 2}
 SIMULATIONS = 100  # at least, so that a tenth of the pages holds a batch
 WIDTH = 4
 TOKENS = 2  # of a node, which are a page
-PROMPT = 32
+PROMPT = 8
 
 
 class Searched(NamedTuple):
