@@ -35,11 +35,15 @@ def test_a_mistake_is_named_and_changes_nothing(device: str, name: str) -> None:
     assert scene.cache.pages_free == 4
 
 
-DTYPES = "torch.float32, float64, float16 or bfloat16, in which tokens come and go; storage="
+DTYPES = (
+    "torch.float32, float64, float16 or bfloat16, in which tokens come and go; "
+    'storage="int8" keeps them in a byte a number'
+)
 DEVICES = "a device of this machine that holds data, as 'cpu' or 'cuda:0'"
 OPTIONS: dict[str, tuple[type[PagedKVError], str, dict[str, Any]]] = {
     "layers": (COUNT, "layers is 0, allowed is an int >= 1", {"layers": 0}),
     "heads": (COUNT, "heads is -1, allowed is an int >= 1", {"heads": -1}),
+    "storage": (ARGUMENT, 'storage is 8, allowed is "exact" or "int8"', {"storage": 8}),
     "head size": (COUNT, "head_size is 1.5, allowed is an int >= 1", {"head_size": 1.5}),
     "value head size": (
         COUNT,
