@@ -125,11 +125,12 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trees", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
     rows = []
-    for workers in WORKERS:
+    for workers in options.workers:
         rows.append(measured(workers, options.trees))
         print(rows[-1], flush=True)
     if options.json:

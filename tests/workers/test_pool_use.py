@@ -237,7 +237,7 @@ def test_other_weights_are_used_at_once_and_old_contexts_never() -> None:
         weights = other_weights() if turn % 2 == 0 else make_llama().state_dict()
         assert pool.update(weights) == turn + 1
         lm.model.load_state_dict(weights)
-        assert pool.stats().merged.tokens == 0
+        assert pool.stats().merged.pages == 0
         torch.testing.assert_close(pool.logits(roots), lm.logits(others), atol=1e-4, rtol=1e-4)
         for actor in engine.living():
             actor.dead = True  # whoever comes back has the new weights, too

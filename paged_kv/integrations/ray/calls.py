@@ -26,7 +26,7 @@ class Figures(NamedTuple):
     """What a worker holds and did."""
 
     nodes: int = 0
-    tokens: int = 0  # with K/V, each counted once
+    pages: int = 0  # in use
     bytes_in_use: int = 0  # K/V and hidden states
     max_bytes: int = 0
     tokens_fed: int = 0

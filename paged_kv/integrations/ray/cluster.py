@@ -125,6 +125,7 @@ def start_local(cpus: int, store_bytes: int = 200_000_000) -> None:
         object_store_memory=store_bytes,
         log_to_driver=False,
         logging_level="warning",
+        _system_config={"worker_niceness": 0},  # searches are what this Ray is there for
     )
 
 

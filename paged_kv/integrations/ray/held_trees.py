@@ -129,6 +129,11 @@ class HeldTrees:
 
     # -- whole trees
 
+    @property
+    def nodes(self) -> int:
+        """Nodes that are held by name."""
+        return sum(len(held.nodes) for held in self._trees.values())
+
     def trees(self) -> list[int]:
         """All that live here."""
         return list(self._trees)
