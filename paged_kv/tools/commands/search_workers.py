@@ -176,7 +176,8 @@ def _show(result: dict[str, Any]) -> None:
     from paged_kv.tools.units import size
 
     work = result["workload"]
-    named = f"{work['searches']} searches of {work['model']} on {work['workers']} workers"
+    workers = "1 worker" if work["workers"] == 1 else f"{work['workers']} workers"
+    named = f"{work['searches']} searches of {work['model']} on {workers}"
     made = Table(title=named, title_justify="left")
     for heading in ("worker", "trees", "nodes", "tokens fed", "K/V held", "evicted", "busy"):
         made.add_column(heading, justify="right")
