@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/linears.py --json benchmarks/results/linears.json
 
 Of every shape there are as many weights as fill `--megabytes`, so that they come from memory and
-not from a cache. Both ways take turns, in each of `--rounds` rounds; the ratio is the median of
-those within a round. `packs` says whether a client gets the packed kernel at these rows;
-`calls` after how many calls of F.linear packing has paid for itself.
+not from a cache. Both ways take turns, in each of `--rounds` rounds; times are the best of them, in
+seconds of the processor, which other work on the machine touches least. `packs` says whether a
+client gets the packed kernel at these rows; `calls` after how many calls packing has paid for
+itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,10 +58,10 @@ class Figure(NamedTuple):
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
-    begin = time.perf_counter()
+    """What one call takes of the processor, with one thread."""
+    begin = time.thread_time()
     call()
-    return time.perf_counter() - begin
+    return time.thread_time() - begin
 
 
 class Weights:
@@ -71,9 +71,13 @@ class Weights:
         self.one = outputs * inputs * dtype.itemsize
         count = max(1, min(1000, megabytes * 1_000_000 // self.one))
         self.plain = [torch.randn(outputs, inputs).to(dtype) for _ in range(count)]
-        begin = time.perf_counter()
-        self.packed = [packing.pack(weight) for weight in self.plain]
-        self.packing = (time.perf_counter() - begin) / count
+        self.packed = []
+        spent = []
+        for weight in self.plain:
+            begin = time.thread_time()
+            self.packed.append(packing.pack(weight))
+            spent.append(time.thread_time() - begin)
+        self.packing = min(spent)
 
     def figure(self, rows: int, rounds: int) -> Figure:
         """Both ways, in turns."""
@@ -91,8 +95,7 @@ class Weights:
                 spent = seconds(ways[way])
                 if round_:
                     times[way].append(spent / used)
-        plain, packed = (statistics.median(way) for way in times)
-        ratio = statistics.median(one / other for one, other in zip(*times))
+        plain, packed = map(min, times)
         return Figure(
             str(dtype).removeprefix("torch."),
             outputs,
@@ -100,7 +103,7 @@ class Weights:
             rows,
             plain * 1e6,
             packed * 1e6,
-            ratio,
+            plain / packed,
             self.one / plain / 1e9,
             self.one / packed / 1e9,
             packing.suits(self.plain[0], None, x),
