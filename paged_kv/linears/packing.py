@@ -11,6 +11,11 @@ from functools import cache, partial
 import torch
 from torch.autograd import forward_ad
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # torch < 2.3
+    from torch._dynamo import is_compiling
+
 # One row: F.linear is as fast in float32. In bfloat16 one row gains as well.
 _LEAST_ROWS = {torch.float32: 2, torch.bfloat16: 1}
 # At 512 rows 1.1 times as fast, beyond it nothing is gained.
@@ -23,10 +28,6 @@ try:
     _autocast = partial(torch.is_autocast_enabled, "cpu")
 except TypeError:  # torch < 2.4
     _autocast = torch.is_autocast_cpu_enabled  # type: ignore[assignment]
-try:
-    _compiling = torch.compiler.is_compiling
-except AttributeError:  # torch < 2.3
-    _compiling = torch._utils.is_compiling
 _HINT = 64  # rows; the layout for 8 is as fast or slower, that for 1 gains nothing
 
 
@@ -35,7 +36,7 @@ def suits(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> b
 
     weight: [M, N]; bias: [M] or None; x: [..., N]. About two microseconds.
     """
-    if _compiling() or torch._C._is_tracing():
+    if is_compiling() or torch._C._is_tracing():
         return False
     dtype = weight.dtype
     least = _LEAST_ROWS.get(dtype)

@@ -22,17 +22,12 @@ OUTPUTS, INPUTS = 512, 512
 ROWS = 8
 KERNELS = packing.has_kernels(torch.float32)
 BFLOAT16 = packing.has_kernels(torch.bfloat16)
+PACKED = torch.float32, torch.bfloat16
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="this torch has no packed linears")
 
 
-def make(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    """Numbers between -1 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(*shape, generator=generator) * 2 - 1).to(dtype)
-
-
-def can(call: Callable[[], object]) -> bool:
-    """Whether this torch does it on a processor: older ones do less."""
+def works(call: Callable[[], object]) -> bool:
+    """Whether this torch can do it."""
     try:
         call()
     except RuntimeError:
@@ -40,9 +35,23 @@ def can(call: Callable[[], object]) -> bool:
     return True
 
 
-HALF = make(1, 1, dtype=torch.float16)
-HALVES = [torch.float16] if can(lambda: F.linear(HALF, HALF)) else []
-FUSED = [False, True] if can(lambda: torch.optim.Adam([make(1)], fused=True)) else [False]
+# Older torch multiplies no float16 on a CPU, and has no fused optimizers there.
+DTYPES = [
+    dtype
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if works(lambda: F.linear(torch.ones(1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)))  # noqa: B023
+]
+FUSED = [
+    fused
+    for fused in (False, True)
+    if works(lambda: torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], fused=fused))  # noqa: B023
+]
+
+
+def make(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Numbers between -1 and 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(*shape, generator=generator) * 2 - 1).to(dtype)
 
 
 def layer(outputs: int = OUTPUTS, inputs: int = INPUTS, *, seed: int = 0) -> torch.nn.Linear:
@@ -89,7 +98,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, *HALVES])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_computes_what_a_linear_computes(
@@ -254,7 +263,7 @@ def test_leaves_to_torch_what_it_cannot_do(use: Callable[[PackedLinears], object
     assert packed_bytes(use) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype not in PACKED])
 def test_other_types_are_not_packed(dtype: torch.dtype) -> None:
     weight = make(OUTPUTS, INPUTS, dtype=dtype)
     with torch.no_grad():
