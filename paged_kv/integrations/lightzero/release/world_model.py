@@ -12,6 +12,7 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 
 from paged_kv.errors import BadCount
 from paged_kv.integrations.lightzero.release.exact import ExactBatch, ExactState, token_shape
+from paged_kv.integrations.lightzero.release.short_roots import root_outputs
 from paged_kv.integrations.lightzero.shared.again import ComesBack
 from paged_kv.integrations.lightzero.shared.attention import mask_padding
 from paged_kv.integrations.lightzero.shared.batch import StepBatch
@@ -98,21 +99,29 @@ class PagedWorldModel(ComesBack, SharedCopies, WorldModel):  # type: ignore[misc
         latent, times = (
             (latent[rows], [start_pos[row] for row in rows]) if part else (latent, start_pos)
         )
+        action = None
         if begins:
             self.keys_values_wm = paged.open_empty(self, len(rows), latent.device, latent.dtype)
         else:
             contexts = self._root_contexts(obs_act_dict["obs"], rows, envs, start_pos)
             self.keys_values_wm = paged.open(self, contexts)
             times = times[: len(rows)]
-            tokens = torch.from_numpy(np.array([obs_act_dict["action"][row] for row in rows])).to(
+            action = torch.from_numpy(np.array([obs_act_dict["action"][row] for row in rows])).to(
                 latent.device
             )
-            self._forward({"act_tokens": tokens.unsqueeze(1)}, times)
-        outputs = self._forward({"obs_embeddings": latent}, times)
+        outputs = self._root_outputs(action, latent, times)
         self.update_cache_context(
             latent, roots=Roots(rows, [envs[row] for row in rows], obs_act_dict["current_obs"])
         )
         return outputs
+
+    def _root_outputs(self, action: torch.Tensor | None, latent: torch.Tensor, times: Any) -> Any:
+        lean = self.paged.lean
+        if lean is not None and lean.ready(self) and not self.keys_values_wm.whole_windows:
+            return root_outputs(lean, self, action, latent, times)
+        if action is not None:
+            self._forward({"act_tokens": action.unsqueeze(1)}, times)
+        return self._forward({"obs_embeddings": latent}, times)
 
     def _root_contexts(
         self, seen: torch.Tensor, rows: list[int], envs: list[int], start_pos: Any

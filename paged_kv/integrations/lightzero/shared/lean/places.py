@@ -1,4 +1,4 @@
-"""Where the two tokens of a step stand: their cells in the staging buffer, what hides padding from
+"""Where the new tokens of a step stand: their cells in the staging buffer, what hides padding from
 them, and their positions.
 """
 
@@ -23,8 +23,8 @@ from paged_kv.integrations.lightzero.shared.lean.step import (
 from paged_kv.integrations.lightzero.shared.versions import FOUND, MAIN
 
 TOKENS = 2  # an action, and the observation that it leads to
-NOTHING: Sequence[Any] = (None,) * TOKENS
-Cells = tuple[list[Cell], list[Cell]]
+Cells = list[list[Cell]]  # of each token, of each layer
+Stands = list[list[int]]  # of each token, of each row
 
 
 class Places:
@@ -33,33 +33,33 @@ class Places:
     def __init__(self) -> None:
         self._cells: dict[int, tuple[weakref.ref[torch.Tensor], Cells]] = {}
 
-    def of(self, model: Any, parts: Parts, batch: Any, depths: Any, times: Any) -> list[Place]:
-        """Those of the action and of the observation of each row."""
+    def of(self, model: Any, parts: Parts, batch: Any, stands: Stands) -> list[Place]:
+        """Those of the next tokens of each row, which stand at these positions."""
         past = batch.past
-        plane = batch.columns(past + TOKENS)
+        count = len(stands)
+        plane = batch.columns(past + count)
         device = plane.device
-        both = self._views(plane, past)
+        every = self._views(plane, past)
         attend: Attend = attend_exactly if plane.is_cpu else attend_in_one
-        masks = NOTHING
+        masks: list[Any] = [None] * count
         if batch.hides_padding:
             if parts.masked:
                 attend = attend_in_one  # as MaskedAttention does
-            mask = padding_mask(batch.pads, past + TOKENS, plane.dtype)
+            mask = padding_mask(batch.pads, past + count, plane.dtype)
             if attend is attend_exactly:
                 mask = mask.repeat_interleave(parts.heads, 0).squeeze(1)
             mask = mask.to(device)
-            masks = [mask[..., : past + 1 + index] for index in range(TOKENS)]
-        turns: Any = NOTHING
-        positions: Any = NOTHING
+            masks = [mask[..., : past + 1 + index] for index in range(count)]
+        turns: Any = [None] * count
+        positions: Any = [None] * count
         if parts.positions is None:
-            turns = rotations(model.transformer, rotary_positions(depths, times), device)
+            turns = rotations(model.transformer, stands, device)
         else:
-            lengths = batch.lengths
-            index = torch.tensor([lengths, [length + 1 for length in lengths]], device=device)
+            index = torch.tensor(stands, device=device)
             positions = torch.embedding(parts.positions.weight, index)
         return [
-            Place(both[index], attend, masks[index], turns[index], positions[index])
-            for index in range(TOKENS)
+            Place(every[index], attend, masks[index], turns[index], positions[index])
+            for index in range(count)
         ]
 
     def _views(self, plane: torch.Tensor, past: int) -> Cells:
@@ -67,7 +67,7 @@ class Places:
         known = self._cells.get(key)
         if known is not None and known[0]() is plane:
             return known[1]
-        made = cells(plane, past), cells(plane, past + 1)
+        made = [cells(plane, column) for column in range(past, plane.shape[3])]
         forget = self._cells.pop
         self._cells[key] = weakref.ref(plane, lambda _: forget(key, None)), made
         return made
@@ -79,10 +79,24 @@ def padding_mask(pads: Sequence[int], columns: int, dtype: torch.dtype) -> torch
     return torch.from_numpy(np.where(hidden, -np.inf, 0.0)[:, None, None]).to(dtype)
 
 
-def rotary_positions(depths: Sequence[int], times: Sequence[Any]) -> list[int]:
-    """Where the action of each row stands in its episode, then where the observation does."""
-    first = [(depth + _whole(time)) * 2 + 1 for depth, time in zip(depths, times)]
-    return first + [position + 1 for position in first]
+def below_root(batch: Any, rotary: bool, depths: Sequence[int], times: Sequence[Any]) -> Stands:
+    """Where the action of each row of a search step stands, and the observation after it: rotary
+    positions count from the beginning of the episode, learned ones in the window.
+    """
+    first = batch.lengths
+    if rotary:
+        first = [(depth + _whole(time)) * 2 + 1 for depth, time in zip(depths, times)]
+    return [first, [position + 1 for position in first]]
+
+
+def at_root(batch: Any, rotary: bool, times: Sequence[Any], begins: bool) -> Stands:
+    """The same of a root: of its observation alone, where an episode begins."""
+    if rotary:
+        last = [2 * _whole(time) for time in times]
+    else:
+        sizes = batch.lengths if batch.masked else [batch.past] * len(batch.lengths)
+        last = sizes if begins else [size + 1 for size in sizes]
+    return [last] if begins else [[position - 1 for position in last], last]
 
 
 def _whole(time: Any) -> int:
@@ -90,17 +104,16 @@ def _whole(time: Any) -> int:
     return int(time.reshape(-1)[0]) if hasattr(time, "reshape") else int(time)
 
 
-def rotations(transformer: Any, positions: list[int], device: torch.device) -> torch.Tensor:
-    """The rotations of both tokens, complex [2, B, 1, 1, head_size / 2]."""
-    if FOUND == MAIN:
-        table = transformer.freqs_cis
-        if max(positions) >= len(table):  # main makes it longer as episodes need it
-            blank = torch.empty((len(positions), 1, 0), device=device)
-            transformer._get_rotary_frequencies(blank, positions)
-            table = transformer.freqs_cis
-    else:
-        table = transformer.freqs_cis
+def rotations(transformer: Any, stands: Stands, device: torch.device) -> torch.Tensor:
+    """The rotations of tokens at these positions, complex [tokens, B, 1, 1, head_size / 2]."""
+    positions = [position for row in stands for position in row]
+    table = transformer.freqs_cis
+    if FOUND != MAIN:
         longest = transformer.config.max_seq_len
         positions = [position % longest for position in positions]
+    elif max(positions) >= len(table):  # main makes it longer as episodes need it
+        blank = torch.empty((len(positions), 1, 0), device=device)
+        transformer._get_rotary_frequencies(blank, positions)
+        table = transformer.freqs_cis
     index = torch.tensor(positions, device=device)
-    return table.index_select(0, index).view(TOKENS, -1, 1, 1, table.shape[-1])  # type: ignore[no-any-return]
+    return table.index_select(0, index).view(len(stands), -1, 1, 1, table.shape[-1])  # type: ignore[no-any-return]

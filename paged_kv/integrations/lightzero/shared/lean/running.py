@@ -14,14 +14,25 @@ from paged_kv.integrations.lightzero.shared.lean.compiled import (
     compiled,
 )
 from paged_kv.integrations.lightzero.shared.lean.layers import Multiply, plain
-from paged_kv.integrations.lightzero.shared.lean.places import TOKENS, Places
+from paged_kv.integrations.lightzero.shared.lean.places import (
+    TOKENS,
+    Places,
+    at_root,
+    below_root,
+)
 from paged_kv.integrations.lightzero.shared.lean.reading import (
     NotLean,
     Parts,
     read,
     refuse_unknown,
 )
-from paged_kv.integrations.lightzero.shared.lean.step import Answers, step, token
+from paged_kv.integrations.lightzero.shared.lean.step import (
+    Answers,
+    Predicted,
+    predicted,
+    step,
+    token,
+)
 from paged_kv.integrations.lightzero.shared.lean.transforms import Scalars
 
 
@@ -93,10 +104,7 @@ class Lean:
 
     def run(self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any) -> Answers:
         """One step of all rows; K and V of its tokens are written to the batch."""
-        if model.continuous_action_space:
-            action = action.reshape(-1, model.action_space_size).float()
-        else:
-            action = action.reshape(-1)
+        action = _rows(model, action)
         answers = None
         if self._compiled is not None and self._compiled.fits(batch):
             answers = self._run_compiled(model, batch, action, depths, times)
@@ -105,6 +113,24 @@ class Lean:
         self.scalars.note(answers.scalars)
         self.steps += 1
         return answers
+
+    @torch.no_grad()
+    def root(
+        self, model: Any, batch: Any, action: torch.Tensor | None, latent: Any, times: Any
+    ) -> Predicted:
+        """The roots of all rows, which end with the latent state [B, 1, embed_dim]; `action` leads
+        there, or None where an episode begins. K and V of their tokens are written to the batch.
+        """
+        parts = self._parts
+        assert parts is not None
+        parts.follow()
+        stands = at_root(batch, parts.positions is None, times, action is None)
+        places = self._places.of(model, parts, batch, stands)
+        if action is not None:
+            token(parts, parts.actions(_rows(model, action)), places[0])
+        last = token(parts, latent.squeeze(1), places[-1])
+        batch.filled(len(places))
+        return predicted(parts, last)
 
     @torch.no_grad()
     def _run_compiled(
@@ -131,7 +157,15 @@ class Lean:
         parts.follow()
         if batch.whole_windows:
             return step(parts, action, lambda _, x: batch.run(model, x.unsqueeze(1)).squeeze(1))
-        places = self._places.of(model, parts, batch, depths, times)
+        stands = below_root(batch, parts.positions is None, depths, times)
+        places = self._places.of(model, parts, batch, stands)
         answers = step(parts, action, lambda index, x: token(parts, x, places[index]))
         batch.filled(TOKENS)
         return answers
+
+
+def _rows(model: Any, action: torch.Tensor) -> torch.Tensor:
+    """Actions as the step takes them: [B] or, of continuous ones, [B, size]."""
+    if model.continuous_action_space:
+        return action.reshape(-1, model.action_space_size).float()
+    return action.reshape(-1)

@@ -8,8 +8,8 @@ import torch
 
 from paged_kv.integrations.lightzero.shared.lean.places import (
     TOKENS,
+    below_root,
     padding_mask,
-    rotary_positions,
     rotations,
 )
 from paged_kv.integrations.lightzero.shared.lean.reading import Parts
@@ -68,12 +68,11 @@ class Staging:
         seen = batch.lengths if batch.hides_padding else [past] * self.rows
         self.mask.copy_(padding_mask([end - length for length in seen], self.width, torch.float32))
         self.action.copy_(action)
+        stands = below_root(batch, self.turns is not None, depths, times)
         if self.turns is None:
-            lengths = batch.lengths
-            self.index.copy_(torch.tensor([lengths, [length + 1 for length in lengths]]))
+            self.index.copy_(torch.tensor(stands))
         else:
-            positions = rotary_positions(depths, times)
-            self.turns.copy_(rotations(model.transformer, positions, self.planes.device))
+            self.turns.copy_(rotations(model.transformer, stands, self.planes.device))
 
     def store(self, batch: Any) -> None:
         """Copy K and V of the new tokens to the batch."""

@@ -49,6 +49,20 @@ class Answers(NamedTuple):
     policy: torch.Tensor  # [B, actions], or means and deviations
 
 
+class Predicted(NamedTuple):
+    """What a root says of its rows."""
+
+    last: torch.Tensor  # the transformer's output for the observation [B, embed_dim]
+    value: torch.Tensor  # logits [B, support]
+    policy: torch.Tensor
+
+
+def predicted(parts: Parts, last: torch.Tensor) -> Predicted:
+    """What is said of an observation, by the transformer's output for it."""
+    value, policy = parts.value_and_policy(last)
+    return Predicted(last, value, policy)
+
+
 def step(parts: Parts, action: torch.Tensor, advance: Advance) -> Answers:
     """Take an action [B] (continuous: [B, size]) in each row.
 
