@@ -280,6 +280,18 @@ def test_window_exactness(tmp_path: Path) -> None:
 
 
 @pytest.mark.lightzero
+def test_lean_fidelity(tmp_path: Path) -> None:
+    out = tmp_path / "fidelity.json"
+    run("lean_fidelity.py", "--presets", "cartpole", "--actions", "8", "--json", str(out))
+    found = json.loads(out.read_text())["presets"]["cartpole"]
+    assert found["actions_compared"] == 8 * 5  # four root steps fill the windows
+    assert found["agreement"]["lean"]["actions_different"] == 0
+    assert found["agreement"]["lean"]["visit_counts_different"] == 0
+    assert found["agreement"]["lean"]["values_apart"] <= 1e-5
+    assert found["search_us_per_simulation"].keys() == {"lightzero", "lean"}
+
+
+@pytest.mark.lightzero
 def test_train_both(tmp_path: Path) -> None:
     out = tmp_path / "both.json"
     picture = tmp_path / "both.svg"

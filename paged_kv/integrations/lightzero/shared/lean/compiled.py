@@ -13,7 +13,11 @@ from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, Run, 
 from paged_kv.integrations.lightzero.shared.lean.places import TOKENS
 from paged_kv.integrations.lightzero.shared.lean.reading import NotLean, Parts
 from paged_kv.integrations.lightzero.shared.lean.staging import Staging, fixed_step, most_tokens
-from paged_kv.integrations.lightzero.shared.lean.step import Answers
+from paged_kv.integrations.lightzero.shared.lean.step import (
+    Answers,
+    attend_by_sums,
+    attend_in_one,
+)
 
 # The wrapper around the kernels in C++: in Python it takes as long as they do where rows are few.
 OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "size_asserts": False}
@@ -45,6 +49,7 @@ class Compiled:
         own = FunctionType(
             fixed_step.__code__.replace(),
             fixed_step.__globals__,
+            argdefs=fixed_step.__defaults__,
             closure=fixed_step.__closure__,
         )
         options = OPTIONS if backend == "inductor" else None
@@ -69,6 +74,7 @@ class Compiled:
             staging.index,
             # compilers have no complex numbers
             None if turns is None else torch.view_as_real(turns),
+            attend_by_sums if staging.planes.is_cpu else attend_in_one,
         )
         staging.store(batch)
         batch.filled(TOKENS)

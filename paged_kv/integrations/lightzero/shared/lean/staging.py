@@ -15,6 +15,7 @@ from paged_kv.integrations.lightzero.shared.lean.places import (
 from paged_kv.integrations.lightzero.shared.lean.reading import Parts
 from paged_kv.integrations.lightzero.shared.lean.step import (
     Answers,
+    Attend,
     Place,
     attend_in_one,
     cells,
@@ -41,6 +42,7 @@ class Staging:
             (2 * model.num_layers, rows, model.num_heads, self.width, size), **kind
         )
         self.mask = torch.zeros((rows, 1, 1, self.width), **kind)
+        self._seen: list[int] = []  # tokens of each context that the mask lets through
         if model.continuous_action_space:
             self.action = torch.zeros((rows, model.action_space_size), **kind)
         else:
@@ -66,7 +68,10 @@ class Staging:
         end = self.width - TOKENS
         self.planes[:, :, :, end - past : end].copy_(batch.columns(past))
         seen = batch.lengths if batch.hides_padding else [past] * self.rows
-        self.mask.copy_(padding_mask([end - length for length in seen], self.width, torch.float32))
+        if seen != self._seen:
+            pads = [end - length for length in seen]
+            self.mask.copy_(padding_mask(pads, self.width, self.mask.dtype))
+            self._seen = list(seen)
         self.action.copy_(action)
         stands = below_root(batch, self.turns is not None, depths, times)
         if self.turns is None:
@@ -95,6 +100,7 @@ def fixed_step(
     action: torch.Tensor,
     index: torch.Tensor,
     turns: torch.Tensor | None,
+    attend: Attend = attend_in_one,
 ) -> Answers:
     """The step of a staged batch, by its tensors alone."""
     first = planes.shape[3] - TOKENS
@@ -106,7 +112,7 @@ def fixed_step(
         column = first + which
         place = Place(
             cells(planes, column),
-            attend_in_one,
+            attend,
             mask[..., : column + 1],
             None if turns is None else turns[which],
             None if positions is None else positions[which],
