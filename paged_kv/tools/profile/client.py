@@ -15,17 +15,8 @@ import numpy as np
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.tools.profile.counters import (
-    CACHE,
-    HEADS,
-    LAYER,
-    MODEL,
-    REST,
-    TRANSFORMS,
-    TREE,
-    Probe,
-    storage_bytes,
-)
+from paged_kv.tools.profile import client_parts
+from paged_kv.tools.profile.counters import CACHE, LAYER, MODEL, Probe, storage_bytes
 from paged_kv.tools.profile.presets import Preset
 from paged_kv.tools.profile.side import TITLES, Held, Lookups, Outcome, Setting
 from paged_kv.tools.profile.worlds import IMAGE_SHAPE, VECTOR_SHAPE, make_world
@@ -254,20 +245,7 @@ class LightZeroSide:
 
     def parts(self) -> list[Probe]:
         """The methods that are work of the model, its heads, its transforms or the tree."""
-        from lzero.mcts.ctree.ctree_muzero import mz_tree
-
-        wm = self.wm
-        heads = [wm.head_observations, wm.head_policy, wm.head_value, wm.head_rewards]
-        found = [
-            Probe(wm, "forward", REST),  # around the blocks and the heads
-            Probe(wm.tokenizer.encoder, "forward", MODEL),
-            Probe(wm.transformer, "forward", MODEL),
-            *(Probe(head, "forward", HEADS) for head in heads),
-            Probe(type(self._policy.inverse_scalar_transform_handle), "__call__", TRANSFORMS),
-            Probe(mz_tree, "batch_traverse", TREE),
-            Probe(mz_tree, "batch_backpropagate", TREE),
-        ]
-        return found + _lean_parts() if self.kind == "paged" else found
+        return client_parts.parts(self.wm, self._policy, paged=self.kind == "paged")
 
     def held(self) -> Held:
         """What the stores and the working buffers take now."""
@@ -326,18 +304,6 @@ class LightZeroSide:
             return result
 
         self._model.recurrent_inference = watched
-
-
-def _lean_parts() -> list[Probe]:
-    """The same of steps that are one short function."""
-    from paged_kv.integrations.lightzero.shared.lean import layers, running, transforms
-
-    return [
-        Probe(running, "token", MODEL),
-        Probe(layers.Forked, "__call__", HEADS),
-        Probe(layers.Both, "__call__", HEADS),
-        Probe(transforms.OneTransform, "__call__", TRANSFORMS),
-    ]
 
 
 def _entry_bytes(entries: list[Any]) -> int:
