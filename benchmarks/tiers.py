@@ -11,10 +11,11 @@
 Both are run with all pages in memory, and then with frames for a tenth of the pages that the first
 run had in use at its peak, or as few as a batch needs (`frames`, `of`): cold pages in memory of the
 host, and in a file (of the folder that is named; its pages stay in the system's page cache where
-there is memory for them). `time` is the ratio of the seconds of the search, all else the same; each
-search is run in turn with its sibling, and the median of the ratios is shown. `same` says whether
-all that the search decided was the same. `read` and `written` count pages that came and went,
-`share` the part of the time that this took.
+there is memory for them). `time` is the ratio of the seconds of the search, all else the same; the
+three are run in turn, and the median of the ratios is shown. `work` is the same of the seconds of
+the processor, which others on the machine touch less. `same` says whether all that the search
+decided was the same. `read` and `written` count pages that came and went, `share` the part of the
+time that this took.
 
 Beside it: how long it takes to open a snapshot lazily, and to use its first page.
 """
@@ -63,6 +64,7 @@ class Searched(NamedTuple):
     """What came of a search."""
 
     seconds: float
+    work: float  # seconds of the processor
     peak: int  # pages
     decided: Any
     tiers: list[TierStats]
@@ -76,7 +78,7 @@ def llm_search(model: Any, simulations: int, tiers: Tiers | None) -> Searched:
     lm = PagedLM(model, page_size=TOKENS, max_bytes=8 << 30, tiers=tiers, progress=False)
     draws = torch.Generator().manual_seed(0)
     prompt = torch.arange(PROMPT)[None] % SMOL["vocab_size"]
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     root = lm.prefill(prompt)[0]
     waiting = [(0.0, 0, root)]
     nodes = [root]
@@ -89,9 +91,10 @@ def llm_search(model: Any, simulations: int, tiers: Tiers | None) -> Searched:
             score = best[place // 2][0] + scores[place]
             heapq.heappush(waiting, (score, len(nodes), child))
             nodes.append(child)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin[0]
+    work = time.process_time() - begin[1]
     decided = [tuple(node.tokens) for node in nodes]
-    return Searched(seconds, lm.pages.stats.peak_pages, decided, lm.pages.tiers)
+    return Searched(seconds, work, lm.pages.stats.peak_pages, decided, lm.pages.tiers)
 
 
 def lightzero_search(name: str, roots: int, tiers: Tiers | None) -> Searched:
@@ -108,14 +111,16 @@ def lightzero_search(name: str, roots: int, tiers: Tiers | None) -> Searched:
     attach(side.wm, tiers=tiers)
     outcomes = []
     seconds = 0.0
+    work = 0.0
     for step in range(preset.warmup + roots):
         warm = step < preset.warmup
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         outcomes.append(side.step(2 if warm else preset.simulations, step))
-        seconds += 0 if warm else time.perf_counter() - begin
+        seconds += 0 if warm else time.perf_counter() - begin[0]
+        work += 0 if warm else time.process_time() - begin[1]
     cache = side.wm.paged.cache
     decided = [outcome.visits for outcome in outcomes]
-    return Searched(seconds, cache.stats.peak_pages, decided, cache.tiers)
+    return Searched(seconds, work, cache.stats.peak_pages, decided, cache.tiers)
 
 
 def compare(name: str, search: Search, least: int, rounds: int, folder: str) -> list[Any]:
@@ -143,6 +148,7 @@ def compare(name: str, search: Search, least: int, rounds: int, folder: str) -> 
                 "of": ample.peak,
                 "page_bytes": cold_figures.bytes_read // max(1, cold_figures.read),
                 "time": statistics.median(two.seconds / one.seconds for one, two in pairs),
+                "work": statistics.median(two.work / one.work for one, two in pairs),
                 "seconds_in_memory": statistics.median(one.seconds for one, _ in pairs),
                 "same": all(one.decided == two.decided for one, two in pairs),
                 "hits": tight.tiers[0].hits,
@@ -194,14 +200,14 @@ def lazy(size: int, sequences: int, folder: Path) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]], opened: dict[str, Any] | None) -> str:
     """The rows, for people."""
     lines = [
-        f"{'':10}{'cold':>6}{'frames':>14}{'page':>10}{'time':>7}{'same':>6}"
+        f"{'':10}{'cold':>6}{'frames':>14}{'page':>10}{'time':>7}{'work':>7}{'same':>6}"
         f"{'read':>8}{'written':>9}{'share':>7}"
     ]
     for row in rows:
         frames = f"{row['frames']} of {row['of']}"
         lines.append(
             f"{row['search']:10}{row['cold']:>6}{frames:>14}{row['page_bytes'] / 1024:6.0f} KiB"
-            f"{row['time']:7.2f}{row['same']!s:>6}{row['read']:8}{row['written']:9}"
+            f"{row['time']:7.2f}{row['work']:7.2f}{row['same']!s:>6}{row['read']:8}{row['written']:9}"
             f"{row['share']:7.2f}"
         )
     if opened is not None:
