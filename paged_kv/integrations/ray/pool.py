@@ -386,8 +386,8 @@ class SearchPool:
         self._close_empty()
 
     def _close_empty(self) -> None:
-        for tree in [tree for tree in self._used if not self._grove.count(tree)]:
-            del self._used[tree]
+        for tree in self._grove.emptied():
+            self._used.pop(tree, None)
             self._placement.close(tree)
 
     def _save(self, names: Sequence[int]) -> None:

@@ -99,6 +99,7 @@ class Grove:
     def __init__(self) -> None:
         self._watched: dict[int, dict[int, Watch]] = {}
         self._gone: deque[Watch] = deque()  # finalizers add to it
+        self._empty: list[int] = []  # trees that lost their last node
 
     def add(self, node: PoolNode) -> None:
         """One more node."""
@@ -123,8 +124,14 @@ class Grove:
         for tree, number in names:
             watched = self._watched.get(tree, {})
             watched.pop(number, None)
-            if not watched:
-                self._watched.pop(tree, None)
+            if not watched and self._watched.pop(tree, None) is not None:
+                self._empty.append(tree)
+
+    def emptied(self) -> list[int]:
+        """Trees that have lost their last node since the last time."""
+        found = self._empty
+        self._empty = []
+        return found
 
     def taken(self) -> list[Name]:
         """Nodes that were dropped since the last time, and not released before."""
