@@ -1,8 +1,8 @@
-"""Time of a step on pages of codes against the same step on exact ones, one thread.
+"""Processor time of a step on pages of codes against the same step on exact ones, one thread.
 
 Both sides do the same in turn, round by round: a dense step is opened, filled and committed, or new
-tokens are attended where their pages lie ("tree"), in every layer. Medians, and of the ratios of a
-round.
+tokens are attended where their pages lie ("tree"), in every layer. Processor time, which others on
+the machine disturb least; medians, and of the ratios of a round.
 """
 
 from __future__ import annotations
@@ -68,25 +68,25 @@ class Side:
 
     def dense(self) -> dict[str, float]:
         """Seconds of `open` and of `commit`."""
-        begin = time.perf_counter()
+        begin = time.process_time()
         step = self.cache.open(self.rows, self.shape.new)
-        opened = time.perf_counter()
+        opened = time.process_time()
         for layer in step.layers:
             layer.update(self.token, self.token)
-        filled = time.perf_counter()
+        filled = time.process_time()
         children = step.commit()
-        done = time.perf_counter()
+        done = time.process_time()
         self.cache.release(children)
         return {"open": opened - begin, "commit": done - filled}
 
     def tree(self) -> dict[str, float]:
         """Seconds of a step that attends in pages."""
-        begin = time.perf_counter()
+        begin = time.process_time()
         with self.cache.attend(self.rows, self.shape.new, backend="tree") as step:
             for layer in step.layers:
                 layer.attend(self.token, self.token, self.token)
             children = step.commit()
-        done = time.perf_counter()
+        done = time.process_time()
         self.cache.release(children)
         return {"attend": done - begin}
 
