@@ -71,7 +71,8 @@ nitpick_ignore_regex = [
     # what verbs are made of: read by recordings, and no page of the reference
     (
         r"py:class",
-        r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books|storage\.Storage)|cache\.T)",
+        r"paged_kv\.(pages\.(change\.(Change|Told)|books\.Books|storage\.Storage|buffers\.Form"
+        r"|tiers\.scratch\.ScratchFiles)|cache\.T|linears\.scope\.LinearScope)",
     ),
 ]
 default_role = "code"  # docstrings write `names` as Markdown does

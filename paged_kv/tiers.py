@@ -17,10 +17,10 @@
 
 from paged_kv.pages.tiers.contract import (
     Candidates,
-    Codec,
     ColdTier,
     FramePolicy,
     LeavesFirst,
+    RecordCodec,
     Tiers,
 )
 from paged_kv.pages.tiers.file import FileTier
@@ -28,7 +28,7 @@ from paged_kv.pages.tiers.host import HostTier
 
 __all__ = [
     "Candidates",
-    "Codec",
+    "RecordCodec",
     "ColdTier",
     "FileTier",
     "FramePolicy",

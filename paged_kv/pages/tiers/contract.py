@@ -12,7 +12,7 @@ import torch
 Ints = npt.NDArray[np.int64]
 
 
-class Codec(Protocol):
+class RecordCodec(Protocol):
     """Another form of records, smaller or not as exact: all of them of one width."""
 
     def encode(self, records: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from paged_kv.errors import BadArgument, MissingPackage, TierFailed
-from paged_kv.pages.tiers.contract import Codec, Ints
+from paged_kv.pages.tiers.contract import Ints, RecordCodec
 from paged_kv.pages.tiers.host import width_of
 from paged_kv.pages.tiers.scratch import SCRATCH, ScratchFiles, runs
 
@@ -41,7 +41,7 @@ class FileTier:
         self,
         folder: str | os.PathLike[str],
         *,
-        codec: Codec | None = None,
+        codec: RecordCodec | None = None,
         files: ScratchFiles = SCRATCH,
     ) -> None:
         self.folder = os.fspath(folder)

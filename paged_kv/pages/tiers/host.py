@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from paged_kv.errors import BadArgument, TierFailed
-from paged_kv.pages.tiers.contract import Codec, Ints
+from paged_kv.pages.tiers.contract import Ints, RecordCodec
 
 
 class HostTier:
@@ -15,7 +15,7 @@ class HostTier:
 
     name = "host"
 
-    def __init__(self, *, codec: Codec | None = None) -> None:
+    def __init__(self, *, codec: RecordCodec | None = None) -> None:
         self._codec = codec
         self._records: dict[int, npt.NDArray[np.uint8]] | None = None
         self._width = 0
@@ -64,7 +64,7 @@ class HostTier:
         return self._records
 
 
-def width_of(codec: Codec | None, page_bytes: int) -> int:
+def width_of(codec: RecordCodec | None, page_bytes: int) -> int:
     """Bytes of a record as a codec has it."""
     if codec is None:
         return page_bytes
