@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paged_kv.tools.profile.words import options_of
+
 HERE = Path(__file__).parent
 README = Path("README.md")
 DETAILS = Path("docs", "benchmarks_lightzero.md")
@@ -38,7 +40,6 @@ MEASURES = (
     Measure("cache time per simulation", "cache_us_per_simulation", "us", "cache_time"),
     Measure("whole search per simulation", "search_us_per_simulation", "us", "search_time"),
 )
-OPTIONS = ("at", "keys", "padding", "window")
 RATIOS = ("kv_bytes_peak", "kv_bytes_over_unique", "tensor_kernels", "cache_time", "search_time")
 
 
@@ -112,10 +113,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 def attached_with(results: list[dict[str, Any]]) -> str:
     """Under which options of `attach` the caches were compared, where all results say the same."""
-    found = {
-        ", ".join(f'{name}="{work[name]}"' for name in OPTIONS if name in work)
-        for work in (result["workload"] for result in results)
-    }
+    found = {options_of(result["workload"]) for result in results}
     (first, *others) = found
     return f" with `{first}`" if first and not others else ""
 

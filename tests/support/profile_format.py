@@ -36,6 +36,10 @@ KEYS = {
         "keys",
         "padding",
         "window",
+        "step",
+        "linears",
+        "storage",
+        "compile",
     },
     "ratios": {
         "kv_bytes_peak",

@@ -162,4 +162,7 @@ def test_every_part_of_a_step_is_found(how: str) -> None:
         outcome = parted(side, RootStep(number, 4, number), spent, overhead=0.0)
     assert sum(map(sum, outcome.visits)) == 2 * 4
     assert all(spent.values())
+    if how == "lean":  # what is measured is what was chosen
+        assert side.wm.paged.lean.refused is None
+        assert side.wm.paged.lean.steps >= 2 * 4
     assert not any("forward" in part.__dict__ for part in side.wm.modules())

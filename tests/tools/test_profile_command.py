@@ -99,7 +99,7 @@ def test_choices_that_were_not_made_are_those_of_the_function(
     monkeypatch.setattr(package, "profile", lambda name, **options: given.update(options) or small)
     assert cli.main(["profile", "--reference"]) == 0
     assert given["reference"]
-    assert not {"at", "keys", "window"} & set(given)
+    assert not {"at", "keys", "window", "step", "linears", "storage", "compile"} & set(given)
     assert small["workload"]["keys"] == "node"
 
 
@@ -212,11 +212,15 @@ def test_every_preset_times_enough() -> None:
 
 
 def test_the_note_says_what_applies(small: dict[str, Any]) -> None:
-    choices = 'Measured with at="read", keys="node", padding="attended", window="cached": both'
+    choices = 'Measured with at="read", keys="node", padding="attended", window="cached", step='
     assert choices not in shown(small)
     assert "at=" not in shown(small)
     changed = json.loads(json.dumps(small))
     changed["workload"]["client"] = "lightzero"
     assert choices in " ".join(shown(changed).split())
     changed["workload"].update(padding="masked", window="exact")
-    assert 'keys="node", padding="masked", window="exact". ' in " ".join(shown(changed).split())
+    said = " ".join(shown(changed).split())
+    assert 'padding="masked", window="exact", step="lean", linears="torch". ' in said
+    changed["workload"].update(linears="packed", storage="int8", compile=True)
+    said = " ".join(shown(changed).split())
+    assert 'linears="packed", storage="int8", compile=True. ' in said

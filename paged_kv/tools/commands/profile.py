@@ -46,7 +46,11 @@ LIGHTZERO_CHOICES = {
     "at": ("read", "write"),
     "keys": ("node", "latent"),
     "window": ("cached", "exact"),
+    "step": ("lean", "lightzero"),
+    "linears": ("torch", "packed"),
+    "storage": ("exact", "int8"),
 }
+LIGHTZERO_OPTIONS = (*LIGHTZERO_CHOICES, "compile")
 WORDING = Wording(
     presets=(*PRESET_NAMES, "all"),
     listed=f"{', '.join(PRESET_NAMES)} or all",
@@ -65,6 +69,7 @@ EXAMPLES = """\
 examples:
   paged-kv profile                               CartPole, with a trained agent
   paged-kv profile --preset long --roots 12      longer windows, timed longer
+  paged-kv profile --preset atari --linears packed    weights packed, too
   paged-kv profile --preset all --json all.json  everything, and as numbers
   paged-kv profile --reference --roots 10        without LightZero: some seconds
   paged-kv estimate --preset atari --envs 32     bytes, without a search"""
@@ -102,6 +107,30 @@ def _add_how(how: Any) -> None:
         choices=LIGHTZERO_CHOICES["window"],
         help="what a context keeps: keys and values, or tokens that each step computes anew "
         "(default: cached; LightZero only)",
+    )
+    how.add_argument(
+        "--step",
+        choices=LIGHTZERO_CHOICES["step"],
+        help="how the model takes a step of a search: by one short function, or by LightZero's own "
+        "code (default: lean; LightZero only)",
+    )
+    how.add_argument(
+        "--linears",
+        choices=LIGHTZERO_CHOICES["linears"],
+        help="how linear layers compute in a search: as torch does, or from packed copies of their "
+        "weights (default: torch; LightZero only)",
+    )
+    how.add_argument(
+        "--storage",
+        choices=LIGHTZERO_CHOICES["storage"],
+        help="what pages hold: numbers as they are, or codes of a byte (default: exact; LightZero "
+        "only)",
+    )
+    how.add_argument(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="compile short steps first, which takes minutes (LightZero only)",
     )
     add_machine(how, "the model and both caches")
 
@@ -192,7 +221,7 @@ def _wrong(options: argparse.Namespace, torch: Any) -> str | None:
     from paged_kv.errors import PagedKVError
     from paged_kv.tools.commands.memory import memory, too_large
 
-    given = [f"--{name}" for name in LIGHTZERO_CHOICES if getattr(options, name) is not None]
+    given = [f"--{name}" for name in LIGHTZERO_OPTIONS if getattr(options, name) is not None]
     if options.reference and given:
         return (
             f"the reference world model has no {' and no '.join(given)}: only the LightZero "
@@ -255,7 +284,7 @@ def _run_all(options: argparse.Namespace, console: Console, runs: list[Run]) -> 
 def _run_one(options: argparse.Namespace, name: str, tick: Callable[[str, int, int], None]) -> Run:
     from paged_kv.tools.profile import profile
 
-    given = {name: getattr(options, name) for name in LIGHTZERO_CHOICES}
+    given = {name: getattr(options, name) for name in LIGHTZERO_OPTIONS}
     recordings: list[Recording] = []
     result = profile(
         name,

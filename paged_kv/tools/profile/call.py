@@ -29,15 +29,20 @@ def profile(
     at: str = "read",
     keys: str = "node",
     window: str = "cached",
+    step: str = "lean",
+    linears: str = "torch",
+    storage: str = "exact",
+    compile: bool = False,
     reference: bool = False,
     on_tick: Callable[[str, int, int], None] | None = None,
     on_recording: Callable[[Recording], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one preset with both caches and return the result as plain data.
 
-    `envs`, `simulations` and `roots` default to the preset's; `at`, `keys` and `window` are those
-    of `integrations.lightzero.attach`. `reference` runs the small reference world model even where
-    LightZero is installed. `on_tick(stage, done, total)` is called after every root step.
+    `envs`, `simulations` and `roots` default to the preset's; `at`, `keys`, `window`, `step`,
+    `linears`, `storage` and `compile` are those of `integrations.lightzero.attach`. `reference`
+    runs the small reference world model even where LightZero is installed. `on_tick(stage, done,
+    total)` is called after every root step.
     `on_recording` is called with a recording of each side, made in a pass of its own beside those
     that are measured. Takes seconds to minutes. Sets torch's number of threads for the process, and
     puts it back.
@@ -52,6 +57,10 @@ def profile(
         at,
         keys,
         window,
+        step,
+        linears,
+        storage,
+        compile,
     )
     steps = roots or chosen.roots
     before = torch.get_num_threads()

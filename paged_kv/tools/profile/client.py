@@ -175,7 +175,10 @@ class LightZeroSide:
                     keys=setting.keys,
                     padding=setting.padding,
                     window=setting.window,
+                    step=setting.step,
+                    linears=setting.linears,
                     storage=setting.storage,
+                    compile=setting.compile,
                 )
             self._world = make_world(preset, setting.envs, setting.seed)
         self._model = self._policy._collect_model
@@ -233,7 +236,7 @@ class LightZeroSide:
             "custom_copy_kv_cache_to_shared_wm",
         ]
         found = [Probe(wm, name, CACHE) for name in names]
-        found.append(Probe(wm, "forward", MODEL))
+        found.append(Probe(type(wm), "forward", MODEL))
         if self.kind == "paged":
             from paged_kv.integrations.lightzero.release.exact import ExactLayer
 

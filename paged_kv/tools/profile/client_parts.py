@@ -12,11 +12,12 @@ def parts(world_model: Any, policy: Any, *, paged: bool) -> list[Probe]:
     from lzero.mcts.ctree.ctree_muzero import mz_tree
 
     wm = world_model
-    heads = [wm.head_observations, wm.head_policy, wm.head_value, wm.head_rewards]
+    heads = {type(head) for head in (wm.head_policy, wm.head_value, wm.head_rewards)}
     found = [
-        Probe(wm, "forward", REST),  # around the blocks and the heads
-        Probe(wm.tokenizer.encoder, "forward", MODEL),
-        Probe(wm.transformer, "forward", MODEL),
+        # classes: a short step is not taken where a module has a `forward` of its own
+        Probe(type(wm), "forward", REST),  # around the blocks and the heads
+        Probe(type(wm.tokenizer.encoder), "forward", MODEL),
+        Probe(type(wm.transformer), "forward", MODEL),
         *(Probe(head, "forward", HEADS) for head in heads),
         Probe(type(policy.inverse_scalar_transform_handle), "__call__", TRANSFORMS),
         Probe(mz_tree, "batch_traverse", TREE),

@@ -119,7 +119,10 @@ class Setting:
     at: str
     keys: str = "node"
     window: str = "cached"
+    step: str = "lean"
+    linears: str = "torch"
     storage: str = "exact"
+    compile: bool = False
 
     @property
     def padding(self) -> str:

@@ -22,6 +22,9 @@ PART_NAMES = {
 }
 
 
+OPTIONS = ("at", "keys", "padding", "window", "step", "linears")
+
+
 class Row(NamedTuple):
     """One line of the comparison, as text."""
 
@@ -143,6 +146,20 @@ def agreement(result: dict[str, Any]) -> str:
     return " ".join([told, *measured_with(result["workload"])])
 
 
+def options_of(workload: dict[str, Any]) -> str:
+    """Options of `attach` as they are written in a call; rare ones only where they were taken.
+
+    >>> options_of({"at": "read", "step": "lean", "storage": "exact", "compile": True})
+    'at="read", step="lean", compile=True'
+    """
+    said = [f'{name}="{workload[name]}"' for name in OPTIONS if name in workload]
+    if workload.get("storage", "exact") != "exact":
+        said.append(f'storage="{workload["storage"]}"')
+    if workload.get("compile"):
+        said.append("compile=True")
+    return ", ".join(said)
+
+
 def measured_with(workload: dict[str, Any]) -> list[str]:
     """Under which options of `attach` LightZero was compared; nothing of other clients.
 
@@ -151,8 +168,7 @@ def measured_with(workload: dict[str, Any]) -> list[str]:
     """
     if workload["client"] != "lightzero":
         return []
-    names = ("at", "keys", "padding", "window")
-    options = ", ".join(f'{name}="{workload[name]}"' for name in names if name in workload)
+    options = options_of(workload)
     if workload.get("padding") != "attended":
         return [f"Measured with {options}."]
     return [
