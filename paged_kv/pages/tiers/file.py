@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from paged_kv.errors import BadArgument, MissingPackage, TierFailed
-from paged_kv.pages.tiers.contract import Ints, RecordCodec
-from paged_kv.pages.tiers.host import width_of
+from paged_kv.pages.tiers.coding import Coding
+from paged_kv.pages.tiers.contract import RecordCodec, Ints
 from paged_kv.pages.tiers.scratch import SCRATCH, ScratchFiles, runs
 
 
@@ -31,8 +31,9 @@ class FileTier:
 
     The file is scratch: its name is taken away as soon as it is open (on Windows when it is
     closed), so nothing of it is left however the process ends, and nothing is ever synced. A
-    record that does not come back as it was written is refused by name. Raises TierFailed where
-    there is no such folder, MissingPackage without xxhash.
+    record that does not come back as it was written is refused by name. After `os.fork` it stays
+    with the process that made it: in the other one what would move pages raises. Raises TierFailed
+    where there is no such folder, MissingPackage without xxhash.
     """
 
     name = "file"
@@ -44,12 +45,13 @@ class FileTier:
         codec: RecordCodec | None = None,
         files: ScratchFiles = SCRATCH,
     ) -> None:
-        self.folder = os.fspath(folder)
+        self.folder = os.fsdecode(folder)
         self._digest = _hasher()
         self._codec = codec
         self._files = files
         self._file = -1
-        self._width = 0
+        self._process = 0  # whose file it is
+        self._coding = Coding(None, 0)
         self._kept: dict[int, Kept] = {}
         self._free: list[int] = []
         self._slots = 0  # of the file, those that are free included
@@ -58,7 +60,7 @@ class FileTier:
         """See `ColdTier`."""
         if self._file >= 0:
             raise BadArgument("cold", self, "a tier of no other cache")
-        self._width = width_of(self._codec, page_bytes)
+        self._coding = Coding(self._codec, page_bytes)
         with self._named():
             file, path = self._files.create(self.folder)
             closing = finalize(self, self._files.close, file, path)
@@ -67,21 +69,23 @@ class FileTier:
             except BaseException:
                 closing()
                 raise
+        self._process = os.getpid()
         self._file = file
 
     def put(self, pages: Ints, records: torch.Tensor) -> None:
         """See `ColdTier`."""
-        found = records if self._codec is None else self._codec.encode(records)
-        rows: npt.NDArray[np.uint8] = np.ascontiguousarray(found.numpy())
+        self._check_process()
+        rows: npt.NDArray[np.uint8] = np.ascontiguousarray(self._coding.encoded(records).numpy())
         names = pages.tolist()
         kept = self._kept
         taken = self._take([name not in kept for name in names].count(True))
         fresh = iter(taken)
         slots = [kept[name].slot if name in kept else next(fresh) for name in names]
+        width = self._coding.width
         try:
             with self._named():
                 for first, end in runs(slots):
-                    self._files.write(self._file, rows[first:end], slots[first] * self._width)
+                    self._files.write(self._file, rows[first:end], slots[first] * width)
         except BaseException:
             self._free += taken
             raise
@@ -105,21 +109,23 @@ class FileTier:
 
     def get(self, pages: Ints, out: torch.Tensor) -> None:
         """See `ColdTier`."""
+        self._check_process()
         names = pages.tolist()
         found = [self._kept[name] for name in names]
         slots = [each.slot for each in found]
+        width = self._coding.width
         rows: npt.NDArray[np.uint8] = out.numpy()
         if self._codec is not None:
-            rows = np.empty((len(names), self._width), dtype=np.uint8)
+            rows = np.empty((len(names), width), dtype=np.uint8)
         with self._named():
             for first, end in runs(slots):
-                self._files.read(self._file, rows[first:end], slots[first] * self._width)
+                self._files.read(self._file, rows[first:end], slots[first] * width)
         digest = self._digest
         for name, each, row in zip(names, found, rows):
             if digest(row) != each.digest:
                 raise TierFailed(self.name, f"the record of page {name} was damaged")
         if self._codec is not None:
-            out.copy_(self._codec.decode(torch.from_numpy(rows)))
+            self._coding.decode(torch.from_numpy(rows), out)
 
     def drop(self, pages: Ints) -> None:
         """See `ColdTier`. An empty file is cut to nothing."""
@@ -133,6 +139,8 @@ class FileTier:
         if not kept:
             self._free = []
             self._slots = 0
+            if self._process != os.getpid():
+                return
             with suppress(OSError):  # then it keeps its size, and is written over
                 self._files.shorten(self._file, 0)
 
@@ -142,7 +150,12 @@ class FileTier:
     @property
     def nbytes(self) -> int:
         """See `ColdTier`: of the file."""
-        return self._slots * self._width
+        return self._slots * self._coding.width
+
+    def _check_process(self) -> None:
+        """Raise TierFailed in a process that was forked: both would write to one file."""
+        if self._process != os.getpid():
+            raise TierFailed(self.name, f"its file is that of process {self._process}")
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 
 from paged_kv.errors import BadArgument, TierFailed
-from paged_kv.pages.tiers.contract import Ints, RecordCodec
+from paged_kv.pages.tiers.coding import Coding
+from paged_kv.pages.tiers.contract import RecordCodec, Ints
 
 
 class HostTier:
@@ -18,18 +19,18 @@ class HostTier:
     def __init__(self, *, codec: RecordCodec | None = None) -> None:
         self._codec = codec
         self._records: dict[int, npt.NDArray[np.uint8]] | None = None
-        self._width = 0
+        self._coding = Coding(None, 0)
 
     def begin(self, page_bytes: int) -> None:
         """See `ColdTier`."""
         if self._records is not None:
             raise BadArgument("cold", self, "a tier of no other cache")
+        self._coding = Coding(self._codec, page_bytes)
         self._records = {}
-        self._width = width_of(self._codec, page_bytes)
 
     def put(self, pages: Ints, records: torch.Tensor) -> None:
         """See `ColdTier`."""
-        found = records if self._codec is None else self._codec.encode(records)
+        found = self._coding.encoded(records)
         try:
             copies = [row.copy() for row in found.numpy()]
         except MemoryError as error:
@@ -40,8 +41,7 @@ class HostTier:
         """See `ColdTier`."""
         kept = self._kept
         rows = np.stack([kept[page] for page in pages.tolist()])
-        found = torch.from_numpy(rows)
-        out.copy_(found if self._codec is None else self._codec.decode(found))
+        self._coding.decode(torch.from_numpy(rows), out)
 
     def drop(self, pages: Ints) -> None:
         """See `ColdTier`."""
@@ -56,16 +56,9 @@ class HostTier:
     @property
     def nbytes(self) -> int:
         """See `ColdTier`."""
-        return len(self) * self._width
+        return len(self) * self._coding.width
 
     @property
     def _kept(self) -> dict[int, npt.NDArray[np.uint8]]:
         assert self._records is not None, "begin() comes first"
         return self._records
-
-
-def width_of(codec: RecordCodec | None, page_bytes: int) -> int:
-    """Bytes of a record as a codec has it."""
-    if codec is None:
-        return page_bytes
-    return codec.encode(torch.zeros(1, page_bytes, dtype=torch.uint8)).shape[1]

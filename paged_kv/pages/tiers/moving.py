@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from time import perf_counter
 
 import numpy as np
@@ -136,7 +137,7 @@ class Mover:
         shares = np.array([refs[page] for page in pages.tolist()], dtype=np.int64)
         pinned = np.isin(pages, self._pinned())
         found = self._policy.order(Candidates(pages, self.frames.used[chosen], shares, pinned))
-        order = np.asarray(found)[:count]
+        order = _numbers(found)[:count]
         if len(np.intersect1d(order, np.arange(len(chosen)))) != count:
             allowed = f"the numbers 0 to {len(chosen) - 1} in some order"
             raise BadArgument("what the policy of tiers returned", found, allowed)
@@ -218,3 +219,12 @@ class Mover:
         if self._memory.numel() < size:
             self._memory = torch.empty(size, dtype=torch.uint8)
         return self._memory[:size].view(count, self.hot.page_bytes)
+
+
+def _numbers(found: object) -> Ints:
+    """What a caller's policy returned as numbers [n]; none where it is anything else."""
+    with suppress(TypeError, ValueError):
+        numbers = np.asarray(found)
+        if numbers.ndim == 1 and numbers.dtype.kind in "iu":
+            return numbers
+    return np.zeros(0, dtype=np.int64)
