@@ -184,12 +184,16 @@ class Exchange:
         change.fills = list(zip(pages, reached(slots_read(contents.tables, len(pages), size))))
         forks, appends, allocated, copied = pool.books.counted
         change.figures = forks, appends, allocated + len(pages), copied
-        if lazy and pool.tiers is not None:
-            pool.tiers.import_later(np.array(pages, dtype=np.int64), source)
         # keys last: they are a caller's, and may raise
         change.edits = [each.owned for each in adoptions] + [each.keys for each in adoptions]
         change.stores = [store for each in adoptions for store in each.stores]
+        tiers = pool.tiers if lazy else None
+        if tiers is not None:
+            lent = tiers.import_later(np.array(pages, dtype=np.int64), source)
+            change.stores.append(lent)
         pool.books.apply(change)
+        if tiers is not None:
+            tiers.catch_up()
         return seqs[: contents.named]
 
     def _fill(self, source: Source, pages: list[int]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paged_kv.errors import BadSnapshot, SnapshotFailed
+from paged_kv.pages.tiers.scratch import read_at
 
 if sys.platform != "win32":  # which has no such locks, and cannot sync folders
     import fcntl
@@ -62,12 +63,12 @@ class Files:
     def read(self, file: FileIO, into: Any, at: int) -> None:
         """Fill memory from a place. Raises EOFError where the file is too short."""
         left = memoryview(into).cast("B")
-        file.seek(at)
         while left:
-            count = file.readinto(left)
+            count = read_at(file.fileno(), left, at)
             if not count:
                 raise EOFError
             left = left[count:]
+            at += count
 
     def sync(self, file: FileIO) -> None:
         """Return once the contents of a file are safe."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import numpy as np
 
@@ -48,6 +50,7 @@ class Snapshot:
         self._segments: list[Segment] = []
         self._memory = np.empty(0, dtype=np.uint8)
         self._closed = False
+        finalize(self, _close, self._segments)  # one that a cache reads is closed by nobody else
         with named(self.path):
             try:
                 self.manifest = read_manifest(files, self.path)
@@ -116,14 +119,18 @@ class Snapshot:
     def close(self) -> None:
         """Let go of its files. Twice is fine."""
         self._closed = True
-        for segment in self._segments:
-            segment.close()
+        _close(self._segments)
 
     def __enter__(self) -> Snapshot:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _close(segments: Iterable[Segment]) -> None:
+    for segment in segments:
+        segment.close()
 
 
 class _AnyCodec:
@@ -154,11 +161,8 @@ def load(
     or removed meanwhile. Raises BadSnapshot, SnapshotFailed, and as `PagedKVCache.adopt` does.
     """
     snapshot = Snapshot(path, files=files)
-    kept = False
-    try:
-        seqs = cache.adopt(snapshot, indexes=indexes, identity=identity, codec=codec, lazy=lazy)
-        kept = lazy
-    finally:
-        if not kept:
-            snapshot.close()
-    return seqs
+    adopt = partial(cache.adopt, indexes=indexes, identity=identity, codec=codec, lazy=lazy)
+    if lazy:  # whatever ends the call, the cache may have it
+        return adopt(snapshot)
+    with snapshot:
+        return adopt(snapshot)

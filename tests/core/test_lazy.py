@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from interrupts import interrupted
 
-from paged_kv import PagedKVCache
+from paged_kv import CacheIndex, PagedKVCache
 from paged_kv.errors import BadArgument, BadSnapshot
 from paged_kv.snapshot import Snapshot, load, save
-from paged_kv.tiers import FileTier, Tiers
+from paged_kv.tiers import FileTier, HostTier, Tiers
 
 TOKENS = torch.randn(2, 6, 1, 5, 2, generator=torch.Generator().manual_seed(0))
 
@@ -159,3 +164,88 @@ def test_a_cache_without_tiers_is_refused_by_name(folder: Path) -> None:
         load(folder, cache, lazy=True)
     assert not cache.live()
     assert len(load(folder, cache)) == 12
+
+
+def test_a_load_that_was_broken_off_leaves_pages_as_good_as_new(folder: Path) -> None:
+    """Before any bytecode of what adopts: the pages that it was to have are written by others, and
+    those that it has can be read.
+    """
+    fired = True
+    at = 0
+    ends = set()
+    while fired:
+        at += 31 + at % 7
+        cache = make(Tiers())
+        shot = interrupted(partial(load, folder, cache, lazy=True), at)
+        fired = shot.fired
+        shot.forget()
+        ends.add(len(cache.live()))
+        see(cache, cache.live())
+        cache.release(cache.live())
+        seqs = cache.new(18)
+        cache.append(seqs, *[torch.ones(2, 18, 1, 2, 2)] * 2)
+        assert cache.gather(seqs).keys.eq(1).all()
+        cache.check()
+    assert ends == {0, 12}
+
+
+def opened(folder: Path) -> int:
+    """Files of a folder that this process has open."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return len([name for name in found if name.startswith(str(folder))])
+
+
+def test_files_are_closed_when_no_page_is_read_from_them(folder: Path) -> None:
+    cache = make(Tiers(4, HostTier()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        kept = load(folder, cache, lazy=True)
+        for _ in range(3):
+            seqs = load(folder, cache, lazy=True)
+            see(cache, seqs)
+            assert opened(folder) == 2
+            cache.release(seqs)
+            cache.gather([])
+            assert opened(folder) == 1
+        see(cache, kept)
+        del cache
+    assert opened(folder) == 0
+
+
+def test_entries_are_loaded_lazily(folder: Path, tmp_path: Path) -> None:
+    source = make(None)
+    seqs = load(folder, source)
+    index = CacheIndex(source)
+    for key, seq in enumerate(seqs[1:]):
+        index.put(key, seq)
+    save(tmp_path / "other", source, seqs[:1], indexes=[index])
+    cache = make(Tiers(4, HostTier()))
+    mine = CacheIndex(cache)
+    first = load(tmp_path / "other", cache, indexes=[mine], lazy=True)
+    assert (cache.tiers[-1].pages, cache.tiers[-1].read) == (18, 0)
+    see(cache, [*first, *filter(None, map(mine.get, range(11)))])
+
+
+def test_processes_that_were_forked_read_one_file(folder: Path) -> None:
+    """Each at places of its own."""
+    cache = make(Tiers(4, HostTier()))
+    seqs = load(folder, cache, lazy=True)
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            ended = 1
+            try:
+                for _ in range(20):
+                    see(cache, seqs)
+                ended = 0
+            finally:
+                os._exit(ended)
+        children.append(child)
+    for _ in range(20):
+        see(cache, seqs)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert ends == [0, 0]

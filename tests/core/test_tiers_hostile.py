@@ -159,3 +159,12 @@ def test_a_file_that_may_grow_no_more_loses_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     see(cache, seqs)
+
+
+def test_a_system_without_reads_at_a_place_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pwrite")
+    monkeypatch.delattr(os, "preadv")
+    cache = make(FileTier(tmp_path))
+    see(cache, fill(cache, 6))

@@ -95,6 +95,12 @@ class Memory(Files):
     def size(self, file: Any) -> int:
         return len(file.getbuffer())
 
+    def read(self, file: Any, into: Any, at: int) -> None:
+        found = file.getbuffer()[at : at + memoryview(into).nbytes]
+        if len(found) < memoryview(into).nbytes:
+            raise EOFError
+        memoryview(into).cast("B")[:] = found
+
 
 def disk_of(folder: Path) -> Disk:
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,13 @@ from paged_kv.pages.tiers.figures import Flow
 from paged_kv.pages.tiers.frames import COLD, NOWHERE, SOURCES, Frames
 
 SPARE = 16  # one in so many frames is freed at least, where one is: so that writes are batches
+
+
+class Lent(NamedTuple):
+    """Pages that are 0, 1, ... of a source, which are read from it as they are used."""
+
+    pages: Ints
+    source: Source
 
 
 class Mover:
@@ -38,6 +46,7 @@ class Mover:
         self.sources: list[Source | None] = []
         self.held: dict[int, Ints] = {}  # pages, by the number of the open step that needs them
         self.beyond: Ints = np.zeros(0, dtype=np.int64)  # pages that went when the pool was trimmed
+        self.lent: Lent | None = None  # what was adopted since
         self._books = books
         self.cold = None if callable(tiers.cold) else tiers.cold
         self._policy = tiers.policy
@@ -53,34 +62,57 @@ class Mover:
     def trim(self) -> None:
         """Give back memory, and let go of sources that no page is read from any more."""
         self._memory = torch.empty(0, dtype=torch.uint8)
-        used = set(np.unique(self.frames.home).tolist())
-        for number in range(len(self.sources)):
-            if number + SOURCES not in used:
+        self._let_sources_go()
+
+    def _let_sources_go(self) -> None:
+        """Those that no page is read from any more. Cost: O(pages)."""
+        used = np.bincount(self.frames.home, minlength=len(self.sources) + SOURCES)
+        for number, pages in enumerate(used[SOURCES:].tolist()):
+            if not pages:
                 self.sources[number] = None
 
     # -- what a caller asks for
 
-    def forget_freed(self) -> None:
-        """Pages that became free since hold nothing any more."""
+    def catch_up(self) -> None:
+        """Pages that became free since hold nothing any more; those that were lent have a source.
+
+        Each part may be done again by whoever comes after an interrupt.
+        """
         if len(self.beyond):
             if self.cold is not None:
                 self.cold.drop(self.beyond)
             self.beyond = self.beyond[:0]
+        if self.lent is not None:
+            self._take_in(self.lent)
+            self.lent = None
         gone = self._books.pages.gone
         if not gone:
             return
         count = len(gone)
         freed = np.unique(np.array(gone[:count], dtype=np.int64))
-        self.frames.forget(freed[freed < len(self.frames.place)])
+        known = freed[freed < len(self.frames.place)]
+        lazy = bool((self.frames.home[known] >= SOURCES).any())
+        self.frames.forget(known)
         if self.cold is not None:
             self.cold.drop(freed)
+        if lazy:
+            self._let_sources_go()
         del gone[:count]  # last: whoever is interrupted does it again
+
+    def _take_in(self, lent: Lent) -> None:
+        frames = self.frames
+        frames.forget(lent.pages)
+        self.sources.append(lent.source)
+        frames.placed[lent.pages] = False
+        frames.number[lent.pages] = np.arange(len(lent.pages))
+        frames.home[lent.pages] = len(self.sources) - 1 + SOURCES
+        self._let_sources_go()
 
     def bring(self, pages: Ints) -> None:
         """Have these pages, each once, in frames. Raises OutOfFrames, TierFailed, and what a source
         raises that cannot be read.
         """
-        self.forget_freed()
+        self.catch_up()
         frames = self.frames
         missing = frames.missing(pages)
         if len(missing):

@@ -29,7 +29,7 @@ class ScratchFiles:
         """Write bytes at a place."""
         left = memoryview(data).cast("B")
         while left:
-            count = os.pwrite(file, left, at)
+            count = write_at(file, left, at)
             left = left[count:]
             at += count
 
@@ -37,7 +37,7 @@ class ScratchFiles:
         """Fill memory from a place. Raises EOFError where the file is too short."""
         left = memoryview(into).cast("B")
         while left:
-            count = os.preadv(file, [left], at)
+            count = read_at(file, left, at)
             if not count:
                 raise EOFError
             left = left[count:]
@@ -53,6 +53,26 @@ class ScratchFiles:
         if sys.platform == "win32":
             with suppress(OSError):
                 os.unlink(path)
+
+
+def write_at(file: int, data: memoryview, at: int) -> int:
+    """Write at a place; returns how many bytes were."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file, data, at)
+    os.lseek(file, at, os.SEEK_SET)  # on Windows
+    return os.write(file, data)
+
+
+def read_at(file: int, into: memoryview, at: int) -> int:
+    """Read from a place; returns how many bytes were. Where the system can, the place of the file
+    stays, which processes share that were forked.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [into], at)
+    os.lseek(file, at, os.SEEK_SET)  # on Windows
+    found = os.read(file, len(into))
+    into[: len(found)] = found
+    return len(found)
 
 
 SCRATCH = ScratchFiles()

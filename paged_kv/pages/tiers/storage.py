@@ -19,7 +19,7 @@ from paged_kv.pages.storage import Mask, Places, Storage, Tensors, placed
 from paged_kv.pages.tiers.contract import Ints, Tiers
 from paged_kv.pages.tiers.figures import Flow
 from paged_kv.pages.tiers.frames import NOWHERE, SOURCES
-from paged_kv.pages.tiers.moving import Mover
+from paged_kv.pages.tiers.moving import Lent, Mover
 from paged_kv.stats import TierStats
 
 
@@ -64,7 +64,7 @@ class TieredStorage:
     def trimmed(self, pages: int) -> Sequence[Store]:
         """See `Storage`. Frames beyond the last one that is in use go."""
         mover = self._mover
-        mover.forget_freed()
+        mover.catch_up()
         mover.trim()
         old = mover.frames
         kept = old.seats(np.arange(1, pages + 1))
@@ -123,7 +123,7 @@ class TieredStorage:
         how many were not there. Raises as `gather`.
         """
         mover = self._mover
-        mover.forget_freed()
+        mover.catch_up()
         names = np.array(list(dict.fromkeys(pages))[: mover.room()], dtype=np.int64)
         missing = len(mover.frames.missing(names))
         mover.bring(names)
@@ -188,8 +188,8 @@ class TieredStorage:
     def positions_at(self, slots: Ints) -> Ints:
         """See `Storage`. Pages of a source that nobody has read yet are."""
         mover = self._mover
+        mover.catch_up()
         if mover.sources:
-            mover.forget_freed()
             pages = np.unique(slots // self.form.page_size)
             unknown = pages[~mover.frames.placed[pages]]
             for part in mover.pieces(unknown):
@@ -212,18 +212,16 @@ class TieredStorage:
         for part in self._mover.pieces(pages):
             self.hot.import_pages(self._seats_to_write(pages[part]), records[part])
 
-    def import_later(self, pages: Ints, source: Source) -> None:
-        """Let these pages, which nobody reads, be the pages 0, 1, ... of a source, which are read
-        and checked as they are used.
+    def import_later(self, pages: Ints, source: Source) -> Store:
+        """What lets these pages, which nobody reads, be the pages 0, 1, ... of a source, which are
+        read and checked as they are used: for a change to store.
         """
-        mover = self._mover
-        mover.forget_freed()
-        mover.sources.append(source)
-        frames = mover.frames
-        frames.forget(pages)
-        frames.placed[pages] = False
-        frames.number[pages] = np.arange(len(pages))
-        frames.home[pages] = len(mover.sources) - 1 + SOURCES
+        self._mover.catch_up()
+        return Store(self._mover, "lent", Lent(pages, source))
+
+    def catch_up(self) -> None:
+        """Learn what became of pages since the last call, as each call does first."""
+        self._mover.catch_up()
 
     # -- one layer
 
