@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from paged_kv.cache import PagedKVCache
+from paged_kv.integrations.lightzero.shared.lean.places import most_tokens
 from paged_kv.integrations.lightzero.shared.lean.reading import NotLean
 from paged_kv.integrations.lightzero.shared.lean.step import Answers
 from paged_kv.step import Step
@@ -18,7 +19,7 @@ from paged_kv.step import Step
 Run = Callable[[Any, Any, torch.Tensor, list[int], list[int]], Answers]
 
 ROWS = 3
-LONGEST = 9  # tokens of a window at most: longer ones show nothing new
+LONGEST = 9  # tokens of a window at most: an odd number, and longer ones show nothing new
 TIMES = (0, 3, 11)
 DEPTHS = (1, 2, 5)
 SPREAD = 0.1  # of weights that a fresh model leaves at zero, where every step would look right
@@ -109,7 +110,7 @@ class _Comparing(nn.Module):
 
     def forward(self) -> None:
         """Compare a batch of equal windows, and one of different ones."""
-        longest = max(1, min(self.model.context_length - 3, LONGEST))
+        longest = min(most_tokens(self.model.context_length), LONGEST)
         for lengths in ([longest], [longest, 1, max(1, longest - 2)]):
             self._compare(list(islice(cycle(lengths), self._rows)))
 
@@ -123,6 +124,9 @@ class _Comparing(nn.Module):
         short = Seen(answers.latent, value, reward, answers.policy, stored)
         rounding = torch.finfo(stored.dtype).eps ** 0.5
         for name, one, other in zip(Seen._fields, own, short):
+            if one.shape != other.shape:
+                shapes = f"{list(other.shape)}, and LightZero's is {list(one.shape)}"
+                raise NotLean(f"its {name} is {shapes}")
             apart = (one - other).abs().max()
             if not apart <= rounding * one.abs().max().clamp(min=1):
                 raise NotLean(f"its {name} differs from LightZero's by {float(apart):.1e}")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, Run, check, practice
-from paged_kv.integrations.lightzero.shared.lean.places import TOKENS
+from paged_kv.integrations.lightzero.shared.lean.places import TOKENS, most_tokens
 from paged_kv.integrations.lightzero.shared.lean.reading import NotLean, Parts
-from paged_kv.integrations.lightzero.shared.lean.staging import Staging, fixed_step, most_tokens
+from paged_kv.integrations.lightzero.shared.lean.staging import Staging, fixed_step
 from paged_kv.integrations.lightzero.shared.lean.step import (
     Answers,
     attend_by_sums,

@@ -80,6 +80,19 @@ class Joint:
         """Copy the weights at the next look: they may have changed without a trace."""
         self._made_of = []
 
+    def compare(self) -> None:
+        """Copy the weights again where the copy differs from them: they may have changed without a
+        trace. Reads them once.
+        """
+        self.follow()
+        pairs = [(self.weight, "weight")]
+        if self.bias is not None:
+            pairs.append((self.bias, "bias"))
+        for copy, name in pairs:
+            originals: list[Any] = [own[name] for own in self._own]
+            if not torch.equal(copy, self._side_by_side(originals)):
+                self._made_of = []
+
     def follow(self) -> None:
         """Go by the weights that the modules have now."""
         tensors: list[Any] = [own[name] for own in self._own for name in ("weight", "bias")]
@@ -87,8 +100,7 @@ class Joint:
         if all(map(same, seen, self._made_of)) and self._made_of:
             return
         self.weight = self._side_by_side(tensors[0::2])
-        if tensors[1] is not None:
-            self.bias = self._side_by_side(tensors[1::2])
+        self.bias = None if tensors[1] is None else self._side_by_side(tensors[1::2])
         self._made_of = seen
 
     def _side_by_side(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -195,6 +207,10 @@ class Forked:
         """Copy the weights at the next look: they may have changed without a trace."""
         self._start.forget()
 
+    def compare(self) -> None:
+        """Copy the weights again where the copy differs from them."""
+        self._start.compare()
+
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of both for rows [B, inputs]."""
         first, second = self._activation(self._start(x)).split_with_sizes(self._sizes, -1)
@@ -216,6 +232,9 @@ class Both:
         self._second.follow()
 
     def forget(self) -> None:
+        """Nothing is copied."""
+
+    def compare(self) -> None:
         """Nothing is copied."""
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,6 +79,13 @@ def padding_mask(pads: Sequence[int], columns: int, dtype: torch.dtype) -> torch
     return torch.from_numpy(np.where(hidden, -np.inf, 0.0)[:, None, None]).to(dtype)
 
 
+def most_tokens(context_length: int) -> int:
+    """Tokens of the longest context that a step goes on from: an odd number, and fewer than make a
+    window slide.
+    """
+    return max(1, context_length - 3 + context_length % 2)
+
+
 def below_root(batch: Any, rotary: bool, depths: Sequence[int], times: Sequence[Any]) -> Stands:
     """Where the action of each row of a search step stands, and the observation after it: rotary
     positions count from the beginning of the episode, learned ones in the window.
@@ -89,9 +96,13 @@ def below_root(batch: Any, rotary: bool, depths: Sequence[int], times: Sequence[
     return [first, [position + 1 for position in first]]
 
 
-def at_root(batch: Any, rotary: bool, times: Sequence[Any], begins: bool) -> Stands:
-    """The same of a root: of its observation alone, where an episode begins."""
+def at_root(batch: Any, rotary: bool, times: Any, begins: bool) -> Stands:
+    """The same of a root: of its observation alone, where an episode begins. One time is that of
+    all rows.
+    """
     if rotary:
+        if isinstance(times, (int, float)):
+            times = [times] * len(batch.lengths)
         last = [2 * _whole(time) for time in times]
     else:
         sizes = batch.lengths if batch.masked else [batch.past] * len(batch.lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from paged_kv.integrations.lightzero.shared.attention import MaskedAttention
+from paged_kv.integrations.lightzero.shared.lean.anatomy import working_parts
 from paged_kv.integrations.lightzero.shared.lean.layers import (
     Both,
     Chain,
@@ -34,6 +35,7 @@ LAYERS: dict[type, type] = {
     SimNorm: Simplex,
 }
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+METHODS = ("forward", "_transformer_pass", "_add_position_embeddings")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 KNOWN = {
     *LAYERS,
@@ -86,6 +88,13 @@ class Parts(NamedTuple):
         self.latent_and_reward.forget()
         self.value_and_policy.forget()
 
+    def compare(self) -> None:
+        """Copy weights again where a copy differs from them."""
+        for block in self.blocks:
+            block.project.compare()
+        self.latent_and_reward.compare()
+        self.value_and_policy.compare()
+
     def follow(self) -> None:
         """Go by the weights that the modules have now."""
         for block in self.blocks:
@@ -116,8 +125,6 @@ class Own:
 
 def read(model: Any, multiply: Multiply = plain) -> Parts:
     """The parts of a world model, whose linear layers `multiply` computes. Raises NotLean."""
-    if "forward" in vars(model):
-        raise NotLean("the world model has a forward of its own")
     refuse_unknown(model)
     config = model.config
     continuous = bool(model.continuous_action_space)
@@ -146,6 +153,7 @@ def read(model: Any, multiply: Multiply = plain) -> Parts:
 def refuse_unknown(model: Any) -> None:
     """Raise NotLean where a step of this model does anything that the short one does not."""
     transformer = model.transformer
+    _refuse_patches(model)
     if model.num_observations_tokens != 1:
         raise NotLean(f"an observation is {model.num_observations_tokens} tokens, and not one")
     if getattr(model, "use_policy_logits_clip", False):
@@ -154,9 +162,6 @@ def refuse_unknown(model: Any) -> None:
         raise NotLean("the transformer has register tokens")
     if getattr(model, "rebuild_kv_window_from_tokens", False):
         raise NotLean("its own step collects the tokens that full windows are rebuilt from")
-    for name in GLOBAL_HOOKS:
-        if getattr(global_hooks, name):
-            raise NotLean("there is a hook on all modules")
     for name, part in working_parts(model):
         _refuse_part(name, part)
         if part.training and not model.training and isinstance(part, nn.Dropout) and part.p:
@@ -167,20 +172,18 @@ def refuse_unknown(model: Any) -> None:
         _refuse_feed_forward(feed_forward(block))
 
 
-def working_parts(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a step runs through, by name."""
-    names = ["transformer", "act_embedding_table", "head_observations", "head_rewards"]
-    names += ["head_value", "head_policy"]
-    if not model.config.rotary_emb:
-        names.append("pos_emb")
-    for name in names:
-        for inner, part in getattr(model, name).named_modules():
-            yield f"{name}.{inner}".rstrip("."), part
-
-
 def feed_forward(block: Any) -> Any:
     """The layers after the attention of a block, under the name of either version."""
     return block.mlp if hasattr(block, "mlp") else block.feed_forward
+
+
+def _refuse_patches(model: Any) -> None:
+    for name in METHODS:
+        if name in vars(model):
+            raise NotLean(f"the world model has a {name} of its own")
+    for name in GLOBAL_HOOKS:
+        if getattr(global_hooks, name):
+            raise NotLean("there is a hook on all modules")
 
 
 def _refuse_part(name: str, part: nn.Module) -> None:
@@ -205,6 +208,8 @@ def _refuse_feed_forward(layers: Any) -> None:
 def _block(block: Any, multiply: Multiply) -> Layers:
     attention = block.attn
     inputs = [attention.query, attention.key, attention.value]
+    if len({layer.bias is None for layer in inputs}) > 1:
+        raise NotLean("of queries, keys and values some have a bias, and some have none")
     wide, activation, narrow, _ = feed_forward(block)
     return Layers(
         before=Norm(block.ln1),

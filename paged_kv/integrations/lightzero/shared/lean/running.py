@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
 
-from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, check
+from paged_kv.integrations.lightzero.shared.lean.anatomy import Anatomy
+from paged_kv.integrations.lightzero.shared.lean.checking import Contexts, Run, check
 from paged_kv.integrations.lightzero.shared.lean.compiled import (
     CannotCompile,
     Compiled,
@@ -51,7 +53,8 @@ class Lean:
         self.scalars = Scalars()
         self._multiply = plain if multiply is None else multiply
         self._compile = compile
-        self._parts: Parts | None = None
+        self._parts: Parts | None = None  # of a model that was found to be right
+        self._anatomy: Anatomy | None = None  # of the model that was tried last
         self._places = Places()
         self._compiled: Compiled | None = None
 
@@ -59,20 +62,46 @@ class Lean:
         """Where a model is attached, and between two searches (`searching`): see whether the model
         is what the step is made for.
         """
+        known = self._anatomy
+        self._anatomy = None
         try:
-            if self._parts is None:
-                self._compiled = None
-                self._parts = read(model, self._multiply)
-                check(model, self._run_plain, contexts)
+            refuse_unknown(model)
+            if known is None or not known.matches(model):
+                self._try(model, contexts)
             else:
-                refuse_unknown(model)
+                self._anatomy = known
+                if self._parts is not None:
+                    self._parts.compare()
         except NotLean as reason:
-            self._parts = None
-            self._tell(str(reason))
+            self._refuse(str(reason))
+        except Exception as failure:  # of whatever kind: models are made of anything
+            self._refuse(f"it could not be tried: {type(failure).__name__}: {failure}")
+        if self._parts is None:
             return
         self.refused = None
         if searching and self._compile and self._compiled is None and self.not_compiled is None:
             self._start_compiled(model, contexts)
+
+    def _try(self, model: Any, contexts: Contexts) -> None:
+        """Make the step for a model. Raises NotLean; then, and where it is interrupted, there is
+        none.
+        """
+        self._parts = None
+        self._compiled = None
+        parts = read(model, self._multiply)
+        anatomy = Anatomy(model)
+        try:
+            check(model, self._plain(parts), contexts)
+        except Exception:
+            self._anatomy = anatomy  # not to be tried again as long as it is the same
+            raise
+        self._parts = parts
+        self._anatomy = anatomy
+
+    def _refuse(self, reason: str) -> None:
+        self._parts = None
+        self._compiled = None
+        self._tell(reason)
 
     def _tell(self, reason: str) -> None:
         if reason != self.refused:
@@ -84,7 +113,8 @@ class Lean:
     def _start_compiled(self, model: Any, contexts: Contexts) -> None:
         assert self._parts is not None
         try:
-            self._compiled = compiled(model, self._parts, self._run_plain, contexts)
+            plain = self._plain(self._parts)
+            self._compiled = compiled(model, self._parts, plain, contexts)
         except CannotCompile as reason:
             self._give_up_compiled(str(reason))
 
@@ -95,7 +125,9 @@ class Lean:
 
     def forget_weights(self) -> None:
         """They may have changed without a trace."""
-        if self._parts is not None:
+        if self._parts is None:
+            self._anatomy = None  # with other weights it may be right
+        else:
             self._parts.forget()
 
     def ready(self, model: Any) -> bool:
@@ -109,7 +141,8 @@ class Lean:
         if self._compiled is not None and self._compiled.fits(batch):
             answers = self._run_compiled(model, batch, action, depths, times)
         if answers is None:
-            answers = self._run_plain(model, batch, action, depths, times)
+            assert self._parts is not None
+            answers = self._run_plain(self._parts, model, batch, action, depths, times)
         self.scalars.note(answers.scalars)
         self.steps += 1
         return answers
@@ -148,12 +181,19 @@ class Lean:
         self.compiled_steps += 1
         return answers
 
+    def _plain(self, parts: Parts) -> Run:
+        return partial(self._run_plain, parts)
+
     @torch.no_grad()
     def _run_plain(
-        self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any
+        self,
+        parts: Parts,
+        model: Any,
+        batch: Any,
+        action: torch.Tensor,
+        depths: Any,
+        times: Any,
     ) -> Answers:
-        parts = self._parts
-        assert parts is not None
         parts.follow()
         if batch.whole_windows:
             return step(parts, action, lambda _, x: batch.run(model, x.unsqueeze(1)).squeeze(1))

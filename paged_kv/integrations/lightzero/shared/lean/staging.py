@@ -9,6 +9,7 @@ import torch
 from paged_kv.integrations.lightzero.shared.lean.places import (
     TOKENS,
     below_root,
+    most_tokens,
     padding_mask,
     rotations,
 )
@@ -120,10 +121,3 @@ def fixed_step(
         return token(parts, x, place)
 
     return step(parts, action, advance)
-
-
-def most_tokens(context_length: int) -> int:
-    """Tokens of the longest context that a step goes on from: an odd number, and fewer than make a
-    window slide.
-    """
-    return max(1, context_length - 3 + context_length % 2)

@@ -65,6 +65,9 @@ class OneTransform:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
 
+    def __reduce__(self) -> Any:
+        return _itself, (self._own,)  # a copy that is made in the middle of a search is LightZero's
+
     def __call__(self, logits: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         """Logits [B, support] as numbers [B, 1]."""
         if arguments or options:
@@ -80,14 +83,18 @@ def one_transform(search: Any, scalars: Scalars) -> Iterator[None]:
     if names is None or not _alike(*own):
         yield
         return
-    for name in names:
-        setattr(search, name, OneTransform(own[0], scalars))
     try:
+        for name in names:
+            setattr(search, name, OneTransform(own[0], scalars))
         yield
     finally:
         scalars.forget()
         for name, handle in zip(names, own):
             setattr(search, name, handle)
+
+
+def _itself(own: Any) -> Any:
+    return own
 
 
 def _alike(values: Any, rewards: Any) -> bool:
