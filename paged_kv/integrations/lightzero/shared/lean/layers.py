@@ -80,19 +80,6 @@ class Joint:
         """Copy the weights at the next look: they may have changed without a trace."""
         self._made_of = []
 
-    def compare(self) -> None:
-        """Copy the weights again where the copy differs from them: they may have changed without a
-        trace. Reads them once.
-        """
-        self.follow()
-        pairs = [(self.weight, "weight")]
-        if self.bias is not None:
-            pairs.append((self.bias, "bias"))
-        for copy, name in pairs:
-            originals: list[Any] = [own[name] for own in self._own]
-            if not torch.equal(copy, self._side_by_side(originals)):
-                self._made_of = []
-
     def follow(self) -> None:
         """Go by the weights that the modules have now."""
         tensors: list[Any] = [own[name] for own in self._own for name in ("weight", "bias")]
@@ -207,10 +194,6 @@ class Forked:
         """Copy the weights at the next look: they may have changed without a trace."""
         self._start.forget()
 
-    def compare(self) -> None:
-        """Copy the weights again where the copy differs from them."""
-        self._start.compare()
-
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of both for rows [B, inputs]."""
         first, second = self._activation(self._start(x)).split_with_sizes(self._sizes, -1)
@@ -232,9 +215,6 @@ class Both:
         self._second.follow()
 
     def forget(self) -> None:
-        """Nothing is copied."""
-
-    def compare(self) -> None:
         """Nothing is copied."""
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

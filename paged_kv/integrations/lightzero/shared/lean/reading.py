@@ -88,13 +88,6 @@ class Parts(NamedTuple):
         self.latent_and_reward.forget()
         self.value_and_policy.forget()
 
-    def compare(self) -> None:
-        """Copy weights again where a copy differs from them."""
-        for block in self.blocks:
-            block.project.compare()
-        self.latent_and_reward.compare()
-        self.value_and_policy.compare()
-
     def follow(self) -> None:
         """Go by the weights that the modules have now."""
         for block in self.blocks:

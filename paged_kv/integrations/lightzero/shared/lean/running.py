@@ -70,8 +70,9 @@ class Lean:
                 self._try(model, contexts)
             else:
                 self._anatomy = known
-                if self._parts is not None:
-                    self._parts.compare()
+                if self._parts is not None and self._multiply is plain:
+                    # packed copies of these would be made again, too, which takes longer
+                    self._parts.forget()
         except NotLean as reason:
             self._refuse(str(reason))
         except Exception as failure:  # of whatever kind: models are made of anything
