@@ -19,12 +19,19 @@ if os.environ.get("PAGED_KV_CORE_ONLY") == "1":
     pytest.skip("the core alone has no altair", allow_module_level=True)
 
 import altair as alt  # noqa: E402
+import ray_placement  # noqa: E402
 import train_both_picture  # noqa: E402
 from peers import plots  # noqa: E402
 
 from paged_kv.tools.html.picture import svg  # noqa: E402
 
-PICTURES = ("peers_bytes.svg", "peers_scaling.svg", "peers_times.svg", "train_both.svg")
+PICTURES = (
+    "peers_bytes.svg",
+    "peers_scaling.svg",
+    "peers_times.svg",
+    "ray_placement.svg",
+    "train_both.svg",
+)
 COLOURED = re.compile(r'\b(fill|stroke)="(#\w+)"')
 
 
@@ -42,6 +49,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Every picture, drawn from the committed numbers."""
     folder = tmp_path_factory.mktemp("pictures")
     list(plots.draw(json.loads((RESULTS / "peers.json").read_text()), folder))
+    placed = json.loads((RESULTS / "ray_placement.json").read_text())["rows"]
+    ray_placement.draw(placed, folder / "ray_placement.svg")
     sides = json.loads((RESULTS / "train_both.json").read_text())["sides"]
     (folder / "train_both.svg").write_text(train_both_picture.drawing(sides))
     return {path.name: path.read_text() for path in folder.iterdir()}
@@ -54,7 +63,7 @@ def test_every_picture_is_drawn(drawn: dict[str, str]) -> None:
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_pictures_show_what_was_measured(name: str, drawn: dict[str, str]) -> None:
     committed = words((RESULTS / name).read_text())
-    assert committed == words(drawn[name]), "run: benchmarks/peers/plots.py"
+    assert committed == words(drawn[name]), "draw it again: see the benchmark that wrote it"
     assert len(committed) > 20
 
 

@@ -14,7 +14,7 @@ import torch
 
 from paged_kv.errors import BadArgument, MissingPackage, TierFailed
 from paged_kv.pages.tiers.coding import Coding
-from paged_kv.pages.tiers.contract import RecordCodec, Ints
+from paged_kv.pages.tiers.contract import Ints, RecordCodec
 from paged_kv.pages.tiers.scratch import SCRATCH, ScratchFiles, runs
 
 

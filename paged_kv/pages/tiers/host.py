@@ -8,7 +8,7 @@ import torch
 
 from paged_kv.errors import BadArgument, TierFailed
 from paged_kv.pages.tiers.coding import Coding
-from paged_kv.pages.tiers.contract import RecordCodec, Ints
+from paged_kv.pages.tiers.contract import Ints, RecordCodec
 
 
 class HostTier:
