@@ -23,6 +23,7 @@ from machine import processor
 from paged_kv.integrations.ray.placement import BOUND, Placement
 
 WORKERS = (1, 3, 10, 30, 100, 300, 1000)
+COLOURS = ["var(--other)", "var(--paged)", "var(--reserved)", "var(--muted)"]
 ALONE = 1e9  # a bound that never matters
 
 
@@ -109,13 +110,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for field, name in names.items()
         if field in row
     ]
+    hues = alt.Scale(domain=list(names.values()), range=COLOURS)
+    legend = alt.Legend(title=None, columns=2, labelLimit=400)
     chart = (
         alt.Chart(alt.Data(values=points), width=520, height=260)
         .mark_line(point=True)
         .encode(
             x=alt.X("workers:Q", scale=alt.Scale(type="log"), title="workers"),
             y=alt.Y("load:Q", scale=alt.Scale(zero=False), title="largest load over the mean"),
-            color=alt.Color("what:N", title=None, sort=list(names.values())),
+            color=alt.Color("what:N", scale=hues, legend=legend),
         )
     )
     path.write_text(svg(chart, "Trees per worker: largest over mean"))
