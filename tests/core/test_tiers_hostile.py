@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from paged_kv import PagedKVCache
-from paged_kv.errors import BadArgument, TierFailed
+from paged_kv.errors import BadArgument, OutOfFrames, TierFailed
 from paged_kv.tiers import ColdTier, FileTier, HostTier, Tiers
 
 
@@ -168,3 +168,84 @@ def test_a_system_without_reads_at_a_place_will_do(
     monkeypatch.delattr(os, "preadv")
     cache = make(FileTier(tmp_path))
     see(cache, fill(cache, 6))
+
+
+# -- free pages that a call which failed had worked on, and pages that trim renames
+
+
+def leave_a_page(cache: PagedKVCache, others: list[int]) -> None:
+    """A page that is free, with a copy that nobody will read: in a frame, or in a cold place where
+    `others` take all frames.
+    """
+    (root,) = cache.new()
+    cache.append([root], tokens(8)[:, :, :, :3], tokens(8)[:, :, :, :3])
+    (child,) = cache.fork([root])
+    cache.append([root], tokens(8)[:, :, :, :1], tokens(8)[:, :, :, :1])
+    with pytest.raises(OutOfFrames):
+        cache.append([child], torch.ones(2, 1, 1, 9, 2), torch.ones(2, 1, 1, 9, 2))
+    cache.release([child, root])
+    for _ in range(2):
+        for seq in others:
+            cache.gather([seq])
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_a_call_that_failed_left_is_read_by_nobody(lazy: bool, cold: bool) -> None:
+    source = make(HostTier())
+    bundle = source.export(fill(source, 6))
+    cache = make(HostTier())
+    others = fill(cache, 3)
+    leave_a_page(cache, others if cold else [])
+    seqs = cache.adopt(bundle, lazy=lazy)
+    for _ in range(2):
+        see(cache, seqs)
+        see(cache, others)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_page_that_trim_moved_is_written_when_it_goes(cold: bool) -> None:
+    cache = make(HostTier())
+    seqs = fill(cache, 6)
+    cache.release(seqs[:3])
+    leave_a_page(cache, seqs[3:] if cold else [])
+    cache.trim()
+    assert cache.pages_reserved == 6
+    for _ in range(2):
+        for row, seq in enumerate(seqs[3:], 3):
+            assert torch.equal(cache.gather([seq]).keys, tokens(row))
+
+
+@pytest.mark.parametrize("kind", ["host", "file"])
+def test_cold_pages_beyond_a_trim_are_dropped(kind: str, tmp_path: Path) -> None:
+    cache = make(HostTier() if kind == "host" else FileTier(tmp_path))
+    seqs = fill(cache, 10)
+    cache.release(seqs[:7])
+    cache.trim()
+    cache.prefetch([])
+    assert cache.tiers[1].pages <= cache.pages_reserved == 6
+    for row, seq in enumerate(seqs[7:], 7):
+        assert torch.equal(cache.gather([seq]).keys, tokens(row))
+
+
+def test_a_step_holds_its_frames_after_a_trim_too() -> None:
+    """Else its second layer would go to the frames of another sequence."""
+    cache = make(HostTier())
+    seqs = fill(cache, 4)
+    step = cache.attend(seqs[3:], 2)
+    cache.release(seqs[:1])
+    before = cache.page_tables(seqs[3:])
+    cache.trim()
+    assert cache.page_tables(seqs[3:]) != before
+    more = torch.ones(1, 1, 2, 2)
+    step.layers[0].attend(more, more, more)
+    for seq in seqs[1:3]:
+        with pytest.raises(OutOfFrames, match="open steps hold 3 frames"):
+            cache.gather([seq])
+    step.layers[1].attend(more, more, more)
+    (child,) = step.commit()
+    found = cache.gather([child])
+    assert torch.equal(found.keys[:, :, :, :4], tokens(3))
+    assert found.keys[:, :, :, 4:].eq(1).all()
+    for row, seq in enumerate(seqs[1:3], 1):
+        assert torch.equal(cache.gather([seq]).keys, tokens(row))
