@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,9 @@ def time_pages(name: str, out: Path) -> None:
         sides: dict[str, Side] = {"paged": client.LightZeroSide("paged", preset, setting)}
         steps = workload._steps(preset, setting, size.roots)
         fidelity = workload.Fidelity()
-        workload._timed_pass(sides, measured, fidelity, steps, setting, lambda stage: None)
+        timed = workload._timed_pass
+        last = [size.roots] if "roots" in signature(timed).parameters else []
+        timed(sides, measured, fidelity, steps, setting, lambda stage: None, *last)
     figures = {
         "cache_us_per_simulation": workload.typical(measured["paged"].cache_us),
         "search_us_per_simulation": workload.typical(measured["paged"].search_us),
