@@ -64,3 +64,15 @@ def test_a_long_episode_extends_the_table_of_rotations() -> None:
     assert len(model.transformer.freqs_cis) > end + 3
     assert np.array_equal(found[0, 0, 0, 0].numpy(), before[1].numpy())
     assert np.array_equal(found[0, 1, 0, 0].numpy(), model.transformer.freqs_cis[end + 3].numpy())
+
+
+def test_a_model_that_stays_the_same_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paged_kv.integrations.lightzero.shared.lean import running
+
+    tried = []
+    check = running.check
+    monkeypatch.setattr(running, "check", lambda *all: (tried.append(1), check(*all)))
+    lean = attach(build("shift", envs=4), step="lean")
+    search_with_lightzero(lean)
+    assert len(tried) == 1
+    assert lean.world_model.paged.lean.steps > 100

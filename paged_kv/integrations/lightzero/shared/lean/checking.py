@@ -200,9 +200,9 @@ def _evaluating(model: Any) -> Iterator[None]:
     modes = [(part, part.training) for part in model.modules()]
     kept = ("keys_values_wm_size_list_current", "reanalyze_phase")
     before = {name: vars(model)[name] for name in kept if name in vars(model)}
-    model.eval()
-    model.__dict__["reanalyze_phase"] = False
     try:
+        model.eval()
+        model.__dict__["reanalyze_phase"] = False
         yield
     finally:
         for name in kept:

@@ -114,8 +114,8 @@ class Lean:
     def _start_compiled(self, model: Any, contexts: Contexts) -> None:
         assert self._parts is not None
         try:
-            plain = self._plain(self._parts)
-            self._compiled = compiled(model, self._parts, plain, contexts)
+            short = self._plain(self._parts)
+            self._compiled = compiled(model, self._parts, short, contexts)
         except CannotCompile as reason:
             self._give_up_compiled(str(reason))
 
