@@ -1,4 +1,4 @@
-"""Nodes leave a lm and come into another: they go on there as they would have here."""
+"""Nodes leave an lm and come into another: they go on there as they would have here."""
 
 from __future__ import annotations
 

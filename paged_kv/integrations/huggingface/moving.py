@@ -1,4 +1,4 @@
-"""Nodes leave a lm, and come into another: with their paths, seeds, K/V and last hidden states."""
+"""Nodes leave an lm, and come into another: with their paths, seeds, K/V and last hidden states."""
 
 from __future__ import annotations
 
