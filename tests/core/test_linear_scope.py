@@ -150,6 +150,7 @@ def interrupted(linears: PackedLinears, model: nn.Module, line: int) -> bool:
             raise KeyboardInterrupt
         return trace
 
+    before = sys.gettrace()
     sys.settrace(trace)
     try:
         with linears.scope(model):
@@ -157,7 +158,7 @@ def interrupted(linears: PackedLinears, model: nn.Module, line: int) -> bool:
     except KeyboardInterrupt:
         pass
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return count >= line
 
 

@@ -74,7 +74,7 @@ def test_help_of_profile_is_in_groups(capsys: pytest.CaptureFixture[str]) -> Non
     assert f"{', '.join(PRESETS)} or all (default: cartpole)" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(("command", "count"), [("profile", 5), ("estimate", 3)])
+@pytest.mark.parametrize(("command", "count"), [("profile", 6), ("estimate", 3)])
 def test_examples_of_the_help_are_understood(
     command: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

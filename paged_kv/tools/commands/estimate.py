@@ -103,7 +103,7 @@ def add(commands: Any) -> None:
     )
     sizes.add_argument(
         "--storage",
-        metavar="KIND",
+        metavar="NAME",
         help="of the pages: exact, or int8, a byte a number (default: exact)",
     )
     output = command.add_argument_group("output")
