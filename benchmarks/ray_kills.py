@@ -52,7 +52,7 @@ def make_model() -> Any:
 
 
 def search(tree: Any, seed: int) -> list[tuple[int, ...]]:
-    """What is drawn, on a pool or a lm."""
+    """What is drawn, on a pool or an lm."""
     prompts = [[3 + seed % 7 + place, 11, 12 + place] for place in range(TREES)]
     level = tree.prefill(prompts, seed=seed)
     drawn = []

@@ -140,11 +140,11 @@ def held_bytes(cache: str, world_model: Any) -> dict[str, int]:
     return {"in_use": total, "reserved": total, "peak_in_use": total}
 
 
-def train(cache: str, seed: int, until: Until, window: str) -> Row:
+def train(cache: str, seed: int, until: Until, choices: dict[str, str]) -> Row:
     """One side: collect, learn and, every so often, evaluate, until it is over."""
     cfg = build_config(seed)
     set_pkg_seed(seed, use_cuda=False)
-    with installed(cache=cache, window=window):
+    with installed(cache=cache, **choices):
         policy, _ = build_policy(cfg)
     envs, episodes = build_envs(cfg, cfg.policy.collector_env_num, seed)
     collector = MuZeroCollector(
@@ -232,10 +232,10 @@ def in_a_folder_of_its_own(work: Callable[[], list[Row]]) -> list[Row]:
             os.chdir(home)
 
 
-def run_all(caches: Sequence[str], seed: int, until: Until, window: str) -> list[Row]:
+def run_all(caches: Sequence[str], seed: int, until: Until, choices: dict[str, str]) -> list[Row]:
     """The sides, one after the other."""
     with fixed_ties(mz_tree.__file__), contextlib.redirect_stdout(Nowhere()):
-        return [train(cache, seed, until, window) for cache in caches if not until.stopped]
+        return [train(cache, seed, until, choices) for cache in caches if not until.stopped]
 
 
 def kept(file: Path | None, caches: Sequence[str]) -> list[Row]:
@@ -268,6 +268,12 @@ def parsed() -> argparse.Namespace:
         default="cached",
         help="what contexts on pages keep",
     )
+    parser.add_argument(
+        "--step",
+        choices=("lean", "lightzero"),
+        default="lean",
+        help="how steps on pages are taken",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path, help="draw the picture to this file (needs altair)")
     return parser.parse_args()
@@ -289,6 +295,7 @@ def document(options: argparse.Namespace, stopped: bool, sides: Sequence[Row]) -
         "stopped": stopped,
         "caches": list(options.caches),
         "window": options.window,
+        "step": options.step,
     }
     found: Row = {"machine": machine, "workload": work, "sides": sides}
     if len(sides) == 2:
@@ -305,10 +312,9 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
+    choices = {"window": options.window, "step": options.step}
     signal.signal(signal.SIGINT, until.on_interrupt)
-    sides = in_a_folder_of_its_own(
-        lambda: run_all(options.caches, options.seed, until, options.window)
-    )
+    sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until, choices))
     sides = sorted(
         [*kept(options.json, options.caches), *sides], key=lambda side: CACHES.index(side["cache"])
     )

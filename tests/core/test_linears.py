@@ -26,6 +26,11 @@ PACKED = torch.float32, torch.bfloat16
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="this torch has no packed linears")
 
 
+def test_kernels_are_there_where_torch_has_onednn() -> None:
+    """Else what needs them would be skipped, and nobody would know."""
+    assert packing.has_kernels(torch.float32) == torch.backends.mkldnn.is_available()
+
+
 def works(call: Callable[[], object]) -> bool:
     """Whether this torch can do it."""
     try:

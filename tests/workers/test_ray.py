@@ -86,7 +86,7 @@ def pool(local_ray: None) -> Iterator[SearchPool]:
 
 
 def grown(tree: Any, trouble: Any = lambda turn: None) -> list[tuple[int, ...]]:
-    """What a search draws, with a pool or a lm."""
+    """What a search draws, with a pool or an lm."""
     level = tree.prefill(PROMPTS, seed=3)
     for turn in range(4):
         trouble(turn)

@@ -53,7 +53,7 @@ class Held:
 
 
 class HeldTrees:
-    """Trees of a lm, whose verbs take names."""
+    """Trees of an lm, whose verbs take names."""
 
     def __init__(self, lm: PagedLM) -> None:
         self.lm = lm

@@ -1,4 +1,4 @@
-"""A worker: a model, a lm on it, and the trees that live there. Any process may hold one."""
+"""A worker: a model, an lm on it, and the trees that live there. Any process may hold one."""
 
 from __future__ import annotations
 
