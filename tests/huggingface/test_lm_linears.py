@@ -306,5 +306,5 @@ def test_a_model_that_computes_within_a_packed_forward() -> None:
 
 @pytest.mark.parametrize("linears", ["fast", None, True, 3, ["packed"]])
 def test_bad_choices_are_refused(linears: Any) -> None:
-    with pytest.raises(BadArgument, match='"own" or "packed"'):
+    with pytest.raises(BadArgument, match='"torch" or "packed"'):
         PagedLM(made(), linears=linears)

@@ -60,7 +60,7 @@ class PagedLM:
     - `weights`: what becomes of K/V when the model's weights, adapters or mode change: "drop"
       computes them again, "refuse" raises WeightsChanged, "keep" goes on.
     - `linears`: "packed" computes the model's linear layers with packed copies of their weights,
-      which small batches on a CPU read faster: see docs/linears.md; "own" does not; a
+      which small batches on a CPU read faster: see docs/linears.md; "torch" does not; a
       `PackedLinears` is shared with whoever else has it.
     - `tiers`: as those of `PagedKVCache`. `max_bytes` bounds cold pages, too.
     - `progress`: whether long calls show a bar.
@@ -91,7 +91,7 @@ class PagedLM:
         batch_bytes: int = BATCH_BYTES,
         prefill_chunk_size: int = PIECE,
         weights: str = "drop",
-        linears: str | PackedLinears = "own",
+        linears: str | PackedLinears = "torch",
         tiers: Tiers | None = None,
         progress: bool = True,
     ) -> None:

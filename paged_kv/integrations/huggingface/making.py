@@ -27,7 +27,7 @@ from paged_kv.linears import PackedLinears
 from paged_kv.tiers import Tiers
 
 WEIGHTS = ("drop", "refuse", "keep")
-LINEARS = ("own", "packed")
+LINEARS = ("torch", "packed")
 
 
 def make_paths(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 METHODS = ("mcts", "beam", "best-of-n")
-LINEARS = ("packed", "own")
+LINEARS = ("packed", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -106,7 +106,7 @@ class Trial:
                 model,
                 page_size=self.page_size,
                 backend="tree",
-                linears=self.linears if name == PACKED else "own",
+                linears=self.linears if name == PACKED else "torch",
                 max_bytes=2 * self._tree_bytes(),
                 progress=False,
             )
