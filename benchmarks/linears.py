@@ -26,11 +26,14 @@ from machine import processor
 from paged_kv.linears import packing
 
 ROWS = (1, 2, 4, 8, 16, 64, 256, 512, 1024)
-# Outputs and inputs of LightZero's world model (768) and its heads, and of SmolLM2-135M (576).
+# Outputs and inputs of LightZero's world model (768) and its heads, of one of memory tasks
+# (256), and of SmolLM2-135M (576).
 SHAPES = (
     (64, 64),
     (101, 768),
     (192, 576),
+    (256, 256),
+    (768, 256),
     (768, 768),
     (3072, 768),
     (768, 3072),

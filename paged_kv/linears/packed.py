@@ -61,7 +61,7 @@ class PackedLinears:
     weight is known by its tensor object: one that is made for each call is packed at each call.
 
     Results differ from those of F.linear by rounding. F.linear itself is used where packing gains
-    nothing (one row in float32, more than 512, weights of less than 256 Ki numbers), where
+    nothing (one row in float32, more than 512, weights of less than 128 Ki numbers), where
     gradients are recorded, tensors are traced, wrapped or cast, for weights that were made in
     inference mode, and on processors, devices and builds of torch that have no such kernels.
 

@@ -20,8 +20,8 @@ except ImportError:  # torch < 2.3
 _LEAST_ROWS = {torch.float32: 2, torch.bfloat16: 1}
 # At 512 rows 1.1 times as fast, beyond it nothing is gained.
 _MOST_ROWS = 512
-# A call costs some 15 us more than F.linear, which reads half as many numbers in 60.
-_LEAST_NUMBERS = 1 << 18
+# A call costs some 15 us more than F.linear, up to 40 amid other work; that takes 100 for these.
+_LEAST_NUMBERS = 1 << 17
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 try:
     torch.is_autocast_enabled("cpu")
