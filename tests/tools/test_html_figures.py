@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from paged_kv.recording import Recording
 from paged_kv.tools.html import charts, page
+from paged_kv.tools.html.figure import Across, Line, Up, lines
 from paged_kv.tools.html.glance import cards
 from paged_kv.tools.html.histograms import fill, lives
 from paged_kv.tools.html.pagemap import cells_of, page_map
@@ -47,6 +48,14 @@ def test_the_lines_are_those_of_the_recordings(pair: list[Recording]) -> None:
         round(row["bytes_unique"] / unit, 4) for row in pair[1].samples
     ]
     assert spec.title.startswith("another cache peaks at")
+
+
+@pytest.mark.parametrize(("places", "least"), [([0, 1, 2], 1), ([0, 0.5, 2], None)])
+def test_whole_numbers_have_whole_ticks(places: list[float], least: int | None) -> None:
+    line = Line("held", "pages", "green", [], [(place, 1.0) for place in places])
+    spec = lines([line], Across("simulation"), Up("held", "B")).to_dict()
+    axes = [layer["encoding"]["x"]["axis"] for layer in spec["layer"]]
+    assert [drawn.get("tickMinStep") for drawn in axes] == [least] * len(axes)
 
 
 def test_pages_by_references_add_up(pair: list[Recording]) -> None:

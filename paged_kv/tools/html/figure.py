@@ -105,7 +105,10 @@ def _across(drawn: Sequence[Line], across: Across) -> alt.X:
     # Domains are given: the layer that holds only what is pointed at has no extent of its own.
     places = [x for line in drawn for x, _ in line.points]
     scale = alt.Scale(domain=[min(places), max(places)], nice=False)
-    return alt.X("x:Q", title=across.title, scale=scale, axis=alt.Axis(grid=False, tickCount=8))
+    axis = alt.Axis(grid=False, tickCount=8)
+    if all(float(place).is_integer() for place in places):  # half a simulation means nothing
+        axis.tickMinStep = 1
+    return alt.X("x:Q", title=across.title, scale=scale, axis=axis)
 
 
 def _up(drawn: Sequence[Line], up: Up) -> alt.Y:
