@@ -228,6 +228,57 @@ def test_a_model_that_stays_the_same_is_tried_once(
     assert len(tried) == 2
 
 
+def a_hook_on_a_part(wm: Any) -> None:
+    wm.transformer.ln_f.register_forward_pre_hook(lambda module, inputs: None)
+
+
+def a_choice(wm: Any) -> None:
+    wm.use_policy_logits_clip = True
+
+
+def a_part_that_trains(wm: Any) -> None:
+    wm.transformer.blocks[0].attn.attn_drop.train()
+
+
+def another_class(wm: Any) -> None:
+    norm = wm.transformer.ln_f
+    norm.__class__ = type("Norm", (nn.LayerNorm,), {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(change for change in CHANGES if change not in (positions, averages)),
+        a_hook_on_a_part,
+        a_choice,
+        a_part_that_trains,
+        another_class,
+    ],
+)
+def test_an_anatomy_sees_what_a_step_may_be_refused_for(change: Callable[[Any], None]) -> None:
+    from paged_kv.integrations.lightzero.shared.lean.anatomy import Anatomy
+
+    wm = copy.deepcopy(built(rotary=True)).world_model
+    wm.eval()
+    anatomy = Anatomy(wm)
+    assert anatomy.matches(wm)
+    change(wm)
+    assert not anatomy.matches(wm)
+
+
+def test_an_anatomy_sees_hooks_on_all_modules() -> None:
+    from paged_kv.integrations.lightzero.shared.lean.anatomy import Anatomy
+
+    wm = copy.deepcopy(built(rotary=True)).world_model
+    anatomy = Anatomy(wm)
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        assert not anatomy.matches(wm)
+    finally:
+        hook.remove()
+    assert anatomy.matches(wm)
+
+
 # -- models made of anything
 
 

@@ -13,7 +13,12 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from paged_kv.integrations.lightzero.shared.attention import MaskedAttention
-from paged_kv.integrations.lightzero.shared.lean.anatomy import working_parts
+from paged_kv.integrations.lightzero.shared.lean.anatomy import (
+    GLOBAL_HOOKS,
+    HOOKS,
+    METHODS,
+    working_parts,
+)
 from paged_kv.integrations.lightzero.shared.lean.layers import (
     Both,
     Chain,
@@ -34,9 +39,6 @@ LAYERS: dict[type, type] = {
     nn.GELU: Gelu,
     SimNorm: Simplex,
 }
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-METHODS = ("forward", "_transformer_pass", "_add_position_embeddings")
-GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 KNOWN = {
     *LAYERS,
     nn.Linear,
@@ -144,7 +146,10 @@ def read(model: Any, multiply: Multiply = plain) -> Parts:
 
 
 def refuse_unknown(model: Any) -> None:
-    """Raise NotLean where a step of this model does anything that the short one does not."""
+    """Raise NotLean where a step of this model does anything that the short one does not.
+
+    What it looks at is part of an `Anatomy`.
+    """
     transformer = model.transformer
     _refuse_patches(model)
     if model.num_observations_tokens != 1:

@@ -26,7 +26,6 @@ from paged_kv.integrations.lightzero.shared.lean.reading import (
     NotLean,
     Parts,
     read,
-    refuse_unknown,
 )
 from paged_kv.integrations.lightzero.shared.lean.step import (
     Answers,
@@ -65,7 +64,6 @@ class Lean:
         known = self._anatomy
         self._anatomy = None
         try:
-            refuse_unknown(model)
             if known is None or not known.matches(model):
                 self._try(model, contexts)
             else:
