@@ -8,17 +8,17 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from inspect import CO_GENERATOR
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import pytest
 from hf_paths import paths
 from interrupts import ERRORS, traced
+from line_breaks import Breaker, Line
 from lm_oracle import Oracle, close, whole
 from tiny_models import tiny_model
 
+from paged_kv.bundles.bundle import Bundle
 from paged_kv.errors import ReleasedNode
 from paged_kv.integrations import huggingface
 from paged_kv.integrations.huggingface import PagedLM
@@ -28,8 +28,8 @@ FOLDER = str(Path(huggingface.__file__).parent)
 # What a model runs through: a fault in there is one of the model, which has lines enough.
 OTHERS = ("attention.py", "feeding.py", "stepping.py", "shapes.py", "cache.py")
 PROMPTS = [[7, 8, 9, *row] for row in paths((9, 6, 11))]
+SAME = {"weights": "of both lms"}
 PAGES = 30  # of two tokens: too few for all that is made here
-Line = tuple[CodeType, int]
 
 
 class Scene(NamedTuple):
@@ -41,6 +41,7 @@ class Scene(NamedTuple):
     roots: list[Node]
     kids: list[Node]  # drawn, their last tokens are pending
     fresh: list[Node]  # of which nothing was fed
+    bundle: Bundle  # of some of these, pinned
 
 
 def scoped(scene: Scene) -> None:
@@ -82,37 +83,11 @@ CALLS: dict[str, Callable[[Scene], object]] = {
     "release": lambda s: s.lm.release(s.roots),
     "clear": lambda s: s.lm.clear(),
     "scope": scoped,
+    "export": lambda s: s.lm.export([*s.roots, *s.kids, *s.fresh], identity=SAME),
+    "adopt": lambda s: s.other.adopt(s.bundle, identity=SAME),
     "drop": dropped,
     "weights": changed,
 }
-
-
-class Breaker:
-    """A trace function that raises at the first pass over a line, and notes all that it meets."""
-
-    def __init__(self, target: Line | None = None, error: type[BaseException] = KeyError) -> None:
-        self.target = target
-        self.error = error
-        self.met: dict[Line, None] = {}
-        self.fired = False
-
-    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        code = frame.f_code
-        # CPython 3.11 forgets some frames of generators that are traced, with all they hold
-        if not code.co_filename.startswith(FOLDER) or code.co_flags & CO_GENERATOR:
-            return None
-        if code.co_filename.endswith(OTHERS):
-            return None
-        return self.trace
-
-    def trace(self, frame: FrameType, event: str, arg: object) -> Any:
-        """Called before each line."""
-        line = (frame.f_code, frame.f_lineno)
-        self.met[line] = None
-        if event == "line" and line == self.target and not self.fired:
-            self.fired = True
-            raise self.error
-        return self.trace
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +119,15 @@ class Stage:
         roots = self.lm.prefill(PROMPTS, seed=5)
         kids = self.lm.sample(roots, max_new_tokens=2)
         fresh = self.lm.fork(roots, [[3, 4], [5], [6]])
-        return Scene(self.lm, self.other, self.oracle, roots, kids, fresh)
+        self.lm.pin(roots[:1])
+        bundle = self.lm.export([*roots, *kids, *fresh[:1]], identity=SAME)
+        self.lm.unpin(roots[:1])
+        return Scene(self.lm, self.other, self.oracle, roots, kids, fresh, bundle)
 
     def lines(self, call: Callable[[Scene], object]) -> list[Line]:
         """All lines that a call passes."""
         scene = self.prepare()
-        breaker = Breaker()
+        breaker = Breaker(FOLDER, OTHERS)
         with traced(breaker):
             call(scene)
         return list(breaker.met)
@@ -157,7 +135,7 @@ class Stage:
     def broken(self, call: Callable[[Scene], object], line: Line, error: Any) -> None:
         """Break a call off, and see that all goes on."""
         scene = self.prepare()
-        breaker = Breaker(line, error)
+        breaker = Breaker(FOLDER, OTHERS, line, error)
         try:
             with traced(breaker):
                 call(scene)
