@@ -362,6 +362,14 @@ class WorkerLost(PagedKVError, RuntimeError):
         self.why = why
 
 
+class ClosedPool(PagedKVError, RuntimeError):
+    """A call of a pool of workers that cannot have any more."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"this pool has no workers: {why}")
+        self.why = why
+
+
 class BadRecording(PagedKVError, ValueError):
     """A file that is no recording, or cannot be read."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.engine import Died
@@ -49,15 +50,22 @@ class InProcess:
     def __init__(self, recipe: Recipe, fate: Callable[[str], str] = lambda verb: FINE) -> None:
         self.recipe = recipe
         self.fate = fate
-        self.actors: list[Actor] = []
-        self.calls: list[tuple[Actor, Call]] = []
+        self.calls: list[Call] = []
+        self._hired: list[ref[Actor]] = []  # whose handle nobody has any more, ends
         self.most_waiting = 0
         self.clock = 0.0
         self.closed = False
+        self.gone = False  # as if Ray had been shut down
 
     def hire(self) -> Actor:
-        self.actors.append(Actor(self.recipe))
-        return self.actors[-1]
+        actor = Actor(self.recipe)
+        self._hired.append(ref(actor))
+        return actor
+
+    @property
+    def actors(self) -> list[Actor]:
+        found = [hired() for hired in self._hired]
+        return [actor for actor in found if actor is not None]
 
     def living(self) -> list[Actor]:
         return [actor for actor in self.actors if not actor.dead]
@@ -78,16 +86,22 @@ class InProcess:
         )
 
     def run(self, actor: Actor, call: Call, payload: Any) -> Answer:
-        self.calls.append((actor, call))
+        self.calls.append(call)
         value = None if payload is None else sent(payload.value)
         return self._answer(actor, call.verb, lambda: actor.worker.run(sent(call), value))
 
     def give(self, actor: Actor, call: Call) -> tuple[Answer, Answer]:
-        self.calls.append((actor, call))
+        self.calls.append(call)
         both = self._answer(actor, call.verb, lambda: actor.worker.give(sent(call)))
         reply, trees = both.value or (None, None)
         both.value = reply
         return both, Answer(None, trees, both.fate)
+
+    def seal(self, value: Any) -> bytes:
+        return pickle.dumps(value)
+
+    def alive(self) -> bool:
+        return not self.gone
 
     def put(self, value: Any) -> Answer:
         return Answer(None, sent(value), FINE)

@@ -33,11 +33,13 @@ def choose(
     sizes: Mapping[int, int],
     last_used: Mapping[int, int],
     keep: Collection[int] = (),
+    stay: Collection[int] = (),
 ) -> Move | None:
     """The tree of worker `short` that goes to the worker with the most free bytes, or None.
 
     The one that was used the longest ago; of equal ones the largest. It has to fit there, and one
-    tree stays: it would run short there as it does here. `keep`: workers that get nothing.
+    tree stays: it would run short there as it does here. `keep`: workers that get nothing; `stay`:
+    trees that do not go.
 
     >>> loads = {0: Load(100, 100), 1: Load(20, 100), 2: Load(60, 100)}
     >>> choose(0, loads, {5: 30, 6: 60, 7: 10}, {5: 1, 6: 1, 7: 9})
@@ -48,7 +50,7 @@ def choose(
         return None
     target = max(others, key=lambda worker: (loads[worker].free, -worker))
     room = SLACK * loads[target].free
-    fitting = [tree for tree, size in sizes.items() if 0 < size <= room]
+    fitting = [tree for tree, size in sizes.items() if 0 < size <= room and tree not in stay]
     if not fitting:
         return None
     tree = min(fitting, key=lambda each: (last_used.get(each, 0), -sizes[each], each))

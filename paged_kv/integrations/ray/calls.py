@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 from paged_kv.errors import BadArgument
 
-MAKERS = ("open", "sample", "extend", "fork", "crop")
 Name = tuple[int, int]  # a tree, and the number of a node in it
 
 
 class Call(NamedTuple):
     """What a worker is asked for."""
 
-    number: int  # one more than that of the call before
+    number: int  # above that of the call before
     verb: str
-    args: tuple[Any, ...]
+    args: bytes  # pickled: what a worker cannot read is told as a mistake of the caller
     version: int  # of the weights that it is meant for
     dropped: tuple[Name, ...]  # nodes that nobody holds any more: forgotten before
 
@@ -56,23 +55,14 @@ class Noted(NamedTuple):
     payload: Any
 
 
-def names_made(call: Call, value: Any) -> list[Name]:
-    """The nodes that a call made, by its reply. `open` names trees, all others nodes above."""
-    if call.verb not in MAKERS or not value:
-        return []
-    above = call.args[0]
-    trees = above if call.verb == "open" else [tree for tree, _ in above]
-    copies = len(value) // len(trees)
-    spread = [tree for tree in trees for _ in range(copies)]
-    return [(tree, made.number) for tree, made in zip(spread, value)]
-
-
 class Journal:
     """The calls to one worker since its last snapshot, in order.
 
+    Each change is one step of Python: whatever interrupts a call leaves a journal that is whole.
+
     >>> journal = Journal()
-    >>> first = journal.note("open", ((1,),), 0, ())
-    >>> second = journal.note("sample", ((1,),), 0, ())
+    >>> first = journal.note("open", b"", 0, ())
+    >>> second = journal.note("sample", b"", 0, ())
     >>> journal.answered(first.call.number)
     >>> [noted.call.verb for noted in journal.waiting()]
     ['sample']
@@ -84,7 +74,7 @@ class Journal:
     def __init__(self) -> None:
         self._next = 1
         self._calls: dict[int, Noted] = {}
-        self._waiting: dict[int, None] = {}
+        self._answered: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -92,27 +82,28 @@ class Journal:
     def note(
         self,
         verb: str,
-        args: tuple[Any, ...],
+        args: bytes,
         version: int,
         dropped: tuple[Name, ...],
         payload: Any = None,
     ) -> Noted:
         """One more call."""
-        noted = Noted(Call(self._next, verb, args, version, dropped), payload)
-        self._calls[self._next] = noted
-        self._waiting[self._next] = None
-        self._next += 1
+        number = self._next
+        self._next += 1  # before it is noted: a number is given out once
+        noted = Noted(Call(number, verb, args, version, dropped), payload)
+        self._calls[number] = noted
         return noted
 
     def answered(self, number: int) -> None:
         """Note that a call was answered. Raises BadArgument for one that waits for no answer."""
-        if number not in self._waiting:
-            raise BadArgument("number", number, f"one of {list(self._waiting)[:20]}")
-        del self._waiting[number]
+        if not self.is_waiting(number):
+            waiting = [noted.call.number for noted in self.waiting()]
+            raise BadArgument("number", number, f"one of {waiting[:20]}")
+        self._answered.add(number)
 
     def is_waiting(self, number: int) -> bool:
         """Whether a call was not answered yet."""
-        return number in self._waiting
+        return number in self._calls and number not in self._answered
 
     def calls(self) -> list[Noted]:
         """All since the last snapshot."""
@@ -120,10 +111,17 @@ class Journal:
 
     def waiting(self) -> list[Noted]:
         """Those that were not answered."""
-        return [self._calls[number] for number in self._waiting]
+        return [noted for number, noted in self._calls.items() if number not in self._answered]
+
+    def forget_waiting(self) -> None:
+        """Forget calls that were not answered: they are not repeated, as if never asked."""
+        self._calls = {
+            number: noted for number, noted in self._calls.items() if number in self._answered
+        }
 
     def cut(self, number: int) -> None:
         """Forget a call and those before it: a snapshot has what they did."""
-        if any(early <= number for early in self._waiting):
+        if any(noted.call.number <= number for noted in self.waiting()):
             raise BadArgument("number", number, "one before which all was answered")
         self._calls = {late: noted for late, noted in self._calls.items() if late > number}
+        self._answered &= self._calls.keys()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import ceil, inf
 from typing import Any
 
 from paged_kv.errors import BadArgument, MissingPackage, UnsupportedVersion
@@ -15,22 +18,51 @@ from paged_kv.integrations.ray.held_trees import TreeState
 from paged_kv.integrations.ray.worker import Recipe, Worker
 
 OLDEST = (2, 60)  # what is tested, and nothing older
+MOST_SECONDS = 1e6  # that Ray is told to wait
 
 # before ray is loaded, which reads it then
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 try:
     import ray
     from ray import cloudpickle
-    from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+    from ray.exceptions import GetTimeoutError, RayError
 
     from paged_kv.integrations.ray.metrics import telling
 except ImportError:
     raise MissingPackage("a pool of workers", "ray", "'paged-kv[ray]'") from None
 
 
+class Shared:
+    """A local Ray that was started for a pool: the last pool that uses it ends it."""
+
+    def __init__(self) -> None:
+        self.users: set[int] = set()
+        self.session = ""
+
+    def use(self, user: int, cpus: int) -> str:
+        """Have a Ray; the name of its session."""
+        if not ray.is_initialized():
+            start_local(cpus)
+            self.users.clear()
+            self.session = session()
+        if session() == self.session:
+            self.users.add(user)
+        return session()
+
+    def leave(self, user: int) -> None:
+        """End it, unless another pool uses it."""
+        if user in self.users:
+            self.users.discard(user)
+            if not self.users and session() == self.session:
+                ray.shutdown()
+
+
+SHARED = Shared()
+
+
 class RayEngine:
     """Actors, each made from `recipe`. Where Ray runs nowhere in this process, a local one is
-    started, and ended by `close`.
+    started, and ended by `close` of the last engine that uses it.
 
     Ray neither restarts actors nor repeats calls by itself: a call that it repeated might be
     carried out twice. Raises BadArgument for what cannot be pickled, UnsupportedVersion.
@@ -38,22 +70,28 @@ class RayEngine:
 
     def __init__(self, recipe: Recipe, *, cpus: float, gpus: float) -> None:
         check_version(ray.__version__)
+        check_share("cpus", cpus)
+        check_share("gpus", gpus)
         _check_sendable(recipe)
         self._recipe = partial(cloudpickle.loads, cloudpickle.dumps(recipe))
-        self._own = not ray.is_initialized()
-        if self._own:
-            start_local(max(1, round(cpus * recipe.workers)))
         self._worker = ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=1
         )(Worker)
+        try:
+            self._session = SHARED.use(id(self), max(1, ceil(cpus * recipe.workers)))
+            _warn_of_less(CPU=cpus * recipe.workers, GPU=gpus * recipe.workers)
+        except BaseException:
+            SHARED.leave(id(self))
+            raise
 
     def hire(self) -> Actor:
         """A new actor."""
         return self._worker.remote(self._recipe, telling)
 
     def stop(self, actor: Actor) -> None:
-        """Kill an actor."""
-        ray.kill(actor, no_restart=True)
+        """Kill an actor, unless all were ended with their Ray."""
+        if self.alive():
+            ray.kill(actor, no_restart=True)
 
     def hello(self, actor: Actor) -> Ref:
         """As `Worker.hello`."""
@@ -81,13 +119,17 @@ class RayEngine:
         ref, payload = actor.give.options(num_returns=2).remote(call)
         return ref, payload
 
+    def seal(self, value: Any) -> bytes:
+        """Pickled with functions and classes that no module has."""
+        return bytes(cloudpickle.dumps(value))
+
     def put(self, value: Any) -> Payload:
         """Have the object store hold an object."""
         return ray.put(value)
 
     def wait(self, refs: Sequence[Ref], seconds: float) -> list[Ref]:
         """Those that can be had; waits for one."""
-        ready, _ = ray.wait(list(refs), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=min(seconds, MOST_SECONDS))
         if not ready:
             return []
         more, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
@@ -96,22 +138,31 @@ class RayEngine:
     def result(self, ref: Ref, seconds: float) -> Any:
         """An answer, or a payload: arrays in it are those of the object store, to be read only."""
         try:
-            return ray.get(ref, timeout=seconds)
-        except RayActorError as error:
-            raise Died(_told(error)) from error
-        except ObjectLostError as error:
-            raise Died(f"what it was sent is lost: {_told(error)}") from error
+            return ray.get(ref, timeout=min(seconds, MOST_SECONDS))
         except GetTimeoutError as error:
-            raise Died(f"it gave no answer within {seconds} seconds") from error
+            raise Died(f"it gave no answer within {seconds:g} seconds") from error
+        except RayError as error:  # of the actor, its process, its machine, or the object store
+            raise Died(_told(error)) from error
+
+    def alive(self) -> bool:
+        """Whether the Ray that was there at first still is."""
+        return session() == self._session
 
     def now(self) -> float:
         """Seconds since some moment."""
         return time.monotonic()
 
     def close(self) -> None:
-        """End the local Ray, if it was started here."""
-        if self._own and ray.is_initialized():
-            ray.shutdown()
+        """End the local Ray, if it was started here and nobody else uses it."""
+        SHARED.leave(id(self))
+
+
+def session() -> str:
+    """The Ray that this process is connected to, "" if there is none."""
+    if not ray.is_initialized():
+        return ""
+    found = ray.get_runtime_context()
+    return f"{found.get_node_id()} {found.get_job_id()}"
 
 
 def start_local(cpus: int, store_bytes: int = 200_000_000) -> None:
@@ -131,10 +182,29 @@ def start_local(cpus: int, store_bytes: int = 200_000_000) -> None:
 
 def check_version(found: str) -> None:
     """Raise UnsupportedVersion for a Ray that is too old."""
-    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
+    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
     if numbers < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise UnsupportedVersion("ray", found, (f"{oldest} and later",))
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise BadArgument unless `value` is a number of processors, or a part of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
+        raise BadArgument(name, value, "a number of at least 0")
+
+
+def _warn_of_less(**needed: float) -> None:
+    """Warn where Ray has fewer processors than all workers ask for: who comes too late waits."""
+    there = ray.cluster_resources()
+    for kind, count in needed.items():
+        if count > there.get(kind, 0):
+            warnings.warn(
+                f"all workers ask for {count:g} {kind}, and Ray has {there.get(kind, 0):g}: "
+                "some wait until there are more, up to `start_timeout`",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
 
 def _check_sendable(recipe: Recipe) -> None:

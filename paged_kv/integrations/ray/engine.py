@@ -45,6 +45,9 @@ class Engine(Protocol):
     def give(self, actor: Actor, call: Call) -> tuple[Ref, Payload]:
         """As `Worker.give`; the trees stay with the engine, and outlive the worker."""
 
+    def seal(self, value: Any) -> bytes:
+        """A value pickled as the workers can read it."""
+
     def put(self, value: Any) -> Payload:
         """Have the engine hold an object."""
 
@@ -53,6 +56,9 @@ class Engine(Protocol):
 
     def result(self, ref: Ref, seconds: float) -> Any:
         """An answer, or a payload. Raises Died where it will never come, or not in time."""
+
+    def alive(self) -> bool:
+        """Whether it can still have workers: nobody ended what they run on."""
 
     def now(self) -> float:
         """Seconds since some moment."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 from paged_kv.errors import OutOfPages
 from paged_kv.integrations.ray.dispatch import Ask, Dispatch
-from paged_kv.integrations.ray.line import Answer, Line
 from paged_kv.integrations.ray.mover import Mover
 from paged_kv.integrations.ray.placement import Placement
 
@@ -30,14 +30,12 @@ class Frontier:
     def __init__(
         self,
         dispatch: Dispatch,
-        lines: Mapping[int, Line],
         placement: Placement,
         mover: Mover,
         rows: int | None,
         told: Told | None,
     ) -> None:
         self._dispatch = dispatch
-        self._lines = lines
         self._placement = placement
         self._mover = mover
         self._rows = rows
@@ -46,34 +44,32 @@ class Frontier:
     def ask(self, question: Question) -> list[list[Any]]:
         """What is said of each row: a list, as long for each.
 
-        Where a worker runs out of pages, a tree is moved away, and its rows are asked again. Raises
-        what a worker did, or WorkerLost; then what others made is dropped.
+        Where a worker runs out of pages, a tree is moved away, each at most once, and its rows are
+        asked again. Raises what a worker did, or WorkerLost.
         """
         found: dict[int, list[Any]] = {}
-        made: list[tuple[int, Answer]] = []
+        moved: set[int] = set()
         total = len(question.trees)
-        try:
-            while len(found) < total:
-                left = [row for row in range(total) if row not in found]
-                short = self._once(question, left, found, made)
-                for worker, error in short.items():
-                    if not self._mover.relieve(worker, question.version):
+        while len(found) < total:
+            left = [row for row in range(total) if row not in found]
+            errors = self._once(question, left, found)
+            for worker in sorted(errors, key=lambda each: isinstance(errors[each], OutOfPages)):
+                error = errors.pop(worker)
+                tree = None
+                if isinstance(error, OutOfPages):
+                    tree = self._mover.relieve(worker, question.version, moved)
+                if tree is None:
+                    try:
                         raise error
-        except BaseException:
-            for worker, answer in made:
-                if worker in self._lines:
-                    self._lines[worker].drop([answer])
-            raise
+                    finally:
+                        del error  # else it would hold, by this frame, itself and all nodes
+                moved.add(tree)
         return [found[row] for row in range(total)]
 
     def _once(
-        self,
-        question: Question,
-        left: Sequence[int],
-        found: dict[int, list[Any]],
-        made: list[tuple[int, Answer]],
-    ) -> dict[int, OutOfPages]:
-        """Ask for the rows that are left; the workers that ran out of pages."""
+        self, question: Question, left: Sequence[int], found: dict[int, list[Any]]
+    ) -> dict[int, Exception]:
+        """Ask for the rows that are left; what was wrong, by worker."""
         pieces = self._pieces(question, left)
         asks = {worker: [_ask(question, rows) for rows in each] for worker, each in pieces.items()}
         done = len(found)
@@ -85,18 +81,15 @@ class Frontier:
                 self._told(done, len(question.trees))
 
         answers = self._dispatch.gather(asks, question.version, told)
-        made += [(worker, answer) for worker, each in answers.items() for answer in each]
-        short: dict[int, OutOfPages] = {}
+        errors: dict[int, Exception] = {}
         for worker, each in answers.items():
             for rows, answer in zip(pieces[worker], each):
                 error = answer.reply.error
-                if isinstance(error, OutOfPages):
-                    short[worker] = error
-                elif error is not None:
-                    raise error
-                else:
+                if error is None:
                     found.update(_by_row(rows, answer.reply.value))
-        return short
+                elif isinstance(errors.get(worker), (OutOfPages, NoneType)):
+                    errors[worker] = error  # any other one counts more
+        return errors
 
     def _pieces(self, question: Question, left: Sequence[int]) -> dict[int, list[list[int]]]:
         """The rows of each message to each worker."""

@@ -127,6 +127,26 @@ class HeldTrees:
         """Undo one `pin` of each."""
         self.lm.unpin(self._found(names))
 
+    def keep(self, wanted: Mapping[int, Mapping[int, int]]) -> list[Name]:
+        """Hold these nodes of these trees, pinned that often at most, and none else; those that are
+        not here.
+        """
+        for tree in self._trees.keys() - wanted.keys():
+            del self._trees[tree]
+        missing = []
+        for tree, pins in wanted.items():
+            held = self._trees.get(tree)
+            nodes = {} if held is None else held.nodes
+            self.forget([(tree, number) for number in nodes.keys() - pins.keys()])
+            missing += [(tree, number) for number in pins.keys() - nodes.keys()]
+            self._unpin({nodes[number]: pins[number] for number in nodes.keys() & pins.keys()})
+        return missing
+
+    def _unpin(self, nodes: Mapping[Node, int]) -> None:
+        for node, pins in nodes.items():
+            for _ in range(pins, self.lm.paths.residents.pins(node.place.number)):
+                self.lm.unpin([node])
+
     # -- whole trees
 
     @property
@@ -207,9 +227,13 @@ class HeldTrees:
 
     def _promoted(self, name: Name) -> list[int]:
         (node,) = self._found([name])
-        self.lm.promote(node)
         held = self._trees[name[0]]
-        gone = [number for number, each in held.nodes.items() if not _lives(each)]
+        # a tree that moved may have more roots than one: nodes whose parents did not come along
+        gone = [
+            number for number, each in held.nodes.items() if not each.place.is_below(node.place)
+        ]
+        self.lm.promote(node)
+        self.lm.release([held.nodes[number] for number in gone if _lives(held.nodes[number])])
         for number in gone:
             del held.nodes[number]
         held.changed = True

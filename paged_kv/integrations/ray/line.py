@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from paged_kv.errors import BadArgument, WorkerLost
-from paged_kv.integrations.ray.calls import Call, Figures, Journal, Name, Noted, Reply, names_made
+from paged_kv.errors import BadArgument, ClosedPool, WorkerLost
+from paged_kv.integrations.ray.calls import Call, Figures, Journal, Name, Noted, Reply
 from paged_kv.integrations.ray.engine import Actor, Died, Engine, Payload, Ref
 from paged_kv.integrations.ray.held_trees import TreeState
 
 GIVES = ("save", "copy")  # whose trees come apart from the reply
+NOTHING = pickle.dumps(())  # arguments
 
 
 class Limits(NamedTuple):
@@ -36,12 +38,22 @@ class Sent(NamedTuple):
     payload: Payload | None
 
 
+class Saved(NamedTuple):
+    """A snapshot of all trees of a worker."""
+
+    trees: dict[int, TreeState]
+    number: int  # of the last call that it has; 0 before there is any
+    version: int  # of the weights
+
+
 class Line:
     """A worker by its number. It dies and comes back: calls since its last snapshot are repeated in
     the same batches.
 
-    `dropped` are nodes that nobody holds any more; they go along with the next call. `weights` are
-    those of each version but the first, with which a model is made; the pool sees to them.
+    Whatever breaks off a call leaves a journal that is whole; `settle` sees to the rest before the
+    next one. `dropped` are nodes that nobody holds any more; they go along with the next call.
+    `weights` are those of each version but the first, with which a model is made; the pool sees to
+    them.
     """
 
     def __init__(
@@ -54,35 +66,35 @@ class Line:
         self.pid: int | None = None
         self._engine = engine
         self._limits = limits
+        self._weights = weights
         self._journal = Journal()
         self._actor: Actor = None
+        self._closed = False
         self._sent: dict[Ref, Sent] = {}
         self._answers: list[Answer] = []
-        self._abandoned: set[int] = set()
         self._since = 0.0
-        self._saved: dict[int, TreeState] = {}
-        self._saved_at = 0
-        self._version = 0  # of the weights of the snapshot
-        self._weights = weights
+        self._saved = Saved({}, 0, 0)
 
     # -- calls
 
-    def send(
-        self, verb: str, args: tuple[Any, ...], version: int, payload: Payload | None = None
-    ) -> None:
+    def send(self, verb: str, args: bytes, version: int, payload: Payload | None = None) -> None:
         """Ask for something; `receive` has the answer some time."""
         if not self._sent:
             self._since = self._engine.now()
-        dropped = tuple(self.dropped)
-        noted = self._journal.note(verb, args, version, dropped, payload)
+        noted = self._journal.note(verb, args, version, tuple(self.dropped), payload)
         self.dropped = []
         if self._actor is None:
             self.bring_back("it was lost before")
-        else:
-            self._submit(noted)
+            return
+        ref, sent = self._submitted(self._actor, noted)
+        self._sent[ref] = sent
+
+    def send_weights(self, version: int) -> None:
+        """Have the worker compute with these weights; it has no answer."""
+        self.send("weights", NOTHING, version, self._weights[version])
 
     def refs(self) -> list[Ref]:
-        """What is waited for."""
+        """What is waited for, the oldest first."""
         return list(self._sent)
 
     def patience(self) -> float:
@@ -95,8 +107,7 @@ class Line:
         if sent is None:  # answered while the worker was brought back
             return
         try:
-            reply = self._engine.result(ref, self._limits.seconds)
-            self._accept(sent, reply)
+            self._accept(sent, self._engine.result(ref, self._limits.seconds))
         except Died as error:
             self.bring_back(str(error))
             return
@@ -109,24 +120,43 @@ class Line:
         self._answers = []
         return found
 
-    def abandon(self) -> None:
-        """Nobody wants to know what is on its way: what it makes is dropped when it comes."""
-        self._abandoned.update(noted.call.number for noted in self._journal.waiting())
-        self.drop(self.answers())
+    def settle(self) -> None:
+        """Wait for what a call that was broken off has left on its way; nobody wants to know of it.
 
-    def drop(self, answers: Iterable[Answer]) -> None:
-        """Drop what calls have made."""
-        for answer in answers:
-            self.dropped += names_made(answer.call, answer.reply.value)
+        A worker of which it is not known what it was sent is ended, and brought back without that.
+        """
+        sent = {each.noted.call.number for each in self._sent.values()}
+        try:
+            if any(noted.call.number not in sent for noted in self._journal.waiting()):
+                raise Died("it is not known what it was sent")
+            for ref, each in list(self._sent.items()):
+                self._accept(each, self._engine.result(ref, max(0.0, self.patience())))
+                self._sent.pop(ref, None)
+                self._since = self._engine.now()
+        except Died:
+            self._lose()
+        self._answers = []
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no worker until somebody needs it."""
+        return self._actor is None
+
+    @property
+    def version(self) -> int:
+        """Weights of the last call."""
+        calls = self._journal.calls()
+        return calls[-1].call.version if calls else self._saved.version
+
+    @property
+    def saved_version(self) -> int:
+        """Weights that are needed to bring it back."""
+        return self._saved.version
 
     @property
     def calls_since_snapshot(self) -> int:
         """Calls that would be repeated."""
         return len(self._journal)
-
-    def saved_versions(self) -> Iterable[int]:
-        """Weights that are needed to bring it back."""
-        return {self._version, *(each.call.version for each in self._journal.calls())}
 
     # -- lives
 
@@ -143,83 +173,103 @@ class Line:
             self._engine.stop(self._actor)
             self._actor = None
 
-    def bring_back(self, why: str) -> None:
-        """Have a new worker that is where the old one was, and answered all. Raises WorkerLost."""
-        for _ in range(self._limits.restarts):
-            self.stop()
-            self.restarts += 1
-            try:
-                self._hire()
-                self._repeat()
-            except Died as error:
-                why = str(error)
-                continue
-            return
+    def close(self) -> None:
+        """End the worker, and have none any more."""
+        self._closed = True
         self.stop()
+
+    def bring_back(self, why: str) -> None:
+        """Have a new worker that is where the old one was, and answered all.
+
+        Raises WorkerLost; then what was not answered is forgotten: it may be what kills whoever
+        tries it.
+        """
+        try:
+            for _ in range(self._limits.restarts):
+                self.stop()
+                self.restarts += 1
+                try:
+                    self._hire()
+                    return
+                except Died as error:
+                    why = str(error)
+            raise WorkerLost(self.name, self.restarts, why)
+        except BaseException:
+            self._lose()
+            raise
+
+    def _lose(self) -> None:
+        """Have no worker, and forget what was not answered."""
+        self.stop()
+        self._journal.forget_waiting()
         self._sent = {}
-        raise WorkerLost(self.name, self.restarts, why)
 
     def _hire(self) -> None:
-        """A new worker as of the last snapshot."""
+        """A new worker, which is as of the last snapshot and repeats all calls since, one by
+        one.
+        """
+        if self._closed:
+            raise ClosedPool("it was closed")
+        actor = self._engine.hire()
+        try:
+            self._begin(actor)
+            self._sent = {}
+            for noted in self._journal.calls():
+                if noted.call.number > self._saved.number:
+                    ref, sent = self._submitted(actor, noted)
+                    self._accept(sent, self._engine.result(ref, self._limits.seconds))
+                    self._since = self._engine.now()
+            self._actor = actor
+        except BaseException:
+            self._engine.stop(actor)
+            raise
+
+    def _begin(self, actor: Actor) -> None:
         engine = self._engine
-        self._actor = engine.hire()
-        reply = engine.result(engine.hello(self._actor), self._limits.start_seconds)
+        saved = self._saved
+        reply = engine.result(engine.hello(actor), self._limits.start_seconds)
         _raise_lost(self.name, self.restarts, reply)
         self.pid = reply.value.pid
-        if self._saved_at:
-            weights = self._weights.get(self._version)
-            ref = engine.begin(self._actor, self._saved_at, self._version, weights, self._saved)
+        if saved.number:
+            weights = self._weights.get(saved.version)
+            ref = engine.begin(actor, saved.number, saved.version, weights, saved.trees)
             reply = engine.result(ref, self._limits.start_seconds)
             _raise_lost(self.name, self.restarts, reply)
 
-    def _repeat(self) -> None:
-        """Send all calls since the snapshot again, one by one."""
-        self._sent = {}
-        for noted in self._journal.calls():
-            self._submit(noted)
-            ((ref, sent),) = self._sent.items()
-            reply = self._engine.result(ref, self._limits.seconds)
-            self._accept(sent, reply)
-            self._sent = {}
-            self._since = self._engine.now()
-
     # -- inside
 
-    def _submit(self, noted: Noted) -> None:
+    def _submitted(self, actor: Actor, noted: Noted) -> tuple[Ref, Sent]:
         call = noted.call
         if call.verb in GIVES:
-            ref, payload = self._engine.give(self._actor, call)
-        else:
-            ref = self._engine.run(self._actor, call, noted.payload)
-            payload = None
-        self._sent[ref] = Sent(noted, payload)
+            ref, payload = self._engine.give(actor, call)
+            return ref, Sent(noted, payload)
+        return self._engine.run(actor, call, noted.payload), Sent(noted, None)
 
     def _accept(self, sent: Sent, reply: Reply) -> None:
         """Note an answer, unless it is known: a call that was repeated."""
         call = sent.noted.call
         if reply.number != call.number:
             raise BadArgument("reply", reply.number, f"number {call.number}")
-        if call.verb == "save" and reply.error is None:
+        if call.verb == "weights" and reply.error is not None:
+            raise Died(f"it cannot have weights that fit: {reply.error}")
+        saves = call.verb == "save" and reply.error is None
+        if saves:
             self._keep(sent, reply)
         if not self._journal.is_waiting(call.number):
             return
-        self._journal.answered(call.number)
         self.figures = reply.figures
-        if call.number in self._abandoned:
-            self._abandoned.discard(call.number)
-            self.dropped += names_made(call, reply.value)
-        else:
+        if call.verb != "weights":
             self._answers.append(Answer(call, reply, sent.payload))
-        if call.verb == "save" and reply.error is None:
+        self._journal.answered(call.number)
+        if saves:
             self._journal.cut(call.number)
 
     def _keep(self, sent: Sent, reply: Reply) -> None:
         """Have a snapshot: what changed is new, what ended is gone."""
         changed = self._engine.result(sent.payload, self._limits.seconds)
-        both = {**self._saved, **changed}
-        self._saved = {tree: both[tree] for tree in reply.value}
-        self._saved_at = reply.number
-        self._version = sent.noted.call.version
+        both = {**self._saved.trees, **changed}
+        trees = {tree: both[tree] for tree in reply.value}
+        self._saved = Saved(trees, reply.number, sent.noted.call.version)
 
 
 def _raise_lost(name: int, restarts: int, reply: Reply) -> None:
@@ -230,5 +280,5 @@ def _raise_lost(name: int, restarts: int, reply: Reply) -> None:
 
 
 def waiting(lines: Sequence[Line]) -> dict[Ref, Line]:
-    """All that is waited for, and whose it is."""
-    return {ref: line for line in lines for ref in line.refs()}
+    """What is waited for first of each worker: it answers in the order it was asked."""
+    return {line.refs()[0]: line for line in lines if line.refs()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from paged_kv.errors import OutOfPages
 from paged_kv.integrations.ray.balance import Load, choose
 from paged_kv.integrations.ray.dispatch import Ask, Dispatch
-from paged_kv.integrations.ray.line import Line
+from paged_kv.integrations.ray.line import Answer, Line
 from paged_kv.integrations.ray.placement import Placement
 
 
@@ -33,21 +33,30 @@ class Mover:
         not look at it. Raises OutOfPages where there is no room; then it stays.
         """
         source = self._placement.worker(tree)
-        if source != worker:
-            self._carry(tree, source, worker, version)
-            self._placement.move(tree, worker)
+        if source == worker:
+            return
+        (given,) = self._dispatch.gather({source: [Ask("copy", ((tree,),))]}, version)[source]
+        _raise(given)
+        ask = Ask("take", (), payload=given.payload)
+        (taken,) = self._dispatch.gather({worker: [ask]}, version)[worker]
+        _raise(taken)
+        self._placement.move(tree, worker)  # from here on the old one is what is left over
+        self.moved += 1
+        self._dispatch.gather({source: [Ask("end", ((tree,),))]}, version)
 
     def retire(self, worker: int, version: int) -> dict[int, int]:
-        """Let all trees of a worker live elsewhere, as the placement says; no others move."""
-        before = self._placement.trees(worker)
-        homes = self._placement.lose(worker)
-        for tree in before:
-            self._carry(tree, worker, homes[tree], version)
+        """Let all trees of a worker live elsewhere, as the placement says; no others move. Where
+        this fails, those that did not move yet stay, and so does the worker.
+        """
+        homes = self._placement.without(worker)
+        for tree, home in homes.items():
+            self.move(tree, home, version)
+        self._placement.lose(worker)
         return homes
 
-    def relieve(self, worker: int, version: int) -> bool:
-        """Move one tree away from a worker that ran out of pages; whether one could be."""
-        return self._ease(worker, version, keep=())
+    def relieve(self, worker: int, version: int, stay: Collection[int]) -> int | None:
+        """Move one tree away from a worker that ran out of pages, none of `stay`; which it was."""
+        return self._ease(worker, version, (), stay)
 
     def balance(self, version: int) -> None:
         """Move one tree away from each worker that had to evict since the last time, to one that
@@ -55,7 +64,7 @@ class Mover:
         """
         short = [name for name in self._lines if self._evicts(name)]
         for name in short:
-            self._ease(name, version, keep=short)
+            self._ease(name, version, short, ())
 
     def _evicts(self, name: int) -> bool:
         figures = self._lines[name].figures
@@ -65,21 +74,24 @@ class Mover:
         self._evicted[name] = figures.evicted
         return figures.evicted > before
 
-    def _ease(self, short: int, version: int, keep: tuple[int, ...] | list[int]) -> bool:
+    def _ease(
+        self, short: int, version: int, keep: Collection[int], stay: Collection[int]
+    ) -> int | None:
         loads = self._loads()
         if len(loads) < 2 or not any(
             load.free for name, load in loads.items() if name != short and name not in keep
         ):
-            return False
+            return None
         (answer,) = self._dispatch.gather({short: [Ask("sizes", ())]}, version)[short]
-        move = choose(short, loads, answer.reply.value, self._used, keep)
+        _raise(answer)
+        move = choose(short, loads, answer.reply.value, self._used, keep, stay)
         if move is None:
-            return False
+            return None
         try:
             self.move(move.tree, move.worker, version)
         except OutOfPages:
-            return False
-        return True
+            return None
+        return move.tree
 
     def _loads(self) -> dict[int, Load]:
         found = {}
@@ -89,13 +101,7 @@ class Mover:
                 found[name] = Load(figures.bytes_in_use, figures.max_bytes)
         return found
 
-    def _carry(self, tree: int, source: int, target: int, version: int) -> None:
-        (given,) = self._dispatch.gather({source: [Ask("copy", ((tree,),))]}, version)[source]
-        if given.reply.error is not None:
-            raise given.reply.error
-        ask = Ask("take", (), payload=given.payload)
-        (taken,) = self._dispatch.gather({target: [ask]}, version)[target]
-        if taken.reply.error is not None:
-            raise taken.reply.error
-        self._dispatch.gather({source: [Ask("end", ((tree,),))]}, version)
-        self.moved += 1
+
+def _raise(answer: Answer) -> None:
+    if answer.reply.error is not None:
+        raise answer.reply.error

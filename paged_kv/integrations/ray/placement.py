@@ -8,7 +8,9 @@ to be placed anew, and no others. No tensors in here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from math import ceil, floor, isfinite
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,15 @@ from paged_kv.errors import BadArgument, BadCount
 
 BOUND = 1.1
 Words = npt.NDArray[np.uint64]
+
+
+class Team(NamedTuple):
+    """All workers, in order."""
+
+    workers: Words
+    salts: Words  # of each, for its hashes
+    loads: npt.NDArray[np.int64]  # trees of each
+    rows: dict[int, int]  # by worker
 
 
 class Placement:
@@ -36,12 +47,9 @@ class Placement:
         if not isinstance(bound, (int, float)) or not isfinite(bound) or bound < 1:
             raise BadArgument("bound", bound, "a number of at least 1")
         self._bound = bound
-        self._workers = np.array(sorted(workers), dtype=np.uint64)
-        if not len(self._workers):
+        self._team = _team(workers)
+        if not self._team.rows:
             raise BadCount("workers", 0, "at least 1")
-        self._salts = _mixed(self._workers)
-        self._loads = np.zeros(len(self._workers), dtype=np.int64)
-        self._rows = {int(worker): row for row, worker in enumerate(self._workers)}
         self._homes: dict[int, int] = {}  # of each tree
 
     # -- reading
@@ -60,7 +68,7 @@ class Placement:
 
     def workers(self) -> list[int]:
         """All workers."""
-        return list(self._rows)
+        return list(self._team.rows)
 
     def trees(self, worker: int) -> list[int]:
         """The trees of a worker, in the order they came. Cost: O(trees)."""
@@ -68,11 +76,11 @@ class Placement:
 
     def loads(self) -> dict[int, int]:
         """Trees of each worker."""
-        return {worker: int(self._loads[row]) for worker, row in self._rows.items()}
+        return {worker: int(self._team.loads[row]) for worker, row in self._team.rows.items()}
 
     def room(self, trees: int) -> int:
         """The most trees that one worker is given, where there are so many."""
-        mean = trees / len(self._workers)
+        mean = trees / len(self._team.rows)
         return max(floor(self._bound * mean), ceil(mean))
 
     # -- changes
@@ -86,14 +94,14 @@ class Placement:
 
     def close(self, tree: int) -> None:
         """Forget a tree."""
-        self._loads[self._rows[self.worker(tree)]] -= 1
+        self._team.loads[self._row(self.worker(tree))] -= 1
         del self._homes[tree]
 
     def move(self, tree: int, worker: int) -> None:
         """Let a tree live elsewhere, whatever the bound says: it was moved for lack of memory."""
         row = self._row(worker)
-        self._loads[self._rows[self.worker(tree)]] -= 1
-        self._loads[row] += 1
+        self._team.loads[self._row(self.worker(tree))] -= 1
+        self._team.loads[row] += 1
         self._homes[tree] = worker
 
     def lose(self, worker: int) -> dict[int, int]:
@@ -101,34 +109,54 @@ class Placement:
 
         Raises BadArgument for the last one.
         """
-        row = self._row(worker)
-        if len(self._workers) == 1:
+        self._row(worker)
+        if len(self._team.rows) == 1:
             raise BadArgument("worker", worker, "one of several: trees have to live somewhere")
         orphans = self.trees(worker)
-        self._workers = np.delete(self._workers, row)
-        self._salts = np.delete(self._salts, row)
-        self._loads = np.delete(self._loads, row)
-        self._rows = {int(name): place for place, name in enumerate(self._workers)}
-        room = self.room(len(self._homes))
+        self._team = _team(each for each in self._team.rows if each != worker)
+        for tree in orphans:
+            del self._homes[tree]
+        self.recount()
+        room = self.room(len(self._homes) + len(orphans))
         return {tree: self._place(tree, room) for tree in orphans}
+
+    def without(self, worker: int) -> dict[int, int]:
+        """What `lose` would say; nothing changes. Cost: O(trees)."""
+        return deepcopy(self).lose(worker)
+
+    def recount(self) -> None:
+        """Count trees anew: an interrupt may have come between a tree and its count. Cost:
+        O(trees).
+        """
+        self._team.loads[:] = 0
+        for home in self._homes.values():
+            self._team.loads[self._row(home)] += 1
 
     # -- inside
 
     def _row(self, worker: int) -> int:
-        if worker not in self._rows:
+        if worker not in self._team.rows:
             raise BadArgument("worker", worker, f"one of {self.workers()[:20]}")
-        return self._rows[worker]
+        return self._team.rows[worker]
 
     def _place(self, tree: int, room: int) -> int:
         """The first worker of a tree's own order that has fewer trees than `room`."""
-        scores = _mixed(self._salts ^ _mixed(np.array([tree], dtype=np.uint64)))
-        free = self._loads < room
+        team = self._team
+        scores = _mixed(team.salts ^ _mixed(np.array([tree], dtype=np.uint64)))
+        free = team.loads < room
         row = int(np.where(free, scores >> np.uint64(1), 0).argmax())
         if not free[row]:  # all that are free score zero
             row = int(free.argmax())
-        self._loads[row] += 1
-        self._homes[tree] = int(self._workers[row])
+        team.loads[row] += 1
+        self._homes[tree] = int(team.workers[row])
         return self._homes[tree]
+
+
+def _team(workers: Iterable[int]) -> Team:
+    """Workers that have no tree."""
+    numbers = np.array(sorted(workers), dtype=np.uint64)
+    rows = {int(worker): row for row, worker in enumerate(numbers)}
+    return Team(numbers, _mixed(numbers), np.zeros(len(numbers), dtype=np.int64), rows)
 
 
 def _mixed(words: Words) -> Words:

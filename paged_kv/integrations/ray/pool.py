@@ -4,6 +4,8 @@ a `PagedLM`.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from types import TracebackType
@@ -17,8 +19,10 @@ from paged_kv.errors import (
     BadCount,
     ForeignNode,
     NotCopyable,
+    NotPinned,
     ReleasedNode,
     WeightsChanged,
+    WorkerLost,
 )
 from paged_kv.integrations.huggingface.draws import root_seeds
 from paged_kv.integrations.ray.calls import Name
@@ -26,16 +30,18 @@ from paged_kv.integrations.ray.dispatch import Ask, Dispatch
 from paged_kv.integrations.ray.engine import Engine, Payload
 from paged_kv.integrations.ray.figures import PoolStats, WorkerStats, merged
 from paged_kv.integrations.ray.frontier import Frontier, Question, Told
+from paged_kv.integrations.ray.gate import Gate, verb
 from paged_kv.integrations.ray.held_trees import Made
 from paged_kv.integrations.ray.line import Limits, Line
 from paged_kv.integrations.ray.mover import Mover
 from paged_kv.integrations.ray.placement import BOUND, Placement
 from paged_kv.integrations.ray.pool_nodes import Grove, PoolNode, Tokens
-from paged_kv.integrations.ray.weights import packed
+from paged_kv.integrations.ray.upkeep import Upkeep
+from paged_kv.integrations.ray.weights import packed, shapes
 from paged_kv.integrations.ray.worker import Recipe
 
 WEIGHTS = ("drop", "refuse")
-LOCAL = ("seed", "streamer")  # of `sample`, which no worker can do alone
+LOCAL = ("seed", "streamer", "output_scores")  # of `sample`, which stay with one lm
 
 
 class SearchPool:
@@ -84,7 +90,7 @@ class SearchPool:
         engine: Engine | None = None,
     ) -> None:
         function("make_model", make_model, "a function that makes a model")
-        whole("workers", workers, 1)
+        workers = amount("workers", workers, 1)
         limits = Limits(
             _seconds("timeout", timeout),
             _seconds("start_timeout", start_timeout),
@@ -95,7 +101,7 @@ class SearchPool:
         size = None if rows is None else amount("rows", rows, 1)
         if progress is not None:
             function("progress", progress, "None or a function of rows done and rows in all")
-        self._options = dict(options or {})
+        self._options = _options(options)
         self._version = 0
         self._weights: dict[int, Payload] = {}
         self._next_tree = 0
@@ -104,21 +110,30 @@ class SearchPool:
         self._grove = Grove()
         self._placement = Placement(range(workers), bound)
         recipe = Recipe(make_model, self._options, amount("threads", threads, 1), workers)
+        under_way = amount("in_flight", in_flight, 1)
+        self._lines: dict[int, Line] = {}
         self._engine = _ray(recipe, cpus, gpus) if engine is None else engine
-        self._lines = {
-            name: Line(name, self._engine, limits, self._weights) for name in range(workers)
-        }
-        self._dispatch = Dispatch(self._engine, self._lines, amount("in_flight", in_flight, 1))
-        self._mover = Mover(self._dispatch, self._lines, self._placement, self._used)
-        self._frontier = Frontier(
-            self._dispatch, self._lines, self._placement, self._mover, size, progress
-        )
+        self.gate = Gate(range(workers), self._engine.alive)
         try:
-            for line in self._lines.values():
-                line.start()
+            self._connect(limits, under_way, size, progress)
         except BaseException:
             self.close()
             raise
+
+    def _connect(
+        self, limits: Limits, in_flight: int, rows: int | None, progress: Told | None
+    ) -> None:
+        """Have all workers, and what looks after them."""
+        lines = self._lines
+        for name in self._placement.workers():
+            lines[name] = Line(name, self._engine, limits, self._weights)
+        placement = self._placement
+        self._dispatch = Dispatch(self._engine, lines, in_flight)
+        self._mover = Mover(self._dispatch, lines, placement, self._used)
+        self._frontier = Frontier(self._dispatch, placement, self._mover, rows, progress)
+        self._upkeep = Upkeep(self.gate, self._dispatch, lines, placement, self._grove, self._used)
+        for line in lines.values():
+            line.start()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise NotCopyable(type(self).__name__)
@@ -138,13 +153,19 @@ class SearchPool:
         self.close()
 
     def close(self) -> None:
-        """End all workers, and a Ray that was started for this pool."""
+        """End all workers, and a Ray that was started for this pool. In a process that forked off
+        nothing ends.
+        """
+        self.gate.closed = True
+        if not self.gate.here:
+            return
         for line in self._lines.values():
-            line.stop()
+            line.close()
         self._engine.close()
 
     # -- paths begin and grow
 
+    @verb
     def prefill(
         self, input_ids: Iterable[Any], *, seed: int | Sequence[int] | None = None
     ) -> list[PoolNode]:
@@ -158,35 +179,40 @@ class SearchPool:
         self._settle()
         trees = [self._next_tree + place for place in range(len(rows))]
         self._next_tree += len(rows)
-        for tree in trees:
-            self._placement.open(tree)
         try:
+            for tree in trees:
+                self._placement.open(tree)
             made = self._asked("open", trees, [trees, rows, seeds], None)
         except BaseException:
             for tree in trees:
-                self._placement.close(tree)
+                self._upkeep.close(tree)
             raise
         return [self._node(tree, (), root) for tree, (root,) in zip(trees, made)]
 
+    @verb
     def sample(self, nodes: Iterable[PoolNode], **options: Any) -> list[PoolNode]:
         """Children with drawn tokens, `num_return_sequences` of each node side by side.
 
         `options` are those of `PagedLM.sample`, but for `seed` (draws follow from the seeds of the
-        roots) and `streamer`; they are pickled, and processors see the rows of one worker.
+        roots), `streamer` and `output_scores`; they are pickled, and processors see the rows of one
+        worker.
         """
         for name in LOCAL:
-            if options.get(name) is not None:
+            if options.get(name) is not None and options[name] is not False:
                 raise BadArgument(name, options[name], "nothing in a pool: see docs/ray.md")
         return self._grow("sample", nodes, [], options)
 
+    @verb
     def extend(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, fed."""
         return self._grow("extend", nodes, [_rows(token_lists)])
 
+    @verb
     def fork(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, which are pending: no model call."""
         return self._grow("fork", nodes, [_rows(token_lists)])
 
+    @verb
     def crop(self, nodes: Iterable[PoolNode], lengths: Any) -> list[PoolNode]:
         """Children with the first tokens of each node only: no model call."""
         found = self._check(nodes)
@@ -195,14 +221,17 @@ class SearchPool:
 
     # -- what the model says
 
+    @verb
     def logits(self, nodes: Iterable[PoolNode]) -> torch.Tensor:
         """What the head says behind nodes [N, vocabulary]."""
         return _stacked(self._ask("logits", nodes, []))
 
+    @verb
     def hidden_states(self, nodes: Iterable[PoolNode]) -> torch.Tensor:
         """Last hidden states [N, hidden size] behind nodes."""
         return _stacked(self._ask("hidden_states", nodes, []))
 
+    @verb
     def score(self, nodes: Iterable[PoolNode], continuations: Iterable[Any]) -> list[torch.Tensor]:
         """Log-probability of every token of a continuation of each node: float32 [tokens] a row."""
         return [row for (row,) in self._ask("score", nodes, [_rows(continuations)])]
@@ -216,6 +245,7 @@ class SearchPool:
 
     # -- what is kept
 
+    @verb
     def promote(self, node: PoolNode) -> int:
         """Keep a node and all below it, release all other nodes of its tree; returns how many."""
         (kept,) = self._check([node])
@@ -223,81 +253,106 @@ class SearchPool:
         self._grove.remove([(kept.tree, number) for number in numbers])
         return len(numbers)
 
+    @verb
     def release(self, nodes: Iterable[PoolNode]) -> None:
-        """Give up nodes, and at once the pages that nobody shares. A tree without nodes ends."""
-        found = self._check(nodes)
-        self._ask("release", list(dict.fromkeys(found)), [])
-        self._grove.remove([node.name for node in found])
-        self._close_empty()
+        """Give up nodes, and at once the pages that nobody shares. A tree without nodes ends.
 
+        It is done once it has begun: also where a worker is lost meanwhile.
+        """
+        found = self._check(nodes)
+        self._settle()
+        names: list[Name] = [node.name for node in dict.fromkeys(found)]
+        self._grove.remove(names)
+        self._asked("release", [tree for tree, _ in names], [names], None)
+        self._upkeep.close_empty()
+
+    @verb
     def pin(self, nodes: Iterable[PoolNode]) -> None:
         """Keep K/V of nodes from eviction until `unpin` was called as often."""
-        self._ask("pin", nodes, [])
+        found = self._check(nodes)
+        self._ask("pin", found, [])
+        self._grove.pin([node.name for node in found], 1)
 
+    @verb
     def unpin(self, nodes: Iterable[PoolNode]) -> None:
-        """Undo one `pin` of each. Raises NotPinned."""
-        self._ask("unpin", nodes, [])
+        """Undo one `pin` of each. Raises NotPinned. As `release`, it is done once it has begun."""
+        found = self._check(nodes)
+        for name, times in Counter(node.name for node in found).items():
+            if times > self._grove.pins(name):
+                raise NotPinned(name)
+        self._settle()
+        names: list[Name] = [node.name for node in found]
+        self._grove.pin(names, -1)
+        self._asked("unpin", [tree for tree, _ in names], [names], None)
 
     # -- workers
 
     def worker(self, tree: int) -> int:
         """Where a tree lives."""
-        return self._placement.worker(tree)
+        return self._placement.worker(whole("tree", tree, 0))
 
+    @verb
     def move(self, tree: int, worker: int) -> None:
         """Let a tree live in another worker. Raises OutOfPages where it has no room there."""
-        whole("worker", worker, 0)
+        worker = whole("worker", worker, 0)
         if worker not in self._lines:
             raise BadArgument("worker", worker, f"one of {list(self._lines)}")
+        tree = whole("tree", tree, 0)
         self._placement.worker(tree)
         self._settle()
         self._mover.move(tree, worker, self._version)
 
+    @verb
     def retire(self, worker: int) -> dict[int, int]:
         """Do without a worker from now on; where each of its trees went. No others move."""
+        worker = whole("worker", worker, 0)
         if worker not in self._lines or len(self._lines) == 1:
             raise BadArgument("worker", worker, f"one of several: {list(self._lines)}")
         self._settle()
         homes = self._mover.retire(worker, self._version)
-        self._lines.pop(worker).stop()
+        self._lines.pop(worker).close()
         return homes
 
+    @verb
     def update(self, state: Any) -> int:
         """Give all workers other weights, the `state_dict` of a model; returns their version.
 
-        They are handed to the engine once. Contexts of the old ones are given up, and computed
-        again as they are asked for; with `weights="refuse"`, raises WeightsChanged while there are
-        trees. Raises BadArgument for weights of another model; then workers go on with theirs.
+        They are handed to the engine once, and hold for all once each worker has said that they
+        fit: one that is lost gets them when it comes back. Contexts of the old ones are given up,
+        and computed again as they are asked for; with `weights="refuse"`, raises WeightsChanged
+        while there are trees. Raises BadArgument for weights of another model, and WorkerLost; then
+        workers go on with theirs.
         """
         weights = packed(state)
         self._settle()
         if self._refuses and len(self._placement):
             raise WeightsChanged(len(self._placement), "release all nodes of the pool")
-        payload = self._engine.put(weights)
-        version = self._version + 1
-        self._weights[version] = payload
         answers = self._dispatch.gather(
-            {name: [Ask("weights", (), payload=payload)] for name in self._lines}, version
+            {name: [Ask("fits", (shapes(weights),))] for name in self._lines}, self._version
         )
         _raise_first(answer.reply.error for each in answers.values() for answer in each)
-        self._version = version
-        self._save(list(self._lines))
-        needed = {each for line in self._lines.values() for each in line.saved_versions()}
+        version = self._version + 1
+        self._weights[version] = self._engine.put(weights)
+        self._version = version  # each worker gets them before its next call
+        self._look_after(list(self._lines))
+        needed = {line.saved_version for line in self._lines.values()}
         for old in self._weights.keys() - needed - {version}:
             del self._weights[old]
         return version
 
+    @verb
     def snapshot(self) -> None:
         """Save now what changed since the last snapshots: what is saved is not repeated."""
         self._settle()
-        self._save(list(self._lines))
+        for _, error in self._save(list(self._lines)):
+            raise error
 
     def stats(self) -> PoolStats:
         """What is held, and was done, as of the last answers."""
         lines = list(self._lines.values())
         loads = self._placement.loads()
         workers = [
-            WorkerStats(line.name, line.pid, loads[line.name], line.restarts, line.figures)
+            WorkerStats(line.name, line.pid, loads.get(line.name, 0), line.restarts, line.figures)
             for line in lines
         ]
         return PoolStats(
@@ -362,7 +417,7 @@ class SearchPool:
 
     def _asked(
         self,
-        verb: str,
+        what: str,
         trees: Sequence[int],
         columns: Sequence[Sequence[Any]],
         options: Mapping[str, Any] | None,
@@ -371,31 +426,41 @@ class SearchPool:
             return []
         self._calls += 1
         self._used.update(dict.fromkeys(trees, self._calls))
-        found = self._frontier.ask(Question(verb, trees, columns, options, self._version))
-        self._mover.balance(self._version)
-        due = [
-            name for name, line in self._lines.items() if line.calls_since_snapshot >= self._every
-        ]
-        self._save(due)
+        found = self._frontier.ask(Question(what, trees, columns, options, self._version))
+        lines = self._lines.items()
+        self._look_after([name for name, line in lines if line.calls_since_snapshot >= self._every])
         return found
 
+    def _look_after(self, due: Sequence[int]) -> None:
+        """Have snapshots of these workers, and move trees where pages run short. Whoever is lost
+        meanwhile is missed by the next call that needs it: this one has what it asked for.
+        """
+        try:
+            self._mover.balance(self._version)
+            for name, error in self._save(due):
+                why = f"worker {name} cannot be saved, and repeats more if it dies: {error}"
+                warnings.warn(why, RuntimeWarning, stacklevel=4)
+        except WorkerLost:
+            self._upkeep.unsure()
+
     def _settle(self) -> None:
-        """Let workers know of nodes that were dropped here; trees without nodes end."""
-        for name in self._grove.taken():
-            self._lines[self._placement.worker(name[0])].dropped.append(name)
-        self._close_empty()
+        self._upkeep.begin(self._version)
 
-    def _close_empty(self) -> None:
-        for tree in self._grove.emptied():
-            self._used.pop(tree, None)
-            self._placement.close(tree)
-
-    def _save(self, names: Sequence[int]) -> None:
-        """Have snapshots of these workers."""
+    def _save(self, names: Sequence[int]) -> list[tuple[int, Exception]]:
+        """Have snapshots of these workers; those that cannot be had, and why."""
         if not names:
-            return
+            return []
         answers = self._dispatch.gather({name: [Ask("save", ())] for name in names}, self._version)
-        _raise_first(answer.reply.error for each in answers.values() for answer in each)
+        errors = [(name, answer.reply.error) for name, (answer,) in answers.items()]
+        return [(name, error) for name, error in errors if error is not None]
+
+
+def _options(options: Any) -> dict[str, Any]:
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or "progress" in options:
+        raise BadArgument("options", options, "a dictionary of options of PagedLM but `progress`")
+    return dict(options)
 
 
 def _seconds(name: str, value: Any) -> float:

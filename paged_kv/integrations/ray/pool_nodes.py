@@ -100,6 +100,7 @@ class Grove:
         self._watched: dict[int, dict[int, Watch]] = {}
         self._gone: deque[Watch] = deque()  # finalizers add to it
         self._empty: list[int] = []  # trees that lost their last node
+        self._pins: dict[Name, int] = {}
 
     def add(self, node: PoolNode) -> None:
         """One more node."""
@@ -119,11 +120,27 @@ class Grove:
         """Trees that have nodes."""
         return list(self._watched)
 
+    def held(self, tree: int) -> dict[int, int]:
+        """The nodes of a tree by number, and how often each is pinned."""
+        return {number: self.pins((tree, number)) for number in self._watched.get(tree, {})}
+
+    def pins(self, name: Name) -> int:
+        """How often a node may be unpinned."""
+        return self._pins.get(name, 0)
+
+    def pin(self, names: Iterable[Name], times: int) -> None:
+        """Note that nodes were pinned, or unpinned where `times` is below 0: all at once."""
+        pins = dict(self._pins)
+        for name in names:
+            pins[name] = pins.get(name, 0) + times
+        self._pins = {name: count for name, count in pins.items() if count}
+
     def remove(self, names: Iterable[Name]) -> None:
         """Know no more of nodes that were released."""
         for tree, number in names:
             watched = self._watched.get(tree, {})
             watched.pop(number, None)
+            self._pins.pop((tree, number), None)
             if not watched and self._watched.pop(tree, None) is not None:
                 self._empty.append(tree)
 
@@ -132,6 +149,18 @@ class Grove:
         found = self._empty
         self._empty = []
         return found
+
+    def sweep(self) -> None:
+        """Know no more of nodes that were dropped, told or not."""
+        self._gone.clear()
+        self.remove(
+            [
+                watch.name
+                for watched in self._watched.values()
+                for watch in watched.values()
+                if watch() is None
+            ]
+        )
 
     def taken(self) -> list[Name]:
         """Nodes that were dropped since the last time, and not released before."""

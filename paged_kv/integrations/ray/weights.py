@@ -22,6 +22,7 @@ class Weight(NamedTuple):
 
 
 Weights = dict[str, Weight]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def packed(state: Any) -> Weights:
@@ -38,14 +39,24 @@ def packed(state: Any) -> Weights:
     return found
 
 
+def shapes(weights: Mapping[str, Weight]) -> Shapes:
+    """The shape of each tensor."""
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+def check_fit(model: torch.nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise BadArgument where these are not the shapes of all weights of a model."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    differ = {name for name in own.keys() | found.keys() if own.get(name) != found.get(name)}
+    if differ:
+        raise BadArgument("weights", sorted(differ)[:5], "those of the model that workers have")
+
+
 def load(model: torch.nn.Module, weights: Mapping[str, Weight]) -> None:
     """Have a model compute with these weights. Raises BadArgument where they are of another one;
     then nothing changed.
     """
-    own = model.state_dict()
-    differ = {name for name in own.keys() | weights.keys() if not _fits(own, weights, name)}
-    if differ:
-        raise BadArgument("weights", sorted(differ)[:5], "those of the model that workers have")
+    check_fit(model, shapes(weights))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # arrays that are read only, as these are
         state = {
@@ -53,7 +64,3 @@ def load(model: torch.nn.Module, weights: Mapping[str, Weight]) -> None:
             for name, each in weights.items()
         }
     model.load_state_dict(state)
-
-
-def _fits(own: Mapping[str, torch.Tensor], given: Mapping[str, Weight], name: str) -> bool:
-    return name in own and name in given and tuple(own[name].shape) == given[name].shape

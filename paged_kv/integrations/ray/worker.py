@@ -16,12 +16,12 @@ from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.model_limits import free_bytes
 from paged_kv.integrations.ray.calls import Call, Figures, Reply
 from paged_kv.integrations.ray.held_trees import HeldTrees, TreeState
-from paged_kv.integrations.ray.weights import Weights, load
+from paged_kv.integrations.ray.weights import Weights, check_fit, load
 
 VERBS = (
     *("open", "sample", "extend", "fork", "crop"),
     *("logits", "hidden_states", "score", "sizes"),
-    *("promote", "release", "pin", "unpin", "end"),
+    *("promote", "release", "pin", "unpin", "end", "keep"),
 )
 
 
@@ -69,9 +69,11 @@ class Worker:
             recipe = self._recipe()
             torch.set_num_threads(recipe.threads)
             model = recipe.make_model()
+            if not isinstance(model, torch.nn.Module):
+                raise BadArgument("make_model()", model, "a model of transformers")
             options = dict(recipe.options)
             if options.get("max_bytes") is None:
-                device = next(model.parameters()).device
+                device = next(model.parameters(), torch.empty(0)).device
                 options["max_bytes"] = free_bytes(device) // (2 * recipe.workers)
             lm = PagedLM(model, progress=False, **options)
             self._trees = HeldTrees(lm)
@@ -151,8 +153,8 @@ class Worker:
     def _once(self, call: Call, payload: Any) -> Reply:
         if call.number == self._last.number:
             return self._last
-        if call.number != self._last.number + 1:
-            raise BadArgument("call", call.number, f"number {self._last.number + 1}")
+        if call.number < self._last.number:
+            raise BadArgument("call", call.number, f"a number above {self._last.number}")
         begun = time.perf_counter()
         value, error = self._tried(call, payload)
         self._busy += time.perf_counter() - begun
@@ -166,10 +168,11 @@ class Worker:
             self._held.forget(call.dropped)
             return self._done(call, payload), None
         except Exception as error:  # a caller's own processors may raise whatever they like
-            return None, sendable(error)
+            return None, sendable(error).with_traceback(None)  # which would hold nodes
 
     def _done(self, call: Call, payload: Any) -> Any:
         held = self._held
+        args = pickle.loads(call.args)
         if call.verb == "weights":
             load(held.lm.model, payload)
             held.clear()
@@ -177,18 +180,20 @@ class Worker:
             return None
         if call.version != self._version:
             raise BadArgument("weights", call.version, f"version {self._version}, which is here")
+        if call.verb == "fits":
+            return check_fit(held.lm.model, *args)
         if call.verb == "save":
             trees = held.changed()
             states = held.states(trees, self._identity)
             held.saved(trees)
             return states
         if call.verb == "copy":
-            return held.states(call.args[0], self._identity)
+            return held.states(args[0], self._identity)
         if call.verb == "take":
             return held.take(payload, self._identity)
         if call.verb not in VERBS:
             raise BadArgument("verb", call.verb, ", ".join(VERBS))
-        return getattr(held, call.verb)(*call.args)
+        return getattr(held, call.verb)(*args)
 
 
 def sendable(error: Exception) -> Exception:
