@@ -6,8 +6,10 @@ bytes.
 In each round both sides do the same in turn, each first equally often: a save without a sync, a
 save with one on both sides, a load into memory that was written to before (ours; torch makes its
 own), with the files in the page cache. Every byte is read, written and, on our side, compared with
-a checksum. Beside it: a save into a folder where all pages lie already, and what a bundle of a
-search tree takes over its pages and over its tokens. Ratios are medians of the ratios of a round.
+a checksum. Beside it: a save into a folder where all pages lie already, what a bundle of a search
+tree takes over its pages and over its tokens, and how long a snapshot of many sequences is opened
+lazily: forks that nothing was written to, and a random search tree, a token a node. Ratios are
+medians of the ratios of a round.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from machine import processor
 
 from paged_kv import PagedKVCache
 from paged_kv.snapshot import load, save
+from paged_kv.tiers import Tiers
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llm": {"layers": 8, "heads": 8, "head_size": 64, "page_size": 16, "dtype": torch.bfloat16},
@@ -160,6 +164,69 @@ def tree_bytes(shape: dict[str, Any], nodes: int = 2000, root: int = 40) -> dict
     }
 
 
+def idle(cache: PagedKVCache, pages: int, count: int) -> list[int]:
+    """So many sequences, most of them forks that nothing was written to."""
+    roots = cache.new(pages // 4)
+    tokens = 4 * cache.page_size
+    kv = torch.randn(cache.layers, 1, cache.heads, tokens, cache.head_size).to(cache.dtype)
+    for root in roots:
+        cache.append([root], kv, kv)
+    seqs = [*roots]
+    while len(seqs) < count:
+        seqs += cache.fork(roots[: count - len(seqs)])
+    return seqs
+
+
+def tree(cache: PagedKVCache, pages: int, count: int) -> list[int]:
+    """A random search tree of a token a node, until it takes all pages; then forks of any of it."""
+    rng = random.Random(0)
+    seqs = cache.new()
+    kv = torch.randn(cache.layers, 1, cache.heads, 40, cache.head_size).to(cache.dtype)
+    cache.append(seqs, kv, kv)
+    while len(seqs) < count:
+        full = cache.pages_in_use >= pages
+        seqs += cache.fork([rng.choice(seqs)])
+        if not full:
+            cache.append(seqs[-1:], kv[..., :1, :], kv[..., :1, :])
+    return seqs
+
+
+def opened(name: str, make: Any, size: int, count: int, where: Path) -> dict[str, Any]:
+    """How long a snapshot is opened lazily, and what the first calls take then."""
+    shape = SHAPES[name]
+    pages = size * MIB // PagedKVCache(**shape, num_pages=1).page_bytes
+    cache = PagedKVCache(**shape)
+    seqs = make(cache, pages, count)
+    steps: dict[str, list[float]] = {"open": [], "first gather": [], "first look at the tree": []}
+    work = []
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        save(folder, cache, seqs, sync=False)
+        for _ in range(9):
+            other = PagedKVCache(**shape, tiers=Tiers())
+            begin = time.process_time()
+            steps["open"].append(timed(partial(load, folder, other, lazy=True)))
+            work.append(time.process_time() - begin)
+            (first,) = other.live()[:1]
+            steps["first gather"].append(timed(partial(other.gather, [first])))
+            steps["first look at the tree"].append(timed(partial(other.children, first)))
+    found: dict[str, Any] = {
+        "shape": name,
+        "kind": make.__name__,
+        "bytes": cache.bytes_in_use,
+        "pages": cache.pages_in_use,
+        "sequences": len(seqs),
+        "table_entries": sum(map(len, cache.page_tables(seqs))),
+        "open_work": statistics.median(work),
+        **{key.replace(" ", "_"): statistics.median(taken) for key, taken in steps.items()},
+    }
+    print(
+        f"{name}, {make.__name__}, {len(seqs)} sequences: opened in {1000 * found['open']:.0f} ms, "
+        f"{1000 * found['open_work']:.0f} ms of work",
+        flush=True,
+    )
+    return found
+
+
 def measured(name: str, size: int, where: Path, count: int) -> dict[str, Any]:
     """All of one shape in one folder."""
     folder = Path(tempfile.mkdtemp(dir=where))
@@ -196,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--mib", type=int, nargs="+", default=[1024], help="of pages, in each folder")
     top.add_argument("--rounds", type=int, default=6)
     top.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    top.add_argument("--sequences", type=int, default=100_000, help="of what is opened lazily")
     top.add_argument("--json", type=Path)
     return top
 
@@ -218,6 +286,12 @@ def main() -> int:
         for folder, size in zip(options.folder, options.mib)
         for name in options.shapes
     ]
+    if options.sequences:
+        where = options.folder[0]
+        results["opened"] = [
+            opened(name, make, options.mib[0], options.sequences, where)
+            for name, make in (("llm", idle), ("unizero", tree))
+        ]
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     return 0

@@ -39,9 +39,7 @@ from typing import Any, NamedTuple
 import torch
 from machine import processor
 
-from paged_kv import PagedKVCache
 from paged_kv.integrations.huggingface import PagedLM
-from paged_kv.snapshot import load, save
 from paged_kv.stats import TierStats
 from paged_kv.tiers import ColdTier, FileTier, HostTier, Tiers
 
@@ -161,43 +159,7 @@ def compare(name: str, search: Search, least: int, rounds: int, folder: str) -> 
     return rows
 
 
-def lazy(size: int, sequences: int, folder: Path) -> dict[str, Any]:
-    """How long it takes to open a snapshot."""
-    shape: dict[str, Any] = {"layers": 8, "heads": 8, "head_size": 64, "page_size": 16}
-    shape["dtype"] = torch.bfloat16
-    cache = PagedKVCache(**shape)
-    pages = size // cache.page_bytes
-    roots = cache.new(pages // 4)
-    tokens = torch.randn(8, 1, 8, 64, 64).to(torch.bfloat16)
-    for root in roots:
-        cache.append([root], tokens, tokens)
-    seqs = [*roots]
-    while len(seqs) < sequences:
-        seqs += cache.fork(roots[: sequences - len(seqs)])
-    save(folder / "saved", cache, seqs, sync=False)
-    opened = []
-    worked = []
-    first = []
-    for _ in range(7):
-        other = PagedKVCache(**shape, tiers=Tiers())
-        begin = time.perf_counter(), time.process_time()
-        found = load(folder / "saved", other, lazy=True)
-        opened.append(time.perf_counter() - begin[0])
-        worked.append(time.process_time() - begin[1])
-        again = time.perf_counter()
-        other.gather(found[:1])
-        first.append(time.perf_counter() - again)
-    return {
-        "bytes": pages * cache.page_bytes,
-        "sequences": len(seqs),
-        "table_entries": sum(map(len, cache.page_tables(seqs))),
-        "open_seconds": statistics.median(opened),
-        "open_cpu_seconds": statistics.median(worked),
-        "first_gather_seconds": statistics.median(first),
-    }
-
-
-def table(rows: list[dict[str, Any]], opened: dict[str, Any] | None) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """The rows, for people."""
     lines = [
         f"{'':10}{'cold':>6}{'frames':>14}{'page':>10}{'time':>7}{'work':>7}{'same':>6}"
@@ -209,16 +171,6 @@ def table(rows: list[dict[str, Any]], opened: dict[str, Any] | None) -> str:
             f"{row['search']:10}{row['cold']:>6}{frames:>14}{row['page_bytes'] / 1024:6.0f} KiB"
             f"{row['time']:7.2f}{row['work']:7.2f}{row['same']!s:>6}{row['read']:8}{row['written']:9}"
             f"{row['share']:7.2f}"
-        )
-    if opened is not None:
-        size = opened["bytes"] >> 20
-        took, work, first = (
-            1000 * opened[name]
-            for name in ("open_seconds", "open_cpu_seconds", "first_gather_seconds")
-        )
-        lines.append(
-            f"lazy open of {size} MiB, {opened['sequences']} sequences: {took:.0f} ms ({work:.0f} "
-            f"ms of work); first gather {first:.1f} ms"
         )
     return "\n".join(lines)
 
@@ -258,8 +210,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["cartpole", "atari"], help="presets")
     parser.add_argument("--simulations", type=int, default=64, help="of the language model")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lazy-bytes", type=int, default=1 << 30)
-    parser.add_argument("--sequences", type=int, default=100_000)
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="of the file")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
@@ -268,11 +218,7 @@ def main() -> None:
     if options.simulations:
         rows += llm_rows(options.simulations, options.rounds, options.folder)
     rows += lightzero_rows(options.only, options.rounds, options.folder)
-    opened = None
-    if options.lazy_bytes:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            opened = lazy(options.lazy_bytes, options.sequences, Path(folder))
-    print(table(rows, opened))
+    print(table(rows))
     if options.json:
         machine = {
             "processor": processor(),
@@ -281,7 +227,7 @@ def main() -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
         }
-        found = {"schema": 1, "machine": machine, "rows": rows, "lazy": opened}
+        found = {"schema": 1, "machine": machine, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

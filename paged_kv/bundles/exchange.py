@@ -18,9 +18,11 @@ from paged_kv.bundles.contents import (
     Contents,
     Ints,
     checked,
+    links_of,
     pages_held,
     reached,
     records_of,
+    shares_of,
     slots_read,
     tables_of,
 )
@@ -28,7 +30,7 @@ from paged_kv.bundles.holders import Holder, IndexBook, Shelf
 from paged_kv.checks import flag, handles, listed
 from paged_kv.errors import BadArgument, BadBundle, OutOfPages
 from paged_kv.pages.books import Books
-from paged_kv.pages.change import Change
+from paged_kv.pages.change import Arrival, Change
 from paged_kv.pages.pool import Pool
 from paged_kv.turns import Turns, page_reader, verb
 
@@ -167,21 +169,22 @@ class Exchange:
         """Fill free pages, then let the sequences have them, and the indexes their entries."""
         pool = self.pool
         size = pool.books.page_size
-        rows = len(contents.tables.starts)
-        held = partial(pages_held, contents.tables, page_size=size)
-        entries = [shelf.checked(book, rows, held) for shelf, book in zip(shelves, books)]
+        tables = contents.tables
+        held = partial(pages_held, tables, page_size=size)
+        entries = [
+            shelf.checked(book, tables.sequences, held) for shelf, book in zip(shelves, books)
+        ]
         _check_apart(entries)
         pages = pool.fresh_pages(contents.pages)
         if not lazy:
             self._fill(source, pages)
-        seqs = pool.books.handles.take(rows)
+        seqs = pool.books.handles.take(tables.sequences)
         adoptions = [shelf.adoption(book, seqs) for shelf, book in zip(shelves, entries)]
-        records = records_of(contents.tables, pages, seqs, size)
-        change = Change(dict(zip(seqs, records)))
-        change.begins = True
+        change = Change(dict(zip(seqs, records_of(tables, pages, seqs, size))))
         change.fresh = len(pages)
-        change.gained = chain.from_iterable([record[0] for record in records])
-        change.fills = list(zip(pages, reached(slots_read(contents.tables, len(pages), size))))
+        shares = shares_of(tables, len(pages), size)
+        change.arrival = Arrival(list(zip(pages, shares)), partial(links_of, tables, seqs))
+        change.fills = list(zip(pages, reached(slots_read(tables, len(pages), size))))
         forks, appends, allocated, copied = pool.books.counted
         change.figures = forks, appends, allocated + len(pages), copied
         # keys last: they are a caller's, and may raise

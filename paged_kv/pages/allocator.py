@@ -135,6 +135,11 @@ class PageAllocator:
         for page in pages:
             refs[page] += 1
 
+    def count(self, shares: Iterable[tuple[int, int]]) -> None:
+        """Let pages that nobody held have so many references."""
+        for page, count in shares:
+            self.refs[page] = count
+
     def drop(self, pages: Iterable[int]) -> list[int]:
         """Give back one reference of each page; pages that reach 0 become free, and are returned.
 

@@ -199,6 +199,9 @@ class Books:
             change.edit()
         if change.begins:
             self.tree.begin(change.puts)
+        if change.arrival is not None:
+            self.pages.count(change.arrival.shares)
+            self.tree.graft(change.arrival.links)
         if change.drops:
             self.tree.end(change.drops)
         if change.splices:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from paged_kv.errors import unraisable
-from paged_kv.pages.records import Record
+from paged_kv.pages.records import Links, Record
 
 TRIES = 3
 
@@ -59,6 +59,15 @@ class Splice(NamedTuple):
     children: list[int]
 
 
+class Arrival(NamedTuple):
+    """Whole trees that come from elsewhere, with fresh pages: what follows from their records,
+    counted all at once.
+    """
+
+    shares: list[tuple[int, int]]  # pages, and the references that each has
+    links: Callable[[], Links]
+
+
 class Figures(NamedTuple):
     """Counts since a cache was made: sequences forked, sequences appended to, pages taken, pages
     copied.
@@ -79,7 +88,8 @@ class Change:
     it, and spares a count of all: `gained` and `lost`, pages that gain or lose a reference;
     `fresh`, the number of pages taken from the free stack; `fills`, how far pages are written to;
     `begins`, whether all puts are new children; `splices`, joints of the tree that
-    are taken out.
+    are taken out; `arrival`, what stands for `gained` and `begins` where all puts come from
+    elsewhere.
     """
 
     drops: Sequence[int] = ()
@@ -91,6 +101,7 @@ class Change:
     fills: Sequence[tuple[int, int]] = ()
     begins: bool = False
     splices: Sequence[Splice] = ()
+    arrival: Arrival | None = None
     figures: tuple[int, int, int, int] | None = None
     edits: Sequence[Edit] = ()
     stores: Sequence[Store] = ()

@@ -11,6 +11,8 @@ Record = tuple[tuple[int, ...], int, int, int, int]
 
 NO_PARENT = 0
 
+Links = dict[int, int | dict[int, None]]  # parents with their only child, or all of them
+
 Fills = list[tuple[int, int]]  # pages, and how far they are written to
 
 

@@ -11,11 +11,11 @@ are the truth; the links follow from them, and are made when they are first aske
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 
 from paged_kv.pages.change import Splice
-from paged_kv.pages.records import NO_PARENT, Record
+from paged_kv.pages.records import NO_PARENT, Links, Record
 
 MANY = 64  # sequences of one batch that are linked at once
 WAITING = 256  # batches that are linked at the latest
@@ -38,7 +38,8 @@ class Tree:
         self.joints: dict[int, int] = {}  # with their parents
         self._live = live
         # Parent -> its only child, or all of them. Those that have ended are passed over.
-        self._links: dict[int, int | dict[int, None]] = {}
+        self._links: Links = {}
+        self._grafts: list[Callable[[], Links]] = []  # which come before all that is unlinked
         self._unlinked: list[Mapping[int, Record]] = []
         self._noted = 0  # of them, whose parents are in the set
         self._parents: set[int] = set()  # all that have something below them, or had it
@@ -53,6 +54,10 @@ class Tree:
         self._unlinked.append(made)
         if len(made) >= MANY or len(self._unlinked) >= WAITING:
             self._link_all()
+
+    def graft(self, links: Callable[[], Links]) -> None:
+        """Whole trees came to be, of sequences that are new here; `links` says how, when asked."""
+        self._grafts.append(links)
 
     def end(self, seqs: Sequence[int]) -> None:
         """Sequences have ended; the joints among them are known already."""
@@ -80,6 +85,7 @@ class Tree:
         """Link everything anew. Cost: O(sequences)."""
         self.wake(list(self.watches))
         self._noted = 0
+        self._grafts = []
         self._unlinked = []
         self._links.clear()
         self._stale = 0
@@ -106,6 +112,11 @@ class Tree:
         self._unlinked = list(but)
 
     def _all_parents(self) -> set[int]:
+        while self._grafts:  # whoever is interrupted does it again, before anything else is linked
+            links = self._grafts[0]()
+            self._links.update(links)
+            self._parents.update(links)
+            del self._grafts[0]
         waiting = self._unlinked
         if self._noted < len(waiting):
             for made in waiting[self._noted :]:

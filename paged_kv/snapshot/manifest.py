@@ -34,6 +34,7 @@ class Counts(NamedTuple):
     pages: int  # that are saved
     named: int  # of the rows
     rows: int
+    records: int  # that differ
     entries: int  # of all block tables together
     extra: int  # bytes of keys and data
 
@@ -137,9 +138,10 @@ def _check(folder: Path, manifest: Manifest) -> None:
 
 def tables_layout(counts: Counts) -> Layout:
     """Where tables, the places of pages, and keys and data lie."""
-    rows = [(name, counts.rows) for name in ("starts", "lengths", "parents", "places")]
+    names = ("starts", "lengths", "parents", "places")
+    records = [(name, counts.records) for name in names]
     pages = [("segment", counts.pages), ("row", counts.pages)]
-    fields = [("pages", counts.entries), *rows, *pages]
+    fields = [("pages", counts.entries), *records, ("rows", counts.rows), *pages]
     listed = [Field(name, "I64", (length,)) for name, length in fields]
     return Layout([*listed, Field("extra", "U8", (counts.extra,))])
 
@@ -148,8 +150,10 @@ def tables_bytes(contents: Contents, places: Places) -> tuple[Counts, bytes]:
     """Tables as a file, and what it holds."""
     extra = contents.extra.encode()
     tables = contents.tables
-    rows = len(tables.starts)
-    counts = Counts(contents.pages, contents.named, rows, len(tables.pages), len(extra))
+    rows = tables.sequences
+    records = len(tables.starts)
+    entries = len(tables.pages)
+    counts = Counts(contents.pages, contents.named, rows, records, entries, len(extra))
     arrays = [np.ascontiguousarray(field, dtype="<i8").tobytes() for field in (*tables, *places)]
     return counts, b"".join((tables_layout(counts).header, *arrays, extra))
 

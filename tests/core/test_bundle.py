@@ -364,6 +364,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "parents in a circle": put("parents", 0, 2),
     "a place that overflows": put("places", 0, 2**63 - 1),
     "rows that differ": swap("places", lambda places: places[:-1]),
+    "a row of no record": put("rows", 0, 3),
+    "a row below zero": put("rows", 0, -1),
+    "a record of no row": put("rows", 0, 1),
+    "rows of another kind": swap("rows", lambda rows: rows.astype(np.int32)),
     "names of more than there is": swap("named", lambda named: named + 1),
     "names below zero": swap("named", lambda named: -1),
     "another kind of numbers": swap("starts", lambda starts: starts.astype(np.int32)),
@@ -472,6 +476,45 @@ def test_a_source_is_read_while_no_verb_may_run() -> None:
     def use(source: Any) -> int:
         with pytest.raises(Exception, match="called inside of"):
             grow(cache, [seq], 1)
-        return len(source.contents.tables.starts)
+        return source.contents.tables.sequences
 
     assert cache.export_to(use, [seq]) == 1
+
+
+# -- many sequences
+
+
+def test_children_that_are_alike_travel_as_one_record() -> None:
+    cache = cache_of()
+    (root,) = cache.new()
+    fill(cache, [root], 5, 1.0)
+    children = cache.fork([root] * 50)
+    (leaf,) = cache.fork(children[7:8])
+    fill(cache, [leaf], 2, 2.0)
+    bundle = cache.export([leaf, *children, root])
+    assert len(bundle.contents.tables.starts) == 3
+    assert bundle.contents.tables.tokens.tolist() == [7, *[5] * 51]
+    other, (its_leaf, *its_children, its_root) = moved(bundle)
+    other.check()
+    assert other.children(its_root) == its_children
+    assert other.descendants(its_children[7]) == [its_leaf]
+    assert other.books.pages.refs[1:4] == [52, 52, 0]
+
+
+def test_what_hangs_below_what_was_adopted_is_known_whenever_it_is_asked_for() -> None:
+    cache = cache_of()
+    (root,) = cache.new()
+    left, right = cache.fork([root, root])
+    (leaf,) = cache.fork([left])
+    bundle = cache.export([root, left, right, leaf])
+    for ends in range(4):
+        other, seqs = moved(bundle)
+        (child,) = other.fork(seqs[ends : ends + 1])
+        other.release(seqs[ends : ends + 1])
+        kept = [seq for seq in (*seqs, child) if seq != seqs[ends]]
+        above = {seq: other.parent(seq) for seq in kept}
+        for seq in kept:
+            assert sorted(other.children(seq)) == sorted(one for one in kept if above[one] == seq)
+        other.books.tree.rebuild()
+        assert {seq: other.parent(seq) for seq in kept} == above
+        other.check()

@@ -327,6 +327,7 @@ LIES: dict[str, tuple[str, Any]] = {
     "a length out of range": ("lengths", 2**62),
     "a parent out of range": ("parents", 9),
     "a place out of range": ("places", 2**63 - 1),
+    "a row of no record": ("rows", 9),
 }
 
 

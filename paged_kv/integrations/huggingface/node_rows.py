@@ -102,6 +102,6 @@ def _numbers(found: object) -> bool:
 def _check_lengths(rows: Sequence[NodeRow], contents: Contents) -> None:
     """Raise BadBundle unless the sequences are those that the rows say."""
     expected = [row.fed for row in rows if row.fed]
-    lengths = contents.tables.lengths
+    lengths = contents.tables.tokens
     if contents.named != len(expected) or lengths[: contents.named].tolist() != expected:
         raise BadBundle("its sequences are not those of its nodes")

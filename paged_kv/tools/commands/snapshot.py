@@ -64,9 +64,9 @@ def figures(snapshot: Snapshot) -> dict[str, Any]:
     stored = sum(segment.pages for segment in manifest.segments)
     return {
         **contents.fingerprint,
-        "sequences": len(contents.tables.starts),
+        "sequences": contents.tables.sequences,
         "named": contents.named,
-        "tokens": int(contents.tables.lengths.sum()),
+        "tokens": int(contents.tables.tokens.sum()),
         "pages": contents.pages,
         "bytes": contents.pages * manifest.sizes.page_bytes,
         "segments": len(manifest.segments),
