@@ -36,8 +36,12 @@ class Source(Protocol):
     def contents(self) -> Contents:
         """All but the pages."""
 
-    def read(self, numbers: Ints) -> Chunk:
-        """The pages of these numbers, which rise."""
+    def read(self, numbers: Ints, out: Bytes | None = None) -> Chunk:
+        """The pages of these numbers, which rise.
+
+        Their records may be written to `out` [n, bytes of a page], and be it then. Where that
+        raises, nobody reads what was written.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Bundle:
         """What the caller gave along. Raises BadBundle."""
         return data_of(self.contents, codec)
 
-    def read(self, numbers: Ints) -> Chunk:
+    def read(self, numbers: Ints, out: Bytes | None = None) -> Chunk:
         """The pages of these numbers. Raises BadBundle."""
         if not len(self.records) == len(self.positions) == self.contents.pages:
             raise BadBundle(f"it has {len(self.records)} pages, not {self.contents.pages}")
@@ -84,9 +88,9 @@ class Bundle:
         return cls(contents, records, positions)
 
 
-def batches(pages: int, page_bytes: int) -> Iterator[Ints]:
-    """The numbers of all pages, as many at a time as are moved at once."""
-    most = max(1, BATCH // page_bytes)
+def batches(pages: int, page_bytes: int, size: int = BATCH) -> Iterator[Ints]:
+    """The numbers of all pages, as many at a time as are moved at once: so many bytes of them."""
+    most = max(1, size // page_bytes)
     for first in range(0, pages, most):
         yield np.arange(first, min(pages, first + most))
 

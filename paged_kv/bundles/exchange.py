@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from paged_kv.bundles.bundle import Chunk, Source, batches, check_chunk, extra_of
+from paged_kv.bundles.bundle import Bytes, Chunk, Source, batches, check_chunk, extra_of
 from paged_kv.bundles.codec import Codec, to_json
 from paged_kv.bundles.contents import (
     Contents,
@@ -57,16 +57,16 @@ class Outgoing:
         self._read = slots_read(contents.tables, len(pages), pool.storage.form.page_size)
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def read(self, numbers: Ints) -> Chunk:
+    def read(self, numbers: Ints, out: Bytes | None = None) -> Chunk:
         """The pages of these numbers."""
         storage = self._pool.storage
         pages = self._pages[numbers]
         size = len(pages) * storage.page_bytes
         if self._memory.numel() < size:
             self._memory = torch.empty(size, dtype=torch.uint8)
-        out = self._memory[:size].view(len(pages), storage.page_bytes)
+        memory = self._memory[:size].view(len(pages), storage.page_bytes)
         read = self._read[numbers]
-        records = storage.export_pages(pages, read, out)
+        records = storage.export_pages(pages, read, memory)
         slots = pages[:, None] * read.shape[1] + np.arange(read.shape[1])
         return Chunk(records.numpy(), np.where(read, storage.positions_at(slots), 0))
 
@@ -205,9 +205,11 @@ class Exchange:
         size = storage.form.page_size
         names = np.array(pages, dtype=np.int64)
         for numbers in batches(len(pages), storage.page_bytes):
-            records, positions = source.read(numbers)
+            there = storage.records_of(names[numbers])
+            records, positions = source.read(numbers, there)
             check_chunk(len(numbers), storage.page_bytes, size, records, positions)
-            storage.import_pages(names[numbers], torch.from_numpy(records))
+            if records is not there:
+                storage.import_pages(names[numbers], torch.from_numpy(records))
             slots = names[numbers, None] * size + np.arange(size)
             storage.place(slots.reshape(-1), positions.reshape(-1))
 

@@ -87,6 +87,9 @@ class QuantisedPages:
         """Write records to pages."""
         self._held.import_pages(pages, records)
 
+    def records_of(self, pages: Ints) -> None:
+        """None: codes and peaks lie apart."""
+
     # -- numbers in
 
     def write_pages(

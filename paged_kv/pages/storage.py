@@ -24,6 +24,7 @@ from paged_kv.pages.change import Store
 from paged_kv.pages.plane import Plane
 
 Mask = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 Tensors = Sequence[torch.Tensor]
 UNWRITTEN = 1024  # batches whose positions are written down at the latest
 
@@ -91,6 +92,11 @@ class Storage(Protocol):
 
     def import_pages(self, pages: Ints, records: torch.Tensor) -> None:
         """Write records [n, page_bytes] of the host to pages."""
+
+    def records_of(self, pages: Ints) -> Bytes | None:
+        """The records [n, page_bytes] of pages that nobody reads, to be written to where they lie;
+        None where that cannot be.
+        """
 
     # -- one layer, as attention over pages needs it
 
@@ -308,6 +314,13 @@ class PagePlanes:
             target = plane.bytes_of_pages()
             for run, at in runs(pages):
                 target[run] = source[at]
+
+    def records_of(self, pages: Ints) -> Bytes | None:
+        """Pages that lie side by side, on the host and in one plane."""
+        together = runs(pages)
+        if len(together) == len(self.planes) == 1 and self._on_host:
+            return self.planes[0].bytes_of_pages()[together[0][0]].numpy()
+        return None
 
     def _by_plane(self, records: torch.Tensor) -> Tensors:
         return torch.split(records, [plane.page_bytes for plane in self.planes], dim=1)

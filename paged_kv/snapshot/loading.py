@@ -11,7 +11,7 @@ from weakref import finalize
 
 import numpy as np
 
-from paged_kv.bundles.bundle import Chunk, batches, data_of, extra_of
+from paged_kv.bundles.bundle import Bytes, Chunk, batches, data_of, extra_of
 from paged_kv.bundles.codec import Codec
 from paged_kv.bundles.contents import Contents, Ints, check_positions, checked
 from paged_kv.bundles.holders import Holder
@@ -77,13 +77,13 @@ class Snapshot:
         """What the caller gave along. Raises BadBundle."""
         return data_of(self._contents, codec)
 
-    def read(self, numbers: Ints) -> Chunk:
+    def read(self, numbers: Ints, out: Bytes | None = None) -> Chunk:
         """The pages of these numbers. Raises BadSnapshot, SnapshotFailed."""
         if self._closed:
             raise BadSnapshot(self.path, "it was closed")
         sizes = self.manifest.sizes
         found = Chunk(
-            self._room(len(numbers), sizes.page_bytes),
+            self._room(len(numbers), sizes.page_bytes) if out is None else out,
             np.empty((len(numbers), sizes.page_size), dtype=np.int64),
         )
         segments = self._places.segment[numbers]

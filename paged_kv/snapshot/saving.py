@@ -37,6 +37,8 @@ from paged_kv.snapshot.tensors import digest
 if TYPE_CHECKING:
     from paged_kv.cache import PagedKVCache
 
+PIECE = 1 << 25  # bytes of pages that are looked at, and written, at a time
+
 
 class Saved(NamedTuple):
     """What a save did."""
@@ -136,10 +138,10 @@ class Saving:
             contents.compare(before.fingerprint)
         packing = Packing(contents.pages, self._digests(before), partial(self._writer, sizes))
         try:
-            for numbers in batches(contents.pages, sizes.page_bytes):
+            for numbers in batches(contents.pages, sizes.page_bytes, PIECE):
                 packing.add(numbers, source.read(numbers))
             moved = packing.let_go()
-            for part in batches(len(moved), sizes.page_bytes):
+            for part in batches(len(moved), sizes.page_bytes, PIECE):
                 packing.add(moved[part], source.read(moved[part]))
             segments, places = packing.finish(sync=self._sync)
         finally:

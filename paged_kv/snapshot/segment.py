@@ -51,7 +51,13 @@ class SegmentWriter:
         self._sizes = sizes
         self._positions: list[Ints] = []
         self._digests: list[bytes] = []
+        self._digest = b""  # of header and checksums
         self._file = files.create(path)
+
+    @property
+    def listed(self) -> Listed:
+        """How a manifest has it, once it is finished."""
+        return Listed(self._path.name, self.pages, self._digest.hex())
 
     def add(self, records: Bytes, positions: Ints, digests: Sequence[bytes]) -> None:
         """Append pages."""
@@ -60,7 +66,7 @@ class SegmentWriter:
         self._digests += digests
         self.pages += len(records)
 
-    def finish(self, *, sync: bool) -> Listed:
+    def finish(self, *, sync: bool) -> None:
         """Write what comes after the pages, then the header."""
         layout = layout_of(self.pages, self._sizes)
         digests = b"".join(self._digests)
@@ -71,7 +77,7 @@ class SegmentWriter:
         if sync:
             self._files.sync(self._file)
         self.close()
-        return Listed(self._path.name, self.pages, digest(layout.header, digests).hex())
+        self._digest = digest(layout.header, digests)
 
     def close(self) -> None:
         """Let go of the file."""

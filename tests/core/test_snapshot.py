@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from paged_kv.errors import (
     PagedKVError,
     SnapshotFailed,
 )
-from paged_kv.snapshot import Snapshot, load, save
+from paged_kv.snapshot import Snapshot, load, packing, save
+from paged_kv.snapshot.at_once import at_once
 from paged_kv.snapshot.files import FILES
 from paged_kv.snapshot.manifest import MANIFEST, read_manifest, render
 from paged_kv.snapshot.tensors import digest
@@ -118,6 +121,46 @@ def test_the_files_are_safetensors(story: Story) -> None:
             assert found["digests"].shape == (pages, 16)
         else:
             assert found["lengths"].tolist() == [3, 5, 4]
+
+
+@pytest.mark.parametrize("warm", [1, 1 << 30])
+def test_two_segments_are_written_at_once(
+    story: Story, monkeypatch: pytest.MonkeyPatch, warm: int
+) -> None:
+    monkeypatch.setattr(packing, "WORTH", 1)
+    monkeypatch.setattr(packing, "WARM", warm)
+    story.seqs += story.cache.new(2)
+    kv = torch.ones(1, 2, 1, 4, 2)
+    story.cache.append(story.seqs[-2:], kv, kv)  # four pages, of which two differ
+    pages = story.cache.pages_in_use
+    assert save(story.folder, story.cache, story.seqs).new_pages == pages - 2
+    assert [count for _, count in segments(story.folder)] == [pages // 2, pages - 2 - pages // 2]
+    cache = tiny_cache(64)
+    same(story.cache, story.seqs, cache, load(story.folder, cache))
+    story.grow(story.seqs[:1], 1)
+    assert save(story.folder, story.cache, story.seqs).new_pages == 1
+    assert [count for _, count in segments(story.folder)][2:] == [1]
+    with Snapshot(story.folder) as snapshot:
+        snapshot.verify()
+
+
+def test_what_one_of_several_calls_raises_is_raised_once_all_have_ended() -> None:
+    ended: list[str] = []
+
+    def call(name: str, error: type[BaseException] | None) -> None:
+        time.sleep(0.01 * len(name))
+        ended.append(name)
+        if error is not None:
+            raise error(name)
+
+    at_once([])
+    at_once([partial(call, "aaa", None), partial(call, "a", None)])
+    assert ended == ["a", "aaa"]
+    with pytest.raises(OSError, match="bbb"):
+        at_once([partial(call, "b", None), partial(call, "bbb", OSError)])
+    with pytest.raises(KeyboardInterrupt):
+        at_once([partial(call, "c", KeyboardInterrupt), partial(call, "ccc", None)])
+    assert ended[2:] == ["b", "bbb", "c", "ccc"]
 
 
 # -- saved again

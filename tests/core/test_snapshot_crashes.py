@@ -15,9 +15,16 @@ from snapshot_stories import Story, damaged, held, killed
 from paged_kv import PagedKVCache
 from paged_kv.bundles.bundle import Bundle
 from paged_kv.errors import BadSnapshot, PagedKVError, SnapshotFailed
-from paged_kv.snapshot import Snapshot, load
+from paged_kv.snapshot import Snapshot, load, packing
 
 ERRORS = (errno.ENOSPC, errno.EIO)
+
+
+@pytest.fixture(params=["one segment", "two at once"])
+def halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New pages go to one segment, or to two that are written at once."""
+    if request.param == "two at once":
+        monkeypatch.setattr(packing, "WORTH", 1)
 
 
 def recorded(folder: Path, *, again: bool) -> tuple[Disk | None, list[Op]]:
@@ -50,6 +57,7 @@ def judged(before: Disk | None, log: list[Op], new: str, samples: int = 4) -> li
     return wrong
 
 
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("again", [False, True])
 def test_a_power_cut_leaves_the_old_or_the_new(tmp_path: Path, again: bool) -> None:
     before, log = recorded(tmp_path, again=again)
@@ -62,6 +70,7 @@ def test_a_power_cut_leaves_the_old_or_the_new(tmp_path: Path, again: bool) -> N
     assert (log[1].kind == "sync_folder") != again, "the folder of a new folder"
 
 
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("again", [False, True])
 def test_every_sync_is_needed(tmp_path: Path, again: bool) -> None:
     before, log = recorded(tmp_path, again=again)
@@ -82,6 +91,7 @@ def test_no_call_but_those_of_the_module(tmp_path: Path) -> None:
 # -- errors of the system
 
 
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("code", ERRORS)
 def test_an_error_at_any_call_leaves_the_old_or_the_new(
@@ -114,6 +124,7 @@ def test_an_error_at_any_call_leaves_the_old_or_the_new(
     assert at > 20
 
 
+@pytest.mark.usefixtures("halves")
 def test_an_interrupt_at_any_call_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     at = 0
     failed = True

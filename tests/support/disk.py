@@ -5,6 +5,7 @@ states that a power cut may leave.
 from __future__ import annotations
 
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,12 +64,10 @@ def noted(kind: str, args: Sequence[Any]) -> Op:
 def failing(at: int, error: Callable[[], BaseException], *, late: bool) -> Watched:
     """A file system whose call of that number fails, once it did its work or before."""
     files = Watched()
-    count = 0
+    numbers = itertools.count(1)  # of calls, by several threads perhaps
 
     def count_down(kind: str) -> None:
-        nonlocal count
-        count += 1
-        if count == at:
+        if next(numbers) == at:
             raise error()
 
     if late:

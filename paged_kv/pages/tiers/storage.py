@@ -212,6 +212,9 @@ class TieredStorage:
         for part in self._mover.pieces(pages):
             self.hot.import_pages(self._seats_to_write(pages[part]), records[part])
 
+    def records_of(self, pages: Ints) -> None:
+        """None: they may go to frames in pieces."""
+
     def import_later(self, pages: Ints, source: Source) -> Store:
         """What lets these pages, which nobody reads, be the pages 0, 1, ... of a source, which are
         read and checked as they are used: for a change to store.
