@@ -13,16 +13,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from lm_oracle import Oracle, close, drawn_as_told, empty, whole
 from tiny_models import VOCABULARY
 
-from paged_kv.errors import OutOfPages
+from paged_kv.errors import OutOfFrames, OutOfPages
 from paged_kv.integrations.huggingface.draws import seed_below
 from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.nodes import Node
+from paged_kv.tiers import HostTier, Tiers
 
 TOKENS = st.sampled_from([2, 3, 4, 5, 40])
 MORE = st.lists(TOKENS, max_size=4)
 SOME = st.lists(TOKENS, min_size=1, max_size=4)
 OTHERS = st.integers(2, 60)  # so many that paths part
 LONGEST = 14  # tokens of a path that goes on
+FRAMES = 12  # enough for one such path, whatever is made of it
 PAGES = 19  # of two tokens: enough for two such paths, and for little more
 
 
@@ -44,10 +46,17 @@ class LMMachine(RuleBasedStateMachine):
         piece=st.sampled_from([1, 3, 512]),
         backend=st.sampled_from(["auto", "tree", "dense"]),
         eviction=st.sampled_from(["lru", "fifo"]),
+        frames=st.sampled_from([None, FRAMES]),
         data=st.data(),
     )
     def begin(
-        self, batch: int, piece: int, backend: str, eviction: str, data: st.DataObject
+        self,
+        batch: int,
+        piece: int,
+        backend: str,
+        eviction: str,
+        frames: int | None,
+        data: st.DataObject,
     ) -> None:
         self.oracle = Oracle(self.family)
         options: dict[str, Any] = {
@@ -56,6 +65,7 @@ class LMMachine(RuleBasedStateMachine):
             "prefill_chunk_size": piece,
             "backend": backend,
             "eviction": eviction,
+            "tiers": None if frames is None else Tiers(frames=frames, cold=HostTier),
         }
         page = PagedLM(self.oracle.model, page_size=2, max_bytes=10**6).pages.page_bytes
         self.lm = PagedLM(self.oracle.model, max_bytes=PAGES * page, **options)
@@ -106,9 +116,10 @@ class LMMachine(RuleBasedStateMachine):
                 del self.paths[node]
                 self.pins.pop(node, None)
 
-    def may_run_out(self, error: OutOfPages) -> None:
-        """Pages may end only where something is pinned."""
+    def may_run_out(self, error: OutOfFrames | OutOfPages) -> None:
+        """Pages may end only where something is pinned, and frames do for each path."""
         assert self.pins, error
+        assert isinstance(error, OutOfPages), error
 
     # -- paths begin and grow
 
@@ -133,7 +144,7 @@ class LMMachine(RuleBasedStateMachine):
             masks.append([0] * left + [1] * len(prompt) + [0] * right)
         try:
             roots = self.lm.prefill(torch.tensor(rows), torch.tensor(masks), seed=3)
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         self.made(roots, prompts, [None] * len(roots))
@@ -154,7 +165,7 @@ class LMMachine(RuleBasedStateMachine):
         lists = [data.draw(SOME) for _ in parents]
         try:
             found = self.lm.extend(parents, lists, consume=consume)
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         paths = [(*self.paths[p], *row) for p, row in zip(parents, lists)]
@@ -188,7 +199,7 @@ class LMMachine(RuleBasedStateMachine):
                 top_k=0,
                 eos_token_id=stop,
             )
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             wanted = sum((len(parent.tokens) + new) // 2 + 2 for parent in parents)
             assert self.pins or wanted > PAGES, error  # rows are held till the end
             return
@@ -218,7 +229,7 @@ class LMMachine(RuleBasedStateMachine):
         lists = [data.draw(MORE) for _ in nodes]
         try:
             found = self.lm.score(nodes, lists)
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         for node, row, each in zip(nodes, lists, found):
@@ -229,7 +240,7 @@ class LMMachine(RuleBasedStateMachine):
         rows = [node.tokens for node in self.some(data)] + [(5, *data.draw(MORE))] * 2
         try:
             found = self.lm.next_token_logprobs(rows)
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         assert found.shape == (len(rows), VOCABULARY)
@@ -243,7 +254,7 @@ class LMMachine(RuleBasedStateMachine):
             hidden = self.lm.hidden_states(nodes)
             logits = self.lm.logits(nodes)
             alone = [(node.hidden_state, node.logits) for node in nodes]
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         for node, row, said, (state, own) in zip(nodes, hidden, logits, alone):
@@ -301,7 +312,7 @@ class LMMachine(RuleBasedStateMachine):
         for node in self.some(data, most=1):
             try:
                 self.lm.pin([node])
-            except OutOfPages as error:
+            except (OutOfFrames, OutOfPages) as error:
                 self.may_run_out(error)
                 return
             self.pins[node] += 1
@@ -327,7 +338,7 @@ class LMMachine(RuleBasedStateMachine):
             inside = self.lm.fork(parents, [[4, 4]] * len(parents))
             try:
                 self.lm.logits(inside)
-            except OutOfPages as error:
+            except (OutOfFrames, OutOfPages) as error:
                 self.may_run_out(error)
             if keep:
                 scope.keep(inside)
@@ -366,7 +377,7 @@ class LMMachine(RuleBasedStateMachine):
             return
         try:
             found = self.lm.logits(nodes)
-        except OutOfPages as error:
+        except (OutOfFrames, OutOfPages) as error:
             self.may_run_out(error)
             return
         for node, row in zip(nodes, found):

@@ -62,7 +62,8 @@ class PagedLM:
     - `linears`: "packed" computes the model's linear layers with packed copies of their weights,
       which small batches on a CPU read faster: see docs/linears.md; "torch" does not; a
       `PackedLinears` is shared with whoever else has it.
-    - `tiers`: as those of `PagedKVCache`. `max_bytes` bounds cold pages, too.
+    - `tiers`: as those of `PagedKVCache`. `max_bytes` bounds cold pages, too; batches are cut to
+      what there are frames for, and a single path that is too long raises OutOfFrames.
     - `progress`: whether long calls show a bar.
 
     Raises UnsupportedModel, BadArgument, BadCount.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import OutOfPages
+from paged_kv.errors import OutOfFrames, OutOfPages
 from paged_kv.integrations.huggingface.attention import NAME
 from paged_kv.integrations.huggingface.shapes import ModelShape
 from paged_kv.integrations.huggingface.stepping import StepCache
@@ -78,14 +78,14 @@ class Runner:
         return row
 
     def fitting(self, rows: Sequence[T], count: int, work: Callable[[Sequence[T]], R]) -> R:
-        """What comes of work on the first `count` rows, or on fewer, where the pages do not do for
-        so many. Raises OutOfPages where they do not do for one. Whatever `work` made when it ran
-        out must be released by then.
+        """What comes of work on the first `count` rows, or on fewer, where pages or frames do not
+        do for so many. Raises OutOfPages or OutOfFrames where they do not do for one. Whatever
+        `work` made when it ran out must be released by then.
         """
         while True:
             try:
                 return work(rows[:count])
-            except OutOfPages:
+            except (OutOfPages, OutOfFrames):
                 if count < 2:
                     raise
                 count //= 2
