@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small_caches import tiny_cache
 
 from paged_kv import CacheIndex
-from paged_kv.errors import BadArgument, BadCount, UnknownKey
+from paged_kv.bundles.codec import from_json, to_json
+from paged_kv.errors import BadArgument, BadBundle, BadCount, UnknownKey
 from paged_kv.search_order import SPREAD, VISITS, Constants, SearchOrder
 
 ACTIONS = 3
@@ -216,3 +217,67 @@ def test_before_a_search_has_begun_nothing_is_known() -> None:
     assert order.standings() == {}
     with pytest.raises(UnknownKey):
         order.expand(1, 0, 0, reward=0.0, value=0.0)
+
+
+# -- elsewhere
+
+
+@given(searches(), st.data())
+def test_what_is_known_goes_on_elsewhere(told: list[Told], data: st.DataObject) -> None:
+    half = data.draw(st.integers(0, len(told)))
+    order, other = SearchOrder(), SearchOrder()
+    tell(order, told[:half])
+    tell(other, [Told(0, 1, 0.5, 0.5, FLAT)])  # which is forgotten
+    other.restore(from_json(to_json(order.book())))
+    assert other.standings() == order.standings()
+    for node, (parent, action, reward, value, priors) in enumerate(told[half:], half + 1):
+        for each in (order, other):
+            each.expand(node, parent, action, reward=reward, value=value, priors=priors)
+    assert other.standings() == order.standings()
+    assert other.book() == order.book()
+
+
+ROOT = ("root", -1, None, 0.0, [0.5, 0.5], 1, 1.0, 0.0, 1.0)
+NODE = ("node", 0, 1, 0.0, None, 1, 1.0, math.inf, -math.inf)
+
+
+def changed(at: int, value: object) -> list[object]:
+    return [ROOT, (*NODE[:at], value, *NODE[at + 1 :])]
+
+
+HOSTILE: dict[str, object] = {
+    "no list": (ROOT, NODE),
+    "no row": [ROOT, list(NODE)],
+    "a row too short": [ROOT, NODE[:-1]],
+    "a key twice": changed(0, "root"),
+    "a key that is none": changed(0, [1]),
+    "a parent that comes later": changed(1, 1),
+    "a parent below none": changed(1, -2),
+    "a parent that is no number": changed(1, "root"),
+    "an action without a prior": changed(2, 2),
+    "an action that is none": changed(2, {}),
+    "a reward that is no number": changed(3, math.nan),
+    "a reward of another kind": changed(3, "1"),
+    "priors that are none": changed(4, [0.5, None]),
+    "no priors": changed(4, []),
+    "never visited": changed(5, 0),
+    "visits below zero": changed(5, -1),
+    "visits that are no count": changed(5, 1.0),
+    "a total that is no number": changed(6, math.nan),
+    "one place twice": [ROOT, NODE, ("other", *NODE[1:])],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_book_that_cannot_be_is_refused_and_changes_nothing(name: str) -> None:
+    order = SearchOrder()
+    constants = tuple(Constants())
+    order.restore({"constants": constants, "nodes": [ROOT, NODE]})
+    before = order.book()
+    assert order.standings()["node"].visits == 1
+    with pytest.raises(BadBundle):
+        order.restore({"constants": constants, "nodes": HOSTILE[name]})
+    for book in (None, {}, {"constants": tuple(Constants(discount=0.5)), "nodes": []}):
+        with pytest.raises(BadBundle):
+            order.restore(book)
+    assert order.book() == before

@@ -17,7 +17,7 @@ import pytest
 import torch
 from disk import FOLDER, Memory, disk_of
 from safetensors.numpy import load_file
-from small_caches import books, tiny_cache
+from small_caches import books, filled, tiny_cache
 from snapshot_stories import Story
 
 from paged_kv import CacheIndex, KVCacheManager, PagedKVCache
@@ -29,6 +29,7 @@ from paged_kv.errors import (
     PagedKVError,
     SnapshotFailed,
 )
+from paged_kv.search_order import SearchOrder
 from paged_kv.snapshot import Snapshot, load, packing, save
 from paged_kv.snapshot.at_once import at_once
 from paged_kv.snapshot.files import FILES
@@ -93,6 +94,56 @@ def test_an_index_and_a_manager_come_back(story: Story) -> None:
     assert other.init_pools[0].pinned("root")
     same(story.cache, index.handles(), cache, twin.handles())
     other.check()
+
+
+def searched(cache: PagedKVCache) -> tuple[KVCacheManager, SearchOrder]:
+    """A manager that evicts nodes by the scores of a search, and contexts by their priorities."""
+    order = SearchOrder()
+    return KVCacheManager(cache, 1, recur_policy=order.policy, wm_policy="priority"), order
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_manager_evicts_in_the_order_in_which_it_would_have(
+    tmp_path: Path, by_file: bool
+) -> None:
+    cache = tiny_cache(64)
+    manager, order = searched(cache)
+    order.begin(["root"], priors=[0.25] * 4)
+    for action, value in enumerate((0.5, 0.9, 0.1, 0.7)):
+        key = ("node", action)
+        order.expand(key, "root", action, reward=0.0, value=value, priors=[0.5, 0.5])
+        manager.set_recur_cache(key, *filled(cache, 2))
+    for key, score in (("a", 0.5), ("b", float("inf")), ("c", -1.0), ("d", None), ("e", 2.0)):
+        manager.set_wm_cache(key, *filled(cache, 1), score)
+    manager.wm_pool.set_priorities(["a"], [3.0])
+    manager.wm_pool.pin("d")
+    data = {"order": order.book()}
+
+    other = tiny_cache(64)
+    twin, twin_order = searched(other)
+    if by_file:
+        save(tmp_path / FOLDER, cache, [], indexes=[manager], data=data)
+        source: Any = Snapshot(tmp_path / FOLDER)
+    else:
+        source = cache.export([], indexes=[manager], data=data)
+    other.adopt(source, indexes=[twin])
+    twin_order.restore(source.data()["order"])
+
+    assert twin.stats == manager.stats
+    assert manager.wm_pool.victims() == ["c", "e", "a", "b"]
+    assert twin.wm_pool.victims() == manager.wm_pool.victims()
+    assert manager.recur_pool.victims() != [("node", action) for action in range(4)]
+    while manager.recur_pool.victims():
+        assert twin.recur_pool.victims() == manager.recur_pool.victims()
+        for each, known in ((manager, order), (twin, twin_order)):
+            left = len(each.recur_pool)
+            known.expand(("more", left), ("node", 2), left % 2, reward=0.0, value=0.9)
+            assert each.reclaim(1)
+    assert twin.reclaim(1)
+    assert manager.reclaim(1)
+    assert list(twin.wm_pool) == list(manager.wm_pool) == ["a", "b", "d", "e"]
+    for each in (manager, twin):
+        each.check()
 
 
 def test_two_head_sizes_come_back(tmp_path: Path, device: str) -> None:
