@@ -66,22 +66,25 @@ class Recording:
     @property
     def seconds(self) -> float:
         """From the beginning to the last line."""
-        lines = (
-            self.samples,
-            self.events,
-            self.trees,
-            self.pages,
-            self.lives,
-            self.accesses,
-            self.caches,
-            self.ends,
-        )
-        return float(max((line["t"] for kind in lines for line in kind[-1:]), default=0.0))
+        lines = (line for name in LISTS.values() for line in getattr(self, name)[-1:])
+        return float(max((line["t"] for line in lines), default=0.0))
 
     @property
     def reason(self) -> str | None:
         """Why it ended: "done" or the name of an exception; None where it was cut off."""
         return str(self.ends[-1]["reason"]) if self.ends else None
+
+    def lines(self) -> list[Line]:
+        """All behind the header, in the order of time; the end last."""
+        lists = (getattr(self, name) for kind, name in LISTS.items() if kind != "end")
+        lines = (line for each in lists for line in each)
+        return [*sorted(lines, key=lambda line: float(line["t"])), *self.ends]
+
+
+def write_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
+    """Write a recording, such as a merged one; an existing file is overwritten. Raises OSError."""
+    lines = [recording.header, *recording.lines()]
+    Path(path).write_text("".join(map(_written, lines)), encoding="utf-8")
 
 
 def header(
@@ -158,7 +161,7 @@ class RecordingWriter:
             self._give_up(error)
 
     def _put(self, lines: list[Line]) -> None:
-        data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        data = "".join(map(_written, lines)).encode()
         try:
             while data:  # a raw file may take a part only
                 data = data[self._file.write(data) :]
@@ -171,3 +174,7 @@ class RecordingWriter:
             warnings.warn(
                 f"recording to {str(self.path)!r} stopped: {error}", RuntimeWarning, stacklevel=2
             )
+
+
+def _written(line: Line) -> str:
+    return json.dumps(line, separators=(",", ":")) + "\n"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from paged_kv.errors import BadCount
+
 
 class Pace:
     """Says when the next look is due, from what the looks so far have cost.
@@ -32,3 +36,15 @@ class Pace:
         self.due = at + max(self.interval, at * self.thinning)
         if self.share is not None:
             self.due = max(self.due, self.spent / self.share)
+
+
+def check_pace(interval: Any, budget: Any) -> None:
+    """Raise BadCount unless these are seconds between two looks and a share of the time or None."""
+    if not _is_number(interval) or not interval >= 0:
+        raise BadCount("interval", interval, "a number of seconds >= 0")
+    if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
+        raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from paged_kv.cache import PagedKVCache
 from paged_kv.checks import flag
-from paged_kv.errors import AlreadyRecording, BadCount, NestedCall
+from paged_kv.errors import AlreadyRecording, NestedCall
 from paged_kv.pages.books import Books
 from paged_kv.recording.accesses import AccessLog
 from paged_kv.recording.counters import Counters, counts
@@ -23,7 +23,7 @@ from paged_kv.recording.figures import Names, filled, page_map, sizes, tree
 from paged_kv.recording.format import Line, RecordingWriter, header
 from paged_kv.recording.lives import EDGES, histogram
 from paged_kv.recording.mirror import Mirror
-from paged_kv.recording.pace import Pace
+from paged_kv.recording.pace import Pace, check_pace
 from paged_kv.recording.patience import patiently
 from paged_kv.recording.tally import Tally
 from paged_kv.recording.target import Target, find
@@ -108,7 +108,7 @@ class Recorder:
         accesses: bool,
         opener: Callable[[Path], IO[bytes]] | None,
     ) -> None:
-        _check(interval, budget)
+        check_pace(interval, budget)
         with_accesses = flag("accesses", accesses)
         cache = target.cache
         for held in (cache, target.state):
@@ -343,14 +343,3 @@ class Recorder:
         """What the index has counted, where there is one."""
         lookups = self._target.lookups()
         return {} if lookups is None else lookups._asdict()
-
-
-def _check(interval: float, budget: float | None) -> None:
-    if not _is_number(interval) or not interval >= 0:
-        raise BadCount("interval", interval, "a number of seconds >= 0")
-    if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
-        raise BadCount("budget", budget, "None or a share of the time, above 0 up to 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -6,13 +6,13 @@ X, a moment i, a counter C, names of rows M; times are microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from paged_kv.recording.format import Line, Recording
 
 PID = 1
-MARKS = 0  # one process; the row of the marks, before those of the verbs
+MARKS = 0  # the row of the marks, before those of the verbs
 TRACKS = {
     "KV bytes": ("bytes_in_use", "bytes_reserved", "bytes_shared", "bytes_unique", "bytes_dense"),
     "sequences": ("sequences",),
@@ -27,6 +27,31 @@ def trace(recording: Recording) -> dict[str, Any]:
     Each verb has a row of its own. A slice begins with the first of the calls that one event counts
     and ends with the last; how many they were and how long they took in sum is in its arguments.
     """
+    return {
+        "traceEvents": _events(recording, PID, 0.0),
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "title": recording.title,
+            "started": recording.header["started"],
+            **recording.header["labels"],
+        },
+    }
+
+
+def traces(recordings: Sequence[Recording]) -> dict[str, Any]:
+    """The trace of recordings that were made at once: a process each, over the time of all."""
+    begun = min((each.header["started"] for each in recordings), default=0.0)
+    events = [
+        event
+        for pid, each in enumerate(recordings, PID)
+        for event in _events(each, pid, each.header["started"] - begun)
+    ]
+    other = {"started": begun, "recordings": len(recordings)}
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
+
+
+def _events(recording: Recording, pid: int, later: float) -> list[Line]:
+    """Those of one recording, which began some seconds later than the trace."""
     rows = {
         name: row
         for row, name in enumerate(dict.fromkeys(e["name"] for e in _calls(recording)), MARKS + 1)
@@ -39,16 +64,10 @@ def trace(recording: Recording) -> dict[str, Any]:
     timed = [_slice(event, rows[event["name"]]) for event in _calls(recording)]
     timed += [_moment(event) for event in recording.events if event.get("mark")]
     timed += _counters(recording.samples)
+    for event in timed:
+        event["ts"] += later * 1e6
     events += sorted(timed, key=lambda event: float(event["ts"]))
-    return {
-        "traceEvents": events,
-        "displayTimeUnit": "ms",
-        "otherData": {
-            "title": recording.title,
-            "started": recording.header["started"],
-            **recording.header["labels"],
-        },
-    }
+    return [{**event, "pid": pid} for event in events]
 
 
 def _calls(recording: Recording) -> list[Line]:
@@ -56,7 +75,7 @@ def _calls(recording: Recording) -> list[Line]:
 
 
 def _named(what: str, row: int, name: str) -> Line:
-    return {"ph": "M", "name": what, "pid": PID, "tid": row, "args": {"name": name}}
+    return {"ph": "M", "name": what, "tid": row, "args": {"name": name}}
 
 
 def _slice(event: Line, row: int) -> Line:
@@ -70,7 +89,6 @@ def _slice(event: Line, row: int) -> Line:
         "cat": "verb",
         "ts": event["t"] * 1e6,
         "dur": span * 1e6,
-        "pid": PID,
         "tid": row,
         "args": args,
     }
@@ -83,7 +101,6 @@ def _moment(event: Line) -> Line:
         "name": event["name"],
         "cat": "mark",
         "ts": event["t"] * 1e6,
-        "pid": PID,
         "tid": MARKS,
         "args": {"count": event.get("count", 1)},
     }
@@ -108,7 +125,6 @@ def _counter(sample: Line, name: str, values: Line) -> Iterator[Line]:
             "ph": "C",
             "name": name,
             "ts": sample["t"] * 1e6,
-            "pid": PID,
             "tid": MARKS,
             "args": values,
         }

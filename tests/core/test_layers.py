@@ -53,6 +53,7 @@ LAYERS = [
     {"integrations"},
     {"tools.units", "tools.data"},
     {"tools.summary"},
+    {"tools.workers"},
     {"tools.reference"},
     {"tools.profile"},
     {"tools.search"},

@@ -49,6 +49,29 @@ def small_search(
     return read_recording(path), cache
 
 
+def of_workers(folder: Path, count: int) -> list[Recording]:
+    """A recording of each of several workers; the second one was killed, and came back."""
+    found = []
+    for worker in range(count):
+        steps = 4 + 3 * worker
+        recording, _ = small_search(folder / f"{worker}.jsonl", title="run", steps=steps)
+        samples = [
+            {**row, "queries": 4 * n, "hits": 3 * n, "evictions": worker * n}
+            for n, row in enumerate(recording.samples)
+        ]
+        first = {**recording.header, "title": f"run: worker {worker}"}
+        first["labels"] = {"worker": str(worker), "life": "1"}
+        found.append(dataclasses.replace(recording, header=first, samples=samples))
+    if count > 1:
+        back = found[1]
+        found[1] = dataclasses.replace(back, ends=[])
+        began = float(found[1].header["started"]) + 2 * found[1].seconds
+        labels = {"worker": "1", "life": "2"}
+        later = {**found[1].header, "started": began, "labels": labels}
+        found.insert(2, dataclasses.replace(back, header=later))
+    return found
+
+
 def counted(recording: Recording) -> Recording:
     """The same with simulations counted, six a root step, and lookups."""
     samples = [

@@ -11,6 +11,7 @@ from weakref import ref
 
 from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.engine import Died
+from paged_kv.integrations.ray.tape import Order
 from paged_kv.integrations.ray.worker import Recipe, Worker
 
 FINE = "fine"
@@ -84,6 +85,9 @@ class InProcess:
         return self._answer(
             actor, "begin", lambda: actor.worker.begin(number, version, loaded, saved)
         )
+
+    def record(self, actor: Actor, order: Order | None, reason: str) -> Answer:
+        return self._answer(actor, "record", lambda: actor.worker.record(sent(order), reason))
 
     def run(self, actor: Actor, call: Call, payload: Any) -> Answer:
         self.calls.append(call)

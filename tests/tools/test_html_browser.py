@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from html_recordings import HOSTILE, both
+from html_recordings import HOSTILE, both, of_workers
 
 from paged_kv.recording import Recording
-from paged_kv.tools.html import page
+from paged_kv.tools.html import page, workers_page
 from paged_kv.tools.profile import profile
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -291,6 +291,28 @@ def test_hostile_titles_do_nothing(browser: Any, tmp_path: Path) -> None:
         bars.hover()
         assert "<script>alert(1)" in visit.tooltip()
         assert visit.tab.locator("img").count() == 0
+        visit.check()
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_the_page_of_workers_is_drawn(
+    browser: Any, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(workers_page(of_workers(tmp_path, 3)), encoding="utf-8")
+    with Visit(browser, path, viewport, "dark") as visit:
+        marks = visit.tab.eval_on_selector_all(
+            ".chart", "all => all.map(box => [box.id, box.querySelectorAll('svg path').length])"
+        )
+        assert len(marks) >= 10
+        assert [name for name, count in marks if count < 2] == []
+        assert visit.tab.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+        cell = visit.tab.locator("#memory-of-workers .mark-rect.role-mark path").first
+        cell.scroll_into_view_if_needed()
+        cell.hover()
+        for name in ("worker", "from second", "bytes in use"):
+            assert name in visit.tooltip()
+        assert "the recording ends early" in visit.tab.inner_text(".notice")
         visit.check()
 
 

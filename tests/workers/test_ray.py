@@ -23,7 +23,9 @@ from tiny_folder import saved
 from paged_kv.errors import BadArgument, UnsupportedVersion, WorkerLost
 from paged_kv.integrations.huggingface import PagedLM
 from paged_kv.integrations.ray import SearchPool
+from paged_kv.recording import read_recordings
 from paged_kv.tools import cli
+from paged_kv.tools.workers import early
 
 pytestmark = pytest.mark.ray
 OPTIONS = {"max_bytes": 10**6}
@@ -118,6 +120,21 @@ def test_who_is_killed_or_stopped_is_brought_back(pool: SearchPool) -> None:
     assert pool.stats().restarts >= before + 2
 
 
+def test_the_file_of_who_is_killed_says_so(pool: SearchPool, tmp_path: Path) -> None:
+    def trouble(turn: int) -> None:
+        if turn == 2:
+            os.kill(pool.stats().workers[0].pid or 0, signal.SIGKILL)
+
+    with pool.record(tmp_path, interval=0, budget=None):
+        assert grown(pool, trouble) == expected()
+    dead, back, other = read_recordings(tmp_path)
+    assert (dead.reason, back.reason, other.reason) == (None, "done", "done")
+    assert dead.samples
+    (said,) = early([dead, back, other])
+    assert said.startswith("worker 0: the recording ends early")
+    assert "It came back" in said
+
+
 def test_trees_move_and_weights_change(pool: SearchPool) -> None:
     model = make_llama()
     roots = pool.prefill(PROMPTS, seed=1)
@@ -209,8 +226,10 @@ def test_the_command_searches_many_problems(
     folder = saved(tmp_path / "tiny", max_position_embeddings=512)
     sizes = ["--prompt-tokens", "60", "--simulations", "2", "--width", "2", "--tokens", "4"]
     many = ["--workers", "1", "--searches", "3", "--json", str(tmp_path / "out.json")]
+    many += ["--record", str(tmp_path / "recorded")]
     assert cli.main(["search", "--model", str(folder), *sizes, *many]) == 0
     assert "3 searches of tiny on 1 worker" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert (result["nodes"], result["tokens"], len(result["texts"])) == (12, 48, 3)
     assert [worker["calls"] for worker in result["workers"]] == [3]
+    assert [each.reason for each in read_recordings(tmp_path / "recorded")] == ["done"]

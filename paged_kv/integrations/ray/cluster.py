@@ -15,6 +15,7 @@ from paged_kv.errors import BadArgument, MissingPackage, UnsupportedVersion
 from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.engine import Actor, Died, Payload, Ref
 from paged_kv.integrations.ray.held_trees import TreeState
+from paged_kv.integrations.ray.tape import Order
 from paged_kv.integrations.ray.worker import Recipe, Worker
 
 OLDEST = (2, 60)  # what is tested, and nothing older
@@ -107,6 +108,10 @@ class RayEngine:
     ) -> Ref:
         """As `Worker.begin`."""
         return actor.begin.remote(number, version, weights, dict(states))
+
+    def record(self, actor: Actor, order: Order | None, reason: str) -> Ref:
+        """As `Worker.record`."""
+        return actor.record.remote(order, reason)
 
     def run(self, actor: Actor, call: Call, payload: Payload | None) -> Ref:
         """As `Worker.run`; the actor gets what the payload stands for."""

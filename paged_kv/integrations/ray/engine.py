@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.held_trees import TreeState
+from paged_kv.integrations.ray.tape import Order
 
 Actor = Any
 Ref = Any  # an answer that may not be there yet; hashable
@@ -38,6 +39,9 @@ class Engine(Protocol):
         states: Mapping[int, TreeState],
     ) -> Ref:
         """As `Worker.begin`."""
+
+    def record(self, actor: Actor, order: Order | None, reason: str) -> Ref:
+        """As `Worker.record`."""
 
     def run(self, actor: Actor, call: Call, payload: Payload | None) -> Ref:
         """As `Worker.run`."""

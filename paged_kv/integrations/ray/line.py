@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from paged_kv.errors import BadArgument, ClosedPool, WorkerLost
 from paged_kv.integrations.ray.calls import Call, Figures, Journal, Name, Noted, Reply
 from paged_kv.integrations.ray.engine import Actor, Died, Engine, Payload, Ref
 from paged_kv.integrations.ray.held_trees import TreeState
+from paged_kv.integrations.ray.tape import Order
 
 GIVES = ("save", "copy")  # whose trees come apart from the reply
 NOTHING = pickle.dumps(())  # arguments
@@ -63,6 +66,7 @@ class Line:
         self.restarts = 0
         self.dropped: list[Name] = []
         self.figures: Figures | None = None
+        self.order: Order | None = None  # what it records
         self.pid: int | None = None
         self._engine = engine
         self._limits = limits
@@ -167,6 +171,37 @@ class Line:
         except Died as error:
             self.bring_back(str(error))
 
+    def record(self, order: Order) -> None:
+        """Have the worker record, this one and whoever comes in its place.
+
+        Raises what the worker does, as OSError, and WorkerLost.
+        """
+        self.order = order
+        if self._actor is None:  # it begins as it is brought back
+            return
+        try:
+            ref = self._engine.record(self._actor, order, "done")
+            reply = self._engine.result(ref, self._limits.seconds)
+        except Died as error:
+            self.bring_back(str(error))
+            return
+        if reply.error is not None:
+            self.order = None
+            raise reply.error
+
+    def end_recording(self, reason: str) -> Ref | None:
+        """Record no more; what says that the file has its end. A worker that died meanwhile leaves
+        one without, which its readers see.
+        """
+        recorded = self.order is not None and self._actor is not None
+        self.order = None
+        return self._engine.record(self._actor, None, reason) if recorded else None
+
+    def wait_for_end(self, ref: Ref, seconds: float) -> None:
+        """Wait for the end of a file; not longer for a worker in the midst of something."""
+        with suppress(Died):
+            self._engine.result(ref, min(seconds, self._limits.seconds))
+
     def stop(self) -> None:
         """End the worker."""
         if self._actor is not None:
@@ -230,11 +265,22 @@ class Line:
         reply = engine.result(engine.hello(actor), self._limits.start_seconds)
         _raise_lost(self.name, self.restarts, reply)
         self.pid = reply.value.pid
+        if self.order is not None:
+            self._record_on(actor, self.order)
         if saved.number:
             weights = self._weights.get(saved.version)
             ref = engine.begin(actor, saved.number, saved.version, weights, saved.trees)
             reply = engine.result(ref, self._limits.start_seconds)
             _raise_lost(self.name, self.restarts, reply)
+
+    def _record_on(self, actor: Actor, order: Order) -> None:
+        """Go on in another file. That it cannot be written is no reason to do without a worker."""
+        self.order = order._replace(life=order.life + 1)
+        ref = self._engine.record(actor, self.order, "done")
+        reply = self._engine.result(ref, self._limits.start_seconds)
+        if reply.error is not None:
+            why = f"worker {self.name} is not recorded any more: {reply.error}"
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
 
     # -- inside
 

@@ -4,10 +4,13 @@ a `PagedLM`.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import inf
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -36,6 +39,7 @@ from paged_kv.integrations.ray.line import Limits, Line
 from paged_kv.integrations.ray.mover import Mover
 from paged_kv.integrations.ray.placement import BOUND, Placement
 from paged_kv.integrations.ray.pool_nodes import Grove, PoolNode, Tokens
+from paged_kv.integrations.ray.taping import stop, taping
 from paged_kv.integrations.ray.upkeep import Upkeep
 from paged_kv.integrations.ray.weights import packed, shapes
 from paged_kv.integrations.ray.worker import Recipe
@@ -159,7 +163,9 @@ class SearchPool:
         self.gate.closed = True
         if not self.gate.here:
             return
-        for line in self._lines.values():
+        lines = list(self._lines.values())
+        stop(lines, "done")
+        for line in lines:
             line.close()
         self._engine.close()
 
@@ -310,7 +316,9 @@ class SearchPool:
             raise BadArgument("worker", worker, f"one of several: {list(self._lines)}")
         self._settle()
         homes = self._mover.retire(worker, self._version)
-        self._lines.pop(worker).close()
+        line = self._lines.pop(worker)
+        stop([line], "done")
+        line.close()
         return homes
 
     @verb
@@ -346,6 +354,25 @@ class SearchPool:
         self._settle()
         for _, error in self._save(list(self._lines)):
             raise error
+
+    def record(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        interval: float = 0.05,
+        budget: float | None = 0.005,
+        accesses: bool = False,
+    ) -> AbstractContextManager[Path]:
+        """Record within the block what the cache of each worker does: to `worker-N.jsonl` in a
+        folder of the worker's machine, which `paged-kv report` reads all together.
+
+        A worker that dies leaves a file without an end, and goes on in `worker-N.2.jsonl` once it
+        is brought back; what it repeats is recorded once more. Options: as those of
+        `paged_kv.recording.record`. Raises BadArgument where the folder has recordings of workers,
+        AlreadyRecording, BadCount, OSError.
+        """
+        return taping(self.gate, self._lines, folder, title, interval, budget, accesses)
 
     def stats(self) -> PoolStats:
         """What is held, and was done, as of the last answers."""

@@ -16,6 +16,7 @@ from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.model_limits import free_bytes
 from paged_kv.integrations.ray.calls import Call, Figures, Reply
 from paged_kv.integrations.ray.held_trees import HeldTrees, TreeState
+from paged_kv.integrations.ray.tape import Order, Tape
 from paged_kv.integrations.ray.weights import Weights, check_fit, load
 
 VERBS = (
@@ -62,6 +63,7 @@ class Worker:
         self._calls = 0
         self._busy = 0.0
         self._trees: HeldTrees | None = None
+        self._tape = Tape()
 
     def hello(self) -> Reply:
         """Make the model and the lm."""
@@ -102,6 +104,18 @@ class Worker:
             return Reply(number, None, sendable(error), None)
         self._last = Reply(number, None, None, self.figures())
         return self._last
+
+    def record(self, order: Order | None, reason: str) -> Reply:
+        """Record what the cache does from now on, or no more, for this reason. It is no call: one
+        that is brought back does not repeat it.
+        """
+        try:
+            self._tape.stop(reason)
+            if order is not None:
+                self._tape.start(self._held.lm.pages, order)
+        except Exception as error:
+            return Reply(0, None, sendable(error), None)
+        return Reply(0, None, None, None)
 
     def run(self, call: Call, payload: Any = None) -> Reply:
         """Carry out a call; the last one again is answered as before."""
@@ -160,6 +174,7 @@ class Worker:
         self._busy += time.perf_counter() - begun
         self._calls += 1
         self._tell()
+        self._tape.note(call.verb)
         self._last = Reply(call.number, value, error, self.figures())
         return self._last
 

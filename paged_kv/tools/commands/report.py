@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paged_kv.tools.commands.common import fail, file, missing_report
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Show what a recording says as tables, and write it as a page, as a trace or as
-scalars. Recordings come from `paged-kv record` or from a run of your own."""
+scalars. Recordings come from `paged-kv record` or from a run of your own. Of
+several, such as those of the workers of a pool, it shows each and all."""
 EXAMPLES = """\
 examples:
   paged-kv report run.jsonl                          tables
+  paged-kv report run/ --html run.html               all workers of a pool
   paged-kv report run.jsonl --html run.html          a page, works offline
   paged-kv report run.jsonl --trace run.json         for ui.perfetto.dev
   paged-kv report run.jsonl --tensorboard logs       scalars"""
@@ -31,11 +35,17 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "report",
         help="show what a recording says, and export it",
-        usage="%(prog)s FILE [options]",
+        usage="%(prog)s FILE [FILE ...] [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
     )
-    command.add_argument("file", type=file, metavar="FILE", help="a recording")
+    command.add_argument(
+        "files",
+        type=file,
+        nargs="+",
+        metavar="FILE",
+        help="a recording, or a folder of recordings; several are those of workers",
+    )
     command.add_argument(
         "--html", type=file, metavar="FILE", help="also write it as a page that works offline"
     )
@@ -44,6 +54,9 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "--tensorboard", type=file, metavar="PATH", help="also write scalars for TensorBoard"
+    )
+    command.add_argument(
+        "--merged", type=file, metavar="FILE", help="also write several as one recording"
     )
     command.set_defaults(run=run)
 
@@ -55,68 +68,128 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         return fail("this command needs rich: pip install 'paged-kv[cli]'")
     from paged_kv.errors import BadRecording, MissingPackage, PagedKVError
-    from paged_kv.recording import read_recording
-    from paged_kv.tools.summary import tiers
+    from paged_kv.recording import merging
 
-    wrong = _wrong(options)
-    if wrong:
-        return fail(wrong, status=2)
-    missing = missing_report() if options.html else None
-    if missing:
-        return fail(missing)
     try:
-        recording = read_recording(options.file)
+        files = [each for path in options.files for each in merging.recordings_in(path)]
+        wrong = _wrong(options, files)
+        if wrong:
+            return fail(wrong, status=2)
+        missing = missing_report() if options.html else None
+        if missing:
+            return fail(missing)
+        recordings = merging.read_recordings(*files)
     except (BadRecording, MissingPackage) as error:
         return fail(str(error))
     console = Console()
-    tables = [figures_table(recording), verbs_table(recording)]
-    if tiers(recording):
-        tables.append(tiers_table(recording))
-    for table in tables:
-        console.print(table)
-    if recording.torn:
-        console.print("The last line was cut off, and left out.")
-    if recording.reason != "done":
-        cut = recording.reason is None
-        console.print("It was cut off." if cut else f"It ended with {recording.reason}.")
+    shown = _one(recordings[0]) if len(recordings) == 1 else _several(recordings)
+    for part in shown:
+        console.print(part)
     try:
-        for line in _export(options, recording):
+        for line in _export(options, files, recordings):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     except (PagedKVError, OSError) as error:
         return fail(str(error))
     return 0
 
 
-def _wrong(options: argparse.Namespace) -> str | None:
+def _one(recording: Recording) -> Iterator[Table | str]:
+    from paged_kv.tools.summary import tiers
+
+    yield figures_table(recording)
+    yield verbs_table(recording)
+    if tiers(recording):
+        yield tiers_table(recording)
+    if recording.torn:
+        yield "The last line was cut off, and left out."
+    if recording.reason != "done":
+        cut = recording.reason is None
+        yield "It was cut off." if cut else f"It ended with {recording.reason}."
+
+
+def _several(recordings: Sequence[Recording]) -> Iterator[Table | str]:
+    from rich.markup import escape
+
+    from paged_kv.recording import merged
+    from paged_kv.tools.workers import PEAKS_ADD_UP, early
+
+    whole = merged(recordings)
+    yield workers_table(recordings)
+    yield figures_table(whole)
+    yield verbs_table(whole)
+    yield PEAKS_ADD_UP
+    yield from map(escape, early(recordings))
+
+
+def _wrong(options: argparse.Namespace, files: Sequence[Path]) -> str | None:
     """What cannot be written, or None."""
-    given = (("--html", options.html), ("--trace", options.trace))
+    given = (("--html", options.html), ("--trace", options.trace), ("--merged", options.merged))
     outputs = [Named(name, path) for name, path in given if path is not None]
-    wrong = unusable_outputs(outputs, [Named("the recording", options.file)])
-    if wrong or options.tensorboard is None:
+    wrong = unusable_outputs(outputs, [Named("the recording", path) for path in files])
+    if wrong:
         return wrong
+    if options.merged is not None:
+        folders = [path.resolve() for path in options.files if path.is_dir()]
+        if options.merged.resolve().parent in folders:
+            name = str(options.merged)
+            return f"--merged {name!r} would lie among those it is made of, and be read as one more"
+    if options.tensorboard is None:
+        return None
     folder = Named("--tensorboard", options.tensorboard)
     return unusable_folder(folder.path) or unusable_outputs(outputs, [folder])
 
 
-def _export(options: argparse.Namespace, recording: Recording) -> list[str]:
-    """Write what was asked for; returns what to say of it."""
-    said = []
+def _export(
+    options: argparse.Namespace, files: Sequence[Path], recordings: Sequence[Recording]
+) -> Iterator[str]:
+    """Write what was asked for; what to say of it."""
+    one = recordings[0] if len(recordings) == 1 else None
     if options.html:
-        from paged_kv.tools.html import page
+        from paged_kv.tools.html import page, workers_page
 
-        options.html.write_text(page([recording], None), encoding="utf-8")
-        said.append(f"page: {options.html}")
+        text = workers_page(recordings) if one is None else page([one], None)
+        options.html.write_text(text, encoding="utf-8")
+        yield f"page: {options.html}"
     if options.trace:
-        from paged_kv.recording.trace import trace
+        from paged_kv.recording.trace import trace, traces
 
-        options.trace.write_text(json.dumps(trace(recording)) + "\n")
-        said.append(f"trace: {options.trace}, to be opened in https://ui.perfetto.dev")
+        found = traces(recordings) if one is None else trace(one)
+        options.trace.write_text(json.dumps(found) + "\n")
+        yield f"trace: {options.trace}, to be opened in https://ui.perfetto.dev"
     if options.tensorboard:
         from paged_kv.recording.tensorboard import export
 
-        written = export(recording, options.tensorboard)
-        said.append(f"{written:,} scalars: tensorboard --logdir {options.tensorboard}")
-    return said
+        where = options.tensorboard
+        written = sum(
+            export(each, where if one is not None else where / file.stem)
+            for file, each in zip(files, recordings)
+        )
+        yield f"{written:,} scalars: tensorboard --logdir {where}"
+    if options.merged:
+        from paged_kv.recording import merged, write_recording
+
+        write_recording(merged(recordings), options.merged)
+        yield f"recording: {options.merged}"
+
+
+def workers_table(recordings: Sequence[Recording]) -> Table:
+    """Figures of each worker and of all, as a rich table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    from paged_kv.tools.workers import COLUMNS, sides
+
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("")
+    for column in COLUMNS:
+        table.add_column(column.short, justify="right")
+    *each, whole = sides(recordings)
+    for side in each:
+        table.add_row(escape(side.name), *side.cells)
+    table.add_section()
+    table.add_row(whole.name, *whole.cells)
+    return table
 
 
 def figures_table(recording: Recording) -> Table:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paged_kv.tools.commands.common import fail, positive, save
+from paged_kv.tools.commands.common import fail, file, positive, save
+from paged_kv.tools.commands.outputs import unusable_folder
 from paged_kv.tools.search.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -37,12 +39,23 @@ def add(command: Any) -> None:
         metavar="N",
         help=f"problems, of successive seeds (default: {EACH} for each worker)",
     )
+    many.add_argument(
+        "--record",
+        type=file,
+        metavar="FOLDER",
+        help="record what the cache of each worker does, for `paged-kv report FOLDER`",
+    )
 
 
 def unusable(options: argparse.Namespace) -> str | None:
     """What cannot be asked for together, or None."""
     if options.workers is None:
-        return "--searches needs --workers" if options.searches else None
+        needs = "--searches" if options.searches else "--record"
+        return f"{needs} needs --workers" if options.searches or options.record else None
+    if options.record is not None:
+        wrong = unusable_folder(options.record)
+        if wrong:
+            return wrong
     if options.html is not None:
         return "--html shows caches side by side, which --workers does not compare"
     if options.preset == "all":
@@ -108,7 +121,9 @@ def _searched(options: argparse.Namespace, loaded: Loaded) -> dict[str, Any]:
     ) as pool:
         forest = Forest(pool, tasks, preset, Rule(preset.tokens, TEMPERATURE))
         console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        recording = nullcontext() if options.record is None else pool.record(options.record)
+        shown = Progress(console=console, disable=not console.is_terminal)
+        with recording, shown as progress:
             bar = progress.add_task(f"{preset.name}: simulations", total=preset.simulations)
             growth = forest.grow(options.method, options.seed, partial(progress.advance, bar))
         return _told(options, loaded, count, growth, pool)

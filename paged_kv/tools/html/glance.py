@@ -55,6 +55,7 @@ class Measure(NamedTuple):
     note: str
 
 
+TIME = "Time in the cache"
 HELD = Measure("Key/value bytes held, peak", "kv_bytes_peak", size, "less", "more", "")
 MEASURES = (
     Measure(
@@ -232,7 +233,7 @@ def _recorded_time(source: Source) -> Card | None:
     if not whole or not spent:
         return None
     note = f"{spent:.3g} of {whole:.3g} seconds recorded, idle time included."
-    return Card("Time in the cache", f"{100 * spent / whole:.3g} %", note)
+    return Card(TIME, f"{100 * spent / whole:.3g} %", note)
 
 
 class Count(NamedTuple):

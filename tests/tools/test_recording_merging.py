@@ -1,0 +1,193 @@
+"""Several recordings as one: sums over time, lives of a worker, and what the command says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paged_kv.errors import BadArgument, BadRecording
+from paged_kv.recording import (
+    Recording,
+    by_worker,
+    merged,
+    read_recording,
+    read_recordings,
+    write_recording,
+)
+from paged_kv.recording.format import header
+from paged_kv.tools import cli
+from paged_kv.tools.workers import early, sides
+
+Rows = list[tuple[float, dict[str, Any]]]
+
+
+def made(
+    started: float, rows: Rows, reason: str | None = "done", ended: float = 0.0, **labels: str
+) -> Recording:
+    """A recording of these samples."""
+    first = {**header("run: worker x", {"page_size": 2}, labels), "started": started}
+    end = [] if reason is None else [{"kind": "end", "t": ended, "reason": reason}]
+    samples = [{"kind": "sample", "t": t, **fields} for t, fields in rows]
+    return Recording(first, samples=samples, ends=end)
+
+
+def column(recording: Recording, name: str) -> list[tuple[float, Any]]:
+    return [(sample["t"], sample[name]) for sample in recording.samples if name in sample]
+
+
+FIRST = made(100.0, [(0.0, {"bytes_in_use": 10}), (2.0, {"bytes_in_use": 30})], ended=4.0)
+SECOND = made(101.0, [(0.0, {"bytes_in_use": 5}), (2.0, {"bytes_in_use": 7})], ended=2.0)
+
+
+def test_what_is_held_adds_up_over_the_time_of_all() -> None:
+    found = merged([FIRST, SECOND])
+    assert column(found, "bytes_in_use") == [(0.0, 10), (1.0, 15), (2.0, 35), (3.0, 37)]
+    assert (found.reason, found.seconds) == ("done", 4.0)
+    assert found.header["started"] == 100.0
+
+
+def test_what_a_killed_worker_held_is_gone_and_what_it_did_stays() -> None:
+    dead = made(100.0, [(0.0, {"bytes_in_use": 10, "forks": 3, "pages_by_refs": {"1": 4}})], None)
+    living = made(101.0, [(0.0, {"bytes_in_use": 1, "forks": 1, "pages_by_refs": {"1": 2}})])
+    found = merged([dead, living])
+    assert column(found, "bytes_in_use") == [(0.0, 10), (0.0, 0), (1.0, 1)]
+    assert column(found, "forks") == [(0.0, 3), (0.0, 3), (1.0, 4)]
+    assert found.samples[-1]["pages_by_refs"] == {"1": 2}
+    assert found.reason is None
+
+
+def test_peaks_are_those_of_one_stretch_of_time_added_up() -> None:
+    """Between 1 and 2 both peak: the first one's next sample tells, and the second one's."""
+    first = [(0.0, 10, 10), (2.0, 10, 90)]
+    second = [(1.0, 5, 5), (3.0, 5, 50), (5.0, 5, 5)]
+    one, other = (
+        made(0.0, [(t, {"bytes_in_use": held, "bytes_peak": peak}) for t, held, peak in rows])
+        for rows in (first, second)
+    )
+    found = column(merged([one, other]), "bytes_peak")
+    assert found == [(0.0, 10), (1.0, 95), (2.0, 140), (3.0, 60), (5.0, 15)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 20), st.lists(st.integers(0, 40), min_size=1, max_size=6, unique=True)
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.data(),
+)
+def test_a_merged_peak_is_never_below_what_was_held_at_once(
+    shapes: list[tuple[int, list[int]]], data: st.DataObject
+) -> None:
+    """Against curves that stand at each tick, of which samples tell the end and the most."""
+    recordings = []
+    held: dict[int, int] = {}
+    for start, times in shapes:
+        rows: Rows = []
+        before = 0
+        most = 0
+        for t in range(max(times) + 1):
+            level = data.draw(st.integers(0, 9))
+            held[start + t] = held.get(start + t, 0) + level
+            most = max(most, level)
+            if t == 0 or t in times:
+                rows.append((float(t), {"bytes_in_use": level, "bytes_peak": max(most, before)}))
+                before = level
+                most = 0
+        recordings.append(made(float(start), rows, None))
+    found = column(merged(recordings), "bytes_peak")
+    begun = min(start for start, _ in shapes)
+    for tick, level in held.items():
+        told = min(t for t, _ in found if t >= tick - begun)
+        assert level <= max(peak for t, peak in found if t == told)
+
+
+def test_lives_of_a_worker_are_one_and_others_stay_as_they_are() -> None:
+    lives = [
+        made(10.0, [(0.0, {"forks": 2})], None, worker="1", life="1"),
+        made(20.0, [(1.0, {"forks": 5})], worker="1", life="2", ended=1.0),
+    ]
+    alone = made(12.0, [(0.0, {"forks": 1})])
+    one, other = by_worker([*lives, alone])
+    assert other is alone
+    assert one.samples[-1]["forks"] == 7
+    assert [side.name for side in sides([*lives, alone])] == ["worker 1", "run: worker x", "all"]
+    assert sides([*lives, alone])[-1].cells[3] == "8"  # forks
+    assert early([*lives, alone]) == [
+        "worker 1: the recording ends early, after 0 ms: its process was killed, or still goes on. "
+        "It came back 10 s later."
+    ]
+
+
+def test_odd_ends_are_named() -> None:
+    stopped = made(0.0, [], "KeyboardInterrupt", worker="3", life="2")
+    assert early([stopped]) == ["worker 3, life 2: the recording ended with KeyboardInterrupt."]
+    assert merged([stopped, FIRST]).reason == "KeyboardInterrupt"
+    with pytest.raises(BadArgument, match="at least one recording"):
+        merged([])
+
+
+def test_a_merged_recording_is_written_and_read(tmp_path: Path) -> None:
+    found = merged([FIRST, SECOND], "both")
+    write_recording(found, tmp_path / "both.jsonl")
+    again = read_recording(tmp_path / "both.jsonl")
+    assert (again.header, again.lines()) == (found.header, found.lines())
+
+
+def test_folders_are_read_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for name in ("worker-10", "worker-2", "worker-2.2"):
+        write_recording(made(0.0, [], "done", 0.0, name=name), tmp_path / f"{name}.jsonl")
+    names = [each.header["labels"]["name"] for each in read_recordings(tmp_path)]
+    assert names == ["worker-2", "worker-2.2", "worker-10"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadRecording, match="without a file"):
+        read_recordings(tmp_path / "empty")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two workers, of which one was killed."""
+    where = tmp_path / "run"
+    where.mkdir()
+    rows: Rows = [(0.5, {"bytes_in_use": 2048, "queries": 4, "hits": 3, "evictions": 2})]
+    write_recording(made(5.0, rows, worker="0", ended=1.0), where / "worker-0.jsonl")
+    write_recording(made(5.0, rows, None, worker="1"), where / "worker-1.jsonl")
+    return where
+
+
+def test_the_command_shows_each_and_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(folder)]) == 0
+    said = capsys.readouterr().out
+    (whole,) = (line for line in said.splitlines() if line.strip().startswith("all"))
+    assert whole.split() == ["all", "500", "ms", "4.0", "KiB", "8", "75.0", "%", "4"]
+    assert "worker 1: the recording ends early" in said
+    files = [str(path) for path in sorted(folder.iterdir())]
+    assert cli.main(["report", *files]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_the_command_exports_each_and_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.json"
+    one = tmp_path / "one.jsonl"
+    logs = tmp_path / "logs"
+    outputs = ["--trace", str(trace), "--merged", str(one), "--tensorboard", str(logs)]
+    assert cli.main(["report", str(folder), *outputs]) == 0
+    assert {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]} == {1, 2}
+    assert sorted(path.name for path in logs.iterdir()) == ["worker-0", "worker-1"]
+    assert read_recording(one).samples[-1]["evictions"] == 4
+    capsys.readouterr()
+    inside = str(folder / "one.jsonl")
+    assert cli.main(["report", str(folder), "--merged", inside]) == 2
+    assert "read as one more" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert cli.main(["report", str(tmp_path / "none")]) == 1
+    assert "without a file *.jsonl" in capsys.readouterr().err
