@@ -6,12 +6,14 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from paged_kv.tools.commands import estimate_workers
 from paged_kv.tools.commands.common import fail, file, shortened
 from paged_kv.tools.commands.outputs import Named, unusable_outputs
 from paged_kv.tools.commands.profile import PRESET_NAMES
 
 if TYPE_CHECKING:
     from paged_kv.tools.estimate import Estimate
+    from paged_kv.tools.estimate.machines import Machines
 
 NEEDED = ("layers", "heads", "head_size", "context", "envs", "simulations")
 NO_DTYPE = "the configuration names no dtype: float32 is taken"
@@ -26,7 +28,8 @@ examples:
   paged-kv estimate --layers 2 --heads 8 --head-size 96 --context 8 \\
                     --envs 8 --simulations 50
   paged-kv estimate --transformers-config Llama/ --context 4096 \\
-                    --root-tokens 1000 --simulations 100"""
+                    --root-tokens 1000 --simulations 100 \\
+                    --envs 64 --workers 16 --machines 2"""
 SIZES = {
     "layers": "transformer layers",
     "heads": "attention heads",
@@ -61,6 +64,7 @@ class Answer(NamedTuple):
 
     name: str
     estimate: Estimate
+    machines: Machines | None
     notes: tuple[str, ...]
 
 
@@ -106,6 +110,7 @@ def add(commands: Any) -> None:
         metavar="NAME",
         help="of the pages: exact, or int8, a byte a number (default: exact)",
     )
+    estimate_workers.add(command, whole)
     output = command.add_argument_group("output")
     output.add_argument(
         "--json",
@@ -131,16 +136,16 @@ def run(options: argparse.Namespace) -> int:
     from paged_kv.errors import PagedKVError
 
     to_screen = str(options.json) == "-"
-    wrong = None if to_screen or options.json is None else _wrong(options)
+    wrong = estimate_workers.unusable(options)
+    if wrong is None and options.json is not None and not to_screen:
+        wrong = _wrong(options)
     if wrong:
         return fail(wrong, status=2)
     try:
         found = _answers(options)
     except (PagedKVError, Refused) as error:
         return fail(str(error), status=2)
-    figures = [
-        {"name": each.name, **each.estimate.as_dict(), "notes": each.notes} for each in found
-    ]
+    figures = [_figures(each) for each in found]
     written = json.dumps(figures[0] if len(figures) == 1 else figures, indent=2) + "\n"
     if to_screen:
         print(written, end="")
@@ -154,12 +159,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _figures(answer: Answer) -> dict[str, Any]:
+    shared = {} if answer.machines is None else {"machines": answer.machines.as_dict()}
+    found = answer.estimate.as_dict()
+    return {"name": answer.name, **found, **shared, "notes": answer.notes}
+
+
 def _show(found: list[Answer], lightzero: bool) -> None:
+    from paged_kv.tools.estimate import machines_table
     from paged_kv.tools.estimate.table import text
 
-    tables = [
-        text(each.estimate, each.name, lightzero=lightzero, notes=each.notes) for each in found
-    ]
+    tables = []
+    for each in found:
+        tables.append(text(each.estimate, each.name, lightzero=lightzero, notes=each.notes))
+        if each.machines is not None:
+            tables.append(machines_table.text(each.machines))
     print("\n\n".join(tables))
 
 
@@ -183,11 +197,12 @@ def _answer(options: argparse.Namespace, source: Source, given: dict[str, Any]) 
         raise Refused(_incomplete(missing, options))
     try:
         found = estimate(**fields)
+        shared = estimate_workers.shared(options, found)
     except PagedKVError as error:
         raise Refused(f"{source.name}: {error}" if source.name else str(error)) from None
     unnamed = options.transformers_config is not None and "dtype" not in fields
     notes = (*source.notes, NO_DTYPE) if unnamed else source.notes
-    return Answer(source.name or "search", found, notes)
+    return Answer(source.name or "search", found, shared, notes)
 
 
 def _wrong(options: argparse.Namespace) -> str | None:
