@@ -21,6 +21,7 @@ from paged_kv.tools.units import count, size
 
 MOST_WORKERS = 64  # that have a row of their own in a chart
 MOST_BARS = 24
+EVEN = 1.01  # over the mean
 HELD = Measure("bytes_in_use", "bytes in use", size, grows=False)
 EVICTED = Measure("evictions", "evictions", count, grows=True)
 FOUND = charts.PartLook("found", "var(--paged)")
@@ -112,14 +113,11 @@ def _sections(
 
 def _memory(workers: Sequence[Named]) -> Figure | None:
     peaks = [_peak(each.recording) for each in workers]
-    mean = sum(peaks) / len(peaks)
-    title = "What each worker holds"
-    if mean and len(peaks) > 1:
-        title = f"The worker that held the most held {max(peaks) / mean:.3g}x the mean"
+    title = f"The worker that held the most held {_uneven(peaks)}"
     reading = (
         "A row is a worker, a cell a stretch of time: the darker (on dark: the lighter), the more "
-        "it held at most. Nothing is drawn where a worker was not recorded: before it began, or "
-        "after it died."
+        "it held at most. Grey: nothing, as of one that died until it is back. No cell: it was not "
+        "recorded then."
     )
     return heat("memory-of-workers", title, reading, workers, HELD)
 
@@ -187,16 +185,17 @@ def _time(worker: Named) -> charts.Share:
 def _cards(whole: Source, workers: Sequence[Named]) -> list[glance.Card]:
     cards = [card for card in glance.recorded_cards(whole) if card.label != glance.TIME]
     peaks = [_peak(each.recording) for each in workers]
+    named = (("most", max(peaks)), ("mean", sum(peaks) / len(peaks)), ("least", min(peaks)))
+    bars = [glance.Bar(name, value, size(value), "i1") for name, value in named]
+    note = "Peaks of the workers, each at its own moment."
+    title = "The most held by one worker"
+    return [*cards, glance.Card(title, _uneven(peaks), note, glance.scaled(bars))]
+
+
+def _uneven(peaks: Sequence[float]) -> str:
     mean = sum(peaks) / len(peaks)
-    if mean and len(peaks) > 1:
-        bars = [
-            glance.Bar(name, value, size(value), "i1")
-            for name, value in (("most", max(peaks)), ("mean", mean), ("least", min(peaks)))
-        ]
-        note = "Peaks of the workers, each at its own moment."
-        even = f"{max(peaks) / mean:.3g}x the mean"
-        cards.append(glance.Card("The most held by one worker", even, note, glance.scaled(bars)))
-    return cards
+    ratio = max(peaks) / mean if mean else 1.0
+    return "as much as all others" if ratio < EVEN else f"{ratio:.3g}x the mean"
 
 
 def _largest(workers: Sequence[Named], most: int) -> list[Named]:
