@@ -20,6 +20,7 @@ if os.environ.get("PAGED_KV_CORE_ONLY") == "1":
 
 import altair as alt  # noqa: E402
 import ray_placement  # noqa: E402
+import ray_replay  # noqa: E402
 import train_both_picture  # noqa: E402
 from peers import plots  # noqa: E402
 
@@ -30,6 +31,7 @@ PICTURES = (
     "peers_scaling.svg",
     "peers_times.svg",
     "ray_placement.svg",
+    "ray_replay.svg",
     "train_both.svg",
 )
 COLOURED = re.compile(r'\b(fill|stroke)="(#\w+)"')
@@ -51,6 +53,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     list(plots.draw(json.loads((RESULTS / "peers.json").read_text()), folder))
     placed = json.loads((RESULTS / "ray_placement.json").read_text())["rows"]
     ray_placement.draw(placed, folder / "ray_placement.svg")
+    replayed = json.loads((RESULTS / "ray_replay.json").read_text())["rows"]
+    ray_replay.draw(replayed, folder / "ray_replay.svg")
     sides = json.loads((RESULTS / "train_both.json").read_text())["sides"]
     (folder / "train_both.svg").write_text(train_both_picture.drawing(sides))
     return {path.name: path.read_text() for path in folder.iterdir()}

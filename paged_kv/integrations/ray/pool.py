@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -355,6 +355,7 @@ class SearchPool:
         for _, error in self._save(list(self._lines)):
             raise error
 
+    @contextmanager
     def record(
         self,
         folder: str | os.PathLike[str],
@@ -363,7 +364,7 @@ class SearchPool:
         interval: float = 0.05,
         budget: float | None = 0.005,
         accesses: bool = False,
-    ) -> AbstractContextManager[Path]:
+    ) -> Iterator[Path]:
         """Record within the block what the cache of each worker does: to `worker-N.jsonl` in a
         folder of the worker's machine, which `paged-kv report` reads all together.
 
@@ -372,7 +373,9 @@ class SearchPool:
         `paged_kv.recording.record`. Raises BadArgument where the folder has recordings of workers,
         AlreadyRecording, BadCount, OSError.
         """
-        return taping(self.gate, self._lines, folder, title, interval, budget, accesses)
+        taped = taping(self.gate, self._lines, folder, title, interval, budget, accesses)
+        with taped as where:
+            yield where
 
     def stats(self) -> PoolStats:
         """What is held, and was done, as of the last answers."""
