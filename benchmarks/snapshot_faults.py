@@ -9,6 +9,8 @@ for long: what the tests do in short.
 - `damage`: one bit of one file is another one, or a file is shorter or longer: it must be refused.
 - `kills`: a process saves one thing after another, until SIGKILL at a random moment. Then the
   folder must hold what was saved last, or the save that was under way, whole.
+
+Crashes and kills with new pages in one segment, and as often in two that are written at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +37,16 @@ from machine import processor
 from snapshot_stories import Story, damaged, held, killed
 
 from paged_kv.errors import BadSnapshot
+from paged_kv.snapshot import packing
 
 
 def kills(count: int, folder: Path) -> dict[str, int]:
     """Kills, and saves that were found whole; raises where one was lost."""
     rng = random.Random(0)
     done = 0
-    for _ in range(count):
-        done = killed(folder / FOLDER, done, rng)
+    for number in range(count):
+        with segments(1 + number % 2):
+            done = killed(folder / FOLDER, done, rng)
     return {"kills": count, "saves": done, "lost": 0}
 
 
@@ -64,22 +70,50 @@ def damage(count: int, folder: Path) -> dict[str, int]:
 
 def crashes(samples: int, folder: Path) -> dict[str, int]:
     """States after a power cut, and those that hold neither the old nor the new."""
+    found = {"calls": 0, "states": 0, "wrong": 0}
+    for count in (1, 2):
+        own = folder / str(count)
+        own.mkdir()
+        with segments(count):
+            log, states = broken_off(own, samples)
+        found["calls"] += log
+        for right in states:
+            found["states"] += 1
+            found["wrong"] += not right
+    return found
+
+
+def broken_off(folder: Path, samples: int) -> tuple[int, Iterator[bool]]:
+    """Calls of a second save, and whether each state holds what it may."""
     story = Story(folder)
     story.first()
     before = disk_of(story.folder)
     story.go_on()
     files = Watched()
     story.second(files=files)
-    states = 0
-    wrong = 0
-    for length, disk in crash_states(before, files.log, random.Random(0), samples):
-        states += 1
-        allowed = ("second",) if length == len(files.log) else ("first", "second")
-        try:
-            wrong += held(disk) not in allowed
-        except BadSnapshot:
-            wrong += 1
-    return {"calls": len(files.log), "states": states, "wrong": wrong}
+    log = files.log
+
+    def right() -> Iterator[bool]:
+        for length, disk in crash_states(before, log, random.Random(0), samples):
+            try:
+                state = held(disk)
+            except BadSnapshot:
+                yield False
+            else:
+                yield state == "second" or (state == "first" and length < len(log))
+
+    return len(log), right()
+
+
+@contextmanager
+def segments(count: int) -> Iterator[None]:
+    """A block in which new pages go to so many segments."""
+    worth = packing.WORTH
+    packing.WORTH = 1 if count == 2 else worth
+    try:
+        yield
+    finally:
+        packing.WORTH = worth
 
 
 def main() -> int:
