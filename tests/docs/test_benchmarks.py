@@ -129,7 +129,7 @@ def test_soak() -> None:
 
 def test_snapshot(tmp_path: Path) -> None:
     target = tmp_path / "snapshot.json"
-    where = ("--folder", str(tmp_path), "--mib", "4", "--rounds", "1")
+    where = ("--folder", str(tmp_path), "--mib", "4", "--rounds", "1", "--sequences", "200")
     run("snapshot.py", *where, "--json", str(target))
     results = json.loads(target.read_text())
     assert [found["shape"] for found in results["runs"]] == ["llm", "unizero"]
@@ -138,6 +138,7 @@ def test_snapshot(tmp_path: Path) -> None:
         assert all(found[what]["ratio"] > 0 for what in ("save", "save and sync", "load"))
     for bundle in results["bundles"].values():
         assert bundle["records_over_pages"] == 1.0
+    assert [found["sequences"] for found in results["opened"]] == [200, 200]
 
 
 def test_snapshot_faults(tmp_path: Path) -> None:
