@@ -18,6 +18,7 @@ from paged_kv.errors import BadArgument, BadCount, BadKey, BadPriority, ForeignH
 Counts = int | Sequence[int]
 TEXT = (str, bytes, bytearray, memoryview)
 PLAIN = (int, str, bytes)  # kinds of keys that need no further look
+ALL_PLAIN = frozenset(PLAIN)
 MOST = 2**31 - 1  # of anything that memory is taken for; far more than a machine has room for
 
 
@@ -176,7 +177,7 @@ def key(value: Hashable) -> None:
     raises passes through, but for a TypeError: so Python says that something cannot be hashed.
     """
     kind = type(value)
-    if kind in PLAIN:
+    if kind in PLAIN or (type(value) is tuple and ALL_PLAIN.issuperset(map(type, value))):
         return
     if hasattr(kind, "__dlpack__"):
         why = "a tensor is found under itself only: use its bytes, x.numpy().tobytes()"

@@ -95,10 +95,10 @@ def checked_book(book: Any, rows: int) -> IndexBook:
     found = IndexBook(**book)
     if len({len(book[name]) for name in LISTS}) != 1:
         raise BadBundle("the lists of an index differ in length")
-    numbers = [*found.rows, *found.added, *found.used, *found.pins, found.clock]
     if type(found.counted) is not tuple or len(found.counted) != len(COUNTS):
         raise BadBundle("an index has no counts")
-    if any(type(number) is not int or number < 0 for number in (*numbers, *found.counted)):
+    numbers = [*found.rows, *found.added, *found.used, *found.pins, found.clock, *found.counted]
+    if set(map(type, numbers)) != {int} or min(numbers) < 0:
         raise BadBundle("an index holds what is no number of it")
     if len(set(found.rows)) != len(found.rows) or max(found.rows, default=-1) >= rows:
         raise BadBundle("an index holds a sequence twice, or one that did not come along")

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol
 from paged_kv.errors import BadArgument
 
 PLAIN = (type(None), bool, str)
+FLAT = frozenset((*PLAIN, int, float))  # what JSON has in a list, and no mark makes another one
 ALLOWED = (
     "None, a bool, a number, text, bytes, or a list, tuple or dictionary of these; a codec takes "
     "all else"
@@ -68,6 +69,8 @@ def _encoded(value: Any, codec: Codec | None) -> object:
     if kind is tuple:
         return ["tuple", [_encoded(part, codec) for part in value]]
     if kind is list:
+        if _as_they_are(value):
+            return value
         parts = [_encoded(part, codec) for part in value]
         return ["list", parts] if parts and type(parts[0]) is str else parts
     if kind is dict:
@@ -80,12 +83,24 @@ def _encoded(value: Any, codec: Codec | None) -> object:
     return ["codec", _encoded(codec.encode(value), None)]
 
 
+def _as_they_are(values: list[Any]) -> bool:
+    """Whether a list can be written as it is: long ones mostly hold one kind of numbers."""
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return bool(-WIDE <= min(values) <= max(values) < WIDE)
+    if kinds == {float}:
+        return all(map(math.isfinite, values))
+    return kinds <= {type(None), bool}
+
+
 def _decoded(found: Any, codec: Codec | None) -> Any:
     if type(found) is dict:
         return {key: _decoded(part, codec) for key, part in found.items()}
     if type(found) is not list:
         return found
     if not found or type(found[0]) is not str:
+        if FLAT.issuperset(map(type, found)):
+            return found
         return [_decoded(part, codec) for part in found]
     if len(found) != 2:
         raise ValueError(f"{found[0]!r} marks one value, not {len(found) - 1}")
