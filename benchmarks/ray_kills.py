@@ -3,8 +3,9 @@
 python benchmarks/ray_kills.py --json benchmarks/results/ray_kills.json
 
 Each search draws levels of a few trees, promotes, moves trees between workers and takes snapshots.
-Some time after it began, one of its workers is sent SIGKILL; its results are compared, token by
-token, with those of an undisturbed search in one process.
+In each, a worker is sent SIGKILL some time after the search began, or after it began to move a tree
+or to take a snapshot; or SIGSTOP, so that only a timeout finds it; or both workers are killed.
+Results are compared, token by token, with those of an undisturbed search in one process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ from paged_kv.integrations.ray import SearchPool
 OPTIONS = {"max_bytes": 10**7}
 LEVELS = 8
 TREES = 4
+TIMEOUT = 20  # seconds, after which a worker counts as one that hangs
+WAYS = ("kill", "move", "snapshot", "kill", "stop", "move", "snapshot", "kill", "both", "move")
+BEGINNINGS = {"move": "move", "snapshot": "snapshot"}  # of what a blow is timed by
 
 
 def make_model() -> Any:
@@ -51,61 +57,115 @@ def make_model() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def search(tree: Any, seed: int) -> list[tuple[int, ...]]:
-    """What is drawn, on a pool or an lm."""
+def search(tree: Any, seed: int, at: Callable[[str], object]) -> list[tuple[int, ...]]:
+    """What is drawn, on a pool or an lm; `at` is told what begins and ends."""
     prompts = [[3 + seed % 7 + place, 11, 12 + place] for place in range(TREES)]
+    at("search")
     level = tree.prefill(prompts, seed=seed)
     drawn = []
     for turn in range(LEVELS):
         level = tree.sample(level * 2, max_new_tokens=6, temperature=0.9)[-2 * TREES :]
         drawn += [node.tokens for node in level]
         if isinstance(tree, SearchPool) and turn % 3 == 1:
+            at("move")
             tree.move(level[0].tree, 1 - level[0].worker)
+            at("moved")
+        if isinstance(tree, SearchPool) and turn % 4 == 2:
+            at("snapshot")
+            tree.snapshot()
+            at("saved")
     tree.promote(level[0])
-    return drawn + [node.tokens for node in tree.sample(level[:1], max_new_tokens=6)]
+    drawn += [node.tokens for node in tree.sample(level[:1], max_new_tokens=6)]
+    at("end")
+    return drawn
 
 
-def kill_later(pool: SearchPool, seconds: float, chance: random.Random) -> threading.Timer:
-    """Kill one of the workers after so long."""
-    pids = [worker.pid for worker in pool.stats().workers]
+class Clock:
+    """Notes when what begins."""
 
-    def kill() -> None:
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(pids) or 0, signal.SIGKILL)
+    def __init__(self) -> None:
+        self.times: dict[str, float] = {}
 
-    timer = threading.Timer(seconds, kill)
-    timer.start()
-    return timer
+    def __call__(self, what: str) -> None:
+        self.times[what] = time.perf_counter()
+
+    def usual(self) -> dict[str, float]:
+        """Seconds that the search, its last move and its last snapshot took."""
+        times = self.times
+        return {
+            "search": times["end"] - times["search"],
+            "move": times["moved"] - times["move"],
+            "snapshot": times["saved"] - times["snapshot"],
+        }
+
+
+class Blow:
+    """Strikes once, a random time after something began for the first or the second time."""
+
+    def __init__(
+        self, pool: SearchPool, way: str, usual: dict[str, float], chance: random.Random
+    ) -> None:
+        self.begin = BEGINNINGS.get(way, "search")
+        self.skipped = 0 if self.begin == "search" else chance.randrange(2)
+        self.seconds = chance.uniform(0, usual[self.begin])
+        self.signal = signal.SIGSTOP if way == "stop" else signal.SIGKILL
+        pids = [worker.pid or 0 for worker in pool.stats().workers]
+        self.targets = pids if way == "both" else [chance.choice(pids)]
+        self.timer: threading.Timer | None = None
+
+    def __call__(self, what: str) -> None:
+        if what != self.begin or self.timer is not None:
+            return
+        if self.skipped:
+            self.skipped -= 1
+            return
+        self.timer = threading.Timer(self.seconds, self.strike)
+        self.timer.start()
+
+    def strike(self) -> None:
+        """Send the signal."""
+        for pid in self.targets:
+            with suppress(ProcessLookupError):
+                os.kill(pid, self.signal)
+
+    def wait(self) -> None:
+        """Until it has struck."""
+        if self.timer is not None:
+            self.timer.join()
 
 
 def run(searches: int, seed: int) -> dict[str, Any]:
-    """Search and kill, that often."""
+    """Search and strike, that often."""
     chance = random.Random(seed)
     lm = PagedLM(make_model(), progress=False, **OPTIONS)
-    expected = [search(lm, number) for number in range(searches)]
+    expected = [search(lm, number, str) for number in range(searches)]
     same = 0
-    hit = 0
-    with SearchPool(make_model, 2, options=OPTIONS, snapshot_every=5, timeout=60) as pool:
-        begun = time.perf_counter()
-        search(pool, 0)
-        usual = time.perf_counter() - begun
+    hit: Counter[str] = Counter()
+    with SearchPool(make_model, 2, options=OPTIONS, snapshot_every=9, timeout=TIMEOUT) as pool:
         begun = time.perf_counter()
         for number in range(searches):
+            if number == 0:
+                search(pool, 0, str)  # warms up
+                clock = Clock()
+                search(pool, 0, clock)
+                usual = clock.usual()
             before = pool.stats().restarts
-            timer = kill_later(pool, chance.uniform(0, usual), chance)
-            found = search(pool, number)
-            timer.join()
-            pool.logits(pool.prefill([[3]] * TREES))  # whoever was killed too late is missed now
+            way = WAYS[number % len(WAYS)]
+            blow = Blow(pool, way, usual, chance)
+            found = search(pool, number, blow)
+            blow.wait()
+            pool.logits(pool.prefill([[3]] * TREES))  # whoever was struck too late is missed now
             same += found == expected[number]
-            hit += pool.stats().restarts > before
-            print(f"{number + 1} searches, {same} as expected", flush=True)
+            hit[way] += pool.stats().restarts > before
+            print(f"{number + 1} searches, {same} as expected, {way}", flush=True)
         return {
             "searches": searches,
             "as_undisturbed": same,
             "workers_brought_back": pool.stats().restarts,
-            "searches_with_a_kill": hit,
+            "searches_with_a_blow": hit.total(),
+            "by_way": dict(hit),
             "trees_moved": pool.stats().moved,
-            "seconds_of_a_search": round(usual, 3),
+            "usual_seconds": {name: round(value, 4) for name, value in usual.items()},
             "seconds": round(time.perf_counter() - begun, 1),
             "load_average": os.getloadavg(),
             "versions": {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from in_process import DIES_AFTER, DIES_BEFORE, FINE, HANGS
 from pool_models import a_lm, a_pool, other_weights
 
+from paged_kv.errors import NotPinned
 from paged_kv.integrations.huggingface import Node
 from paged_kv.integrations.ray import PoolNode
 
@@ -28,6 +31,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.pairs: list[tuple[PoolNode, Node]] = []
         self.fates: list[str] = []
+        self.breaks = False
 
     @initialize(
         workers=st.integers(1, 3),
@@ -44,9 +48,15 @@ class PoolMachine(RuleBasedStateMachine):
             in_flight=in_flight,
             timeout=5,
             restarts=9,
+            progress=self.progress,
         )
         self.in_flight = in_flight
         self.lm = a_lm()
+
+    def progress(self, done: int, of: int) -> None:
+        if self.breaks:
+            self.breaks = False
+            raise KeyboardInterrupt
 
     def fate(self, verb: str) -> str:
         return self.fates.pop() if self.fates else FINE
@@ -138,6 +148,37 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.move(node.tree, target)
         assert node.worker == target
 
+    @precondition(lambda self: self.pairs)
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        nodes, others = self.both(self.chosen(data))
+        self.pool.pin(nodes)
+        self.lm.pin(others)
+
+    @precondition(lambda self: self.pairs)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        nodes, others = self.both(self.chosen(data))
+        try:
+            self.lm.unpin(others)
+        except NotPinned:
+            with pytest.raises(NotPinned):
+                self.pool.unpin(nodes)
+        else:
+            self.pool.unpin(nodes)
+
+    @rule(rows=st.lists(TOKENS, min_size=1, max_size=3))
+    def break_off(self, rows: list[list[int]]) -> None:
+        """Calls that make no child: else the next one would have another ordinal."""
+        for call in (
+            lambda: self.pool.prefill(rows, seed=1),
+            lambda: self.pool.logits([node for node, _ in self.pairs]),
+        ):
+            self.breaks = True
+            with suppress(KeyboardInterrupt):
+                call()
+        self.breaks = False
+
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
         workers = [worker.worker for worker in self.pool.stats().workers]
@@ -179,6 +220,20 @@ class PoolMachine(RuleBasedStateMachine):
         assert len(self.engine.living()) <= len(stats.workers)
         assert self.engine.most_waiting <= self.in_flight
         assert stats.trees == sum(worker.trees for worker in stats.workers)
+
+    def teardown(self) -> None:
+        """Workers hold what the driver knows of, and nothing once it knows of none."""
+        if not hasattr(self, "pool"):
+            return
+        self.fates.clear()
+        nodes = [node for node, _ in self.pairs]
+        self.pool.snapshot()
+        assert self.pool.stats().nodes == self.pool.stats().merged.nodes == len(set(nodes))
+        self.pool.release(nodes)
+        self.pool.snapshot()
+        assert (self.pool.stats().trees, self.pool.stats().merged.nodes) == (0, 0)
+        self.pool.close()
+        assert not self.engine.living()
 
 
 TestPool = PoolMachine.TestCase

@@ -261,7 +261,20 @@ def test_weights_of_another_model_are_refused_by_all() -> None:
     pool, _ = a_pool(2)
     roots = pool.prefill(PROMPTS)
     before = pool.logits(roots)
-    for wrong in ({"x": torch.zeros(2)}, {}, 3, {"x": 4}):
+    own = make_llama().state_dict()
+    first = next(iter(own))
+    for wrong in (
+        {"x": torch.zeros(2)},
+        {},
+        3,
+        {"x": 4},
+        {**own, "x": torch.zeros(2)},
+        {name: tensor for name, tensor in own.items() if name != first},
+        {**own, first: own[first][:1]},
+        {**own, first: own[first].int()},
+        {**own, first: own[first].to("meta")},
+        {**own, first: own[first].to_sparse()},
+    ):
         with pytest.raises(BadArgument, match="weights"):
             pool.update(wrong)
     assert torch.equal(pool.logits(roots), before)

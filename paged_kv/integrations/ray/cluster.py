@@ -19,6 +19,7 @@ from paged_kv.integrations.ray.tape import Order
 from paged_kv.integrations.ray.worker import Recipe, Worker
 
 OLDEST = (2, 60)  # what is tested, and nothing older
+MOMENT = 2.0  # seconds
 MOST_SECONDS = 1e6  # that Ray is told to wait
 
 # before ray is loaded, which reads it then
@@ -79,7 +80,9 @@ class RayEngine:
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=1
         )(Worker)
         try:
-            self._session = SHARED.use(id(self), max(1, ceil(cpus * recipe.workers)))
+            self._session = SHARED.use(
+                id(self), max(os.cpu_count() or 1, ceil(cpus * recipe.workers))
+            )
             _warn_of_less(CPU=cpus * recipe.workers, GPU=gpus * recipe.workers)
         except BaseException:
             SHARED.leave(id(self))
@@ -200,16 +203,25 @@ def check_share(name: str, value: Any) -> None:
 
 
 def _warn_of_less(**needed: float) -> None:
-    """Warn where Ray has fewer processors than all workers ask for: who comes too late waits."""
-    there = ray.cluster_resources()
-    for kind, count in needed.items():
-        if count > there.get(kind, 0):
-            warnings.warn(
-                f"all workers ask for {count:g} {kind}, and Ray has {there.get(kind, 0):g}: "
-                "some wait until there are more, up to `start_timeout`",
-                RuntimeWarning,
-                stacklevel=6,
-            )
+    """Warn where Ray has fewer processors left than all workers ask for: who comes too late
+    waits.
+    """
+    until = time.monotonic() + MOMENT
+    while True:
+        free = ray.available_resources()
+        lacking = [kind for kind, count in needed.items() if count > free.get(kind, 0)]
+        if not lacking:
+            return
+        if time.monotonic() > until:
+            break
+        time.sleep(MOMENT / 10)  # of workers that have just ended, it is told late
+    for kind in lacking:
+        warnings.warn(
+            f"all workers ask for {needed[kind]:g} {kind}, and Ray has {free.get(kind, 0):g} left: "
+            "some wait until there are more, up to `start_timeout`",
+            RuntimeWarning,
+            stacklevel=6,
+        )
 
 
 def _check_sendable(recipe: Recipe) -> None:

@@ -22,7 +22,7 @@ class Weight(NamedTuple):
 
 
 Weights = dict[str, Weight]
-Shapes = dict[str, tuple[int, ...]]
+Shapes = dict[str, tuple[bool, tuple[int, ...]]]  # whether they are real numbers, and the shape
 
 
 def packed(state: Any) -> Weights:
@@ -34,19 +34,26 @@ def packed(state: Any) -> Weights:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise BadArgument("weights", state, allowed)
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise BadArgument(f"weights[{name!r}]", tensor, "a dense tensor that has data")
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         found[name] = Weight(data, tensor.dtype, tuple(tensor.shape))
     return found
 
 
 def shapes(weights: Mapping[str, Weight]) -> Shapes:
-    """The shape of each tensor."""
-    return {name: weight.shape for name, weight in weights.items()}
+    """What has to fit of each tensor."""
+    return {
+        name: (weight.dtype.is_floating_point, weight.shape) for name, weight in weights.items()
+    }
 
 
-def check_fit(model: torch.nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
+def check_fit(model: torch.nn.Module, found: Shapes) -> None:
     """Raise BadArgument where these are not the shapes of all weights of a model."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {
+        name: (tensor.dtype.is_floating_point, tuple(tensor.shape))
+        for name, tensor in model.state_dict().items()
+    }
     differ = {name for name in own.keys() | found.keys() if own.get(name) != found.get(name)}
     if differ:
         raise BadArgument("weights", sorted(differ)[:5], "those of the model that workers have")
