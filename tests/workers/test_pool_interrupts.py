@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import pytest
@@ -23,7 +24,8 @@ from paged_kv.integrations.huggingface import PagedLM
 from paged_kv.integrations.ray import PoolNode, SearchPool
 
 FOLDER = str(Path(ray.__file__).parent)
-OTHERS = ("worker.py", "held_trees.py", "weights.py")  # what runs elsewhere, or has no state
+ELSEWHERE = ("worker.py", "held_trees.py", "tape.py")
+OTHERS = (*ELSEWHERE, "weights.py")  # which has no state
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [3, 4]]
 
 
@@ -48,6 +50,16 @@ def brought_back(scene: Scene) -> None:
 
 def retired(scene: Scene) -> None:
     scene.pool.retire(scene.pool.stats().workers[0].worker)
+
+
+def recorded(scene: Scene) -> None:
+    with scene.pool.record(Path(mkdtemp()) / "run"):
+        scene.pool.stats()
+
+
+def recorded_again(scene: Scene) -> None:
+    with scene.pool.record(Path(mkdtemp()) / "run"):
+        brought_back(scene)
 
 
 def make_small() -> Any:
@@ -76,6 +88,8 @@ CALLS: dict[str, Callable[[Scene], object]] = {
     "drop": dropped,
     "bring back": brought_back,
     "retire": retired,
+    "record": recorded,
+    "record again": recorded_again,
 }
 
 

@@ -193,9 +193,11 @@ class Line:
         """Record no more; what says that the file has its end. A worker that died meanwhile leaves
         one without, which its readers see.
         """
-        recorded = self.order is not None and self._actor is not None
+        if self.order is None:
+            return None
+        ref = None if self._actor is None else self._engine.record(self._actor, None, reason)
         self.order = None
-        return self._engine.record(self._actor, None, reason) if recorded else None
+        return ref
 
     def wait_for_end(self, ref: Ref, seconds: float) -> None:
         """Wait for the end of a file; not longer for a worker in the midst of something."""

@@ -37,12 +37,18 @@ def taping(
     taped = list(lines.values())
     with _alone(gate):
         _start(taped, order)
+    reason = "done"
     try:
         yield where
     except BaseException as error:
-        _finish(gate, taped, type(error).__name__)
+        reason = type(error).__name__
         raise
-    _finish(gate, taped, "done")
+    finally:
+        try:
+            _finish(gate, taped, reason)
+        except BaseException:  # as by Ctrl-C: no recording may go on that nobody can end
+            _finish(gate, taped, reason)
+            raise
 
 
 def stop(lines: Sequence[Line], reason: str) -> None:
@@ -68,7 +74,7 @@ def _start(lines: Sequence[Line], order: Order) -> None:
 
 
 def _finish(gate: Gate, lines: Sequence[Line], reason: str) -> None:
-    if gate.here and not gate.closed:  # else all is over, and their ends were written
+    if gate.here and not gate.closed:  # else all is over, and ends were written
         with _alone(gate):
             stop(lines, reason)
 
