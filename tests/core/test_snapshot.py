@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,6 @@ from paged_kv.errors import (
 )
 from paged_kv.search_order import SearchOrder
 from paged_kv.snapshot import Snapshot, load, packing, save
-from paged_kv.snapshot.at_once import at_once
 from paged_kv.snapshot.files import FILES
 from paged_kv.snapshot.manifest import MANIFEST, read_manifest, render
 from paged_kv.snapshot.tensors import digest
@@ -193,25 +190,6 @@ def test_two_segments_are_written_at_once(
     assert [count for _, count in segments(story.folder)][2:] == [1]
     with Snapshot(story.folder) as snapshot:
         snapshot.verify()
-
-
-def test_what_one_of_several_calls_raises_is_raised_once_all_have_ended() -> None:
-    ended: list[str] = []
-
-    def call(name: str, error: type[BaseException] | None) -> None:
-        time.sleep(0.01 * len(name))
-        ended.append(name)
-        if error is not None:
-            raise error(name)
-
-    at_once([])
-    at_once([partial(call, "aaa", None), partial(call, "a", None)])
-    assert ended == ["a", "aaa"]
-    with pytest.raises(OSError, match="bbb"):
-        at_once([partial(call, "b", None), partial(call, "bbb", OSError)])
-    with pytest.raises(KeyboardInterrupt):
-        at_once([partial(call, "c", KeyboardInterrupt), partial(call, "ccc", None)])
-    assert ended[2:] == ["b", "bbb", "c", "ccc"]
 
 
 # -- saved again
