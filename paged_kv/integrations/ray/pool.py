@@ -5,11 +5,9 @@ a `PagedLM`.
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -25,14 +23,15 @@ from paged_kv.errors import (
     NotPinned,
     ReleasedNode,
     WeightsChanged,
-    WorkerLost,
 )
 from paged_kv.integrations.huggingface.draws import root_seeds
+from paged_kv.integrations.ray.arguments import options_of_lm, row, rows, seconds
+from paged_kv.integrations.ray.asking import Asking
 from paged_kv.integrations.ray.calls import Name
 from paged_kv.integrations.ray.dispatch import Ask, Dispatch
 from paged_kv.integrations.ray.engine import Engine, Payload
 from paged_kv.integrations.ray.figures import PoolStats, WorkerStats, merged
-from paged_kv.integrations.ray.frontier import Frontier, Question, Told
+from paged_kv.integrations.ray.frontier import Frontier, Told
 from paged_kv.integrations.ray.gate import Gate, verb
 from paged_kv.integrations.ray.held_trees import Made
 from paged_kv.integrations.ray.line import Limits, Line
@@ -96,21 +95,18 @@ class SearchPool:
         function("make_model", make_model, "a function that makes a model")
         workers = amount("workers", workers, 1)
         limits = Limits(
-            _seconds("timeout", timeout),
-            _seconds("start_timeout", start_timeout),
+            seconds("timeout", timeout),
+            seconds("start_timeout", start_timeout),
             whole("restarts", restarts, 0),
         )
         self._refuses = choice("weights", weights, WEIGHTS) == "refuse"
-        self._every = amount("snapshot_every", snapshot_every, 1)
+        every = amount("snapshot_every", snapshot_every, 1)
         size = None if rows is None else amount("rows", rows, 1)
         if progress is not None:
             function("progress", progress, "None or a function of rows done and rows in all")
-        self._options = _options(options)
-        self._version = 0
+        self._options = options_of_lm(options)
         self._weights: dict[int, Payload] = {}
         self._next_tree = 0
-        self._calls = 0
-        self._used: dict[int, int] = {}  # the call that a tree was last asked for by
         self._grove = Grove()
         self._placement = Placement(range(workers), bound)
         recipe = Recipe(make_model, self._options, amount("threads", threads, 1), workers)
@@ -119,23 +115,25 @@ class SearchPool:
         self._engine = _ray(recipe, cpus, gpus) if engine is None else engine
         self.gate = Gate(range(workers), self._engine.alive)
         try:
-            self._connect(limits, under_way, size, progress)
+            self._connect(limits, under_way, size, progress, every)
         except BaseException:
             self.close()
             raise
 
     def _connect(
-        self, limits: Limits, in_flight: int, rows: int | None, progress: Told | None
+        self, limits: Limits, in_flight: int, rows: int | None, progress: Told | None, every: int
     ) -> None:
         """Have all workers, and what looks after them."""
         lines = self._lines
         for name in self._placement.workers():
             lines[name] = Line(name, self._engine, limits, self._weights)
         placement = self._placement
-        self._dispatch = Dispatch(self._engine, lines, in_flight)
-        self._mover = Mover(self._dispatch, lines, placement, self._used)
-        self._frontier = Frontier(self._dispatch, placement, self._mover, rows, progress)
-        self._upkeep = Upkeep(self.gate, self._dispatch, lines, placement, self._grove, self._used)
+        used: dict[int, int] = {}
+        dispatch = Dispatch(self._engine, lines, in_flight)
+        self._mover = Mover(dispatch, lines, placement, used)
+        self._upkeep = Upkeep(self.gate, dispatch, lines, placement, self._grove, used)
+        frontier = Frontier(dispatch, placement, self._mover, rows, progress)
+        self._asking = Asking(lines, dispatch, frontier, self._mover, self._upkeep, used, every)
         for line in lines.values():
             line.start()
 
@@ -179,16 +177,16 @@ class SearchPool:
 
         Workers are chosen here. `seed`: as for `PagedLM.prefill`, and the same draws.
         """
-        rows = [_row(each) for each in listed("input_ids", input_ids, "a list of rows of tokens")]
+        prompts = [row(each) for each in listed("input_ids", input_ids, "a list of rows of tokens")]
         base = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        seeds = root_seeds(base, len(rows))
-        self._settle()
-        trees = [self._next_tree + place for place in range(len(rows))]
-        self._next_tree += len(rows)
+        seeds = root_seeds(base, len(prompts))
+        self._asking.settle()
+        trees = [self._next_tree + place for place in range(len(prompts))]
+        self._next_tree += len(prompts)
         try:
             for tree in trees:
                 self._placement.open(tree)
-            made = self._asked("open", trees, [trees, rows, seeds], None)
+            made = self._asking.ask("open", trees, [trees, prompts, seeds])
         except BaseException:
             for tree in trees:
                 self._upkeep.close(tree)
@@ -211,12 +209,12 @@ class SearchPool:
     @verb
     def extend(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, fed."""
-        return self._grow("extend", nodes, [_rows(token_lists)])
+        return self._grow("extend", nodes, [rows(token_lists)])
 
     @verb
     def fork(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, which are pending: no model call."""
-        return self._grow("fork", nodes, [_rows(token_lists)])
+        return self._grow("fork", nodes, [rows(token_lists)])
 
     @verb
     def crop(self, nodes: Iterable[PoolNode], lengths: Any) -> list[PoolNode]:
@@ -240,7 +238,7 @@ class SearchPool:
     @verb
     def score(self, nodes: Iterable[PoolNode], continuations: Iterable[Any]) -> list[torch.Tensor]:
         """Log-probability of every token of a continuation of each node: float32 [tokens] a row."""
-        return [row for (row,) in self._ask("score", nodes, [_rows(continuations)])]
+        return [row for (row,) in self._ask("score", nodes, [rows(continuations)])]
 
     def text(self, tokens: Tokens) -> str:
         """Tokens as text. Raises BadArgument where there is no tokenizer among the options."""
@@ -266,10 +264,10 @@ class SearchPool:
         It is done once it has begun: also where a worker is lost meanwhile.
         """
         found = self._check(nodes)
-        self._settle()
+        self._asking.settle()
         names: list[Name] = [node.name for node in dict.fromkeys(found)]
         self._grove.remove(names)
-        self._asked("release", [tree for tree, _ in names], [names], None)
+        self._asking.ask("release", [tree for tree, _ in names], [names])
         self._upkeep.close_empty()
 
     @verb
@@ -286,10 +284,10 @@ class SearchPool:
         for name, times in Counter(node.name for node in found).items():
             if times > self._grove.pins(name):
                 raise NotPinned(name)
-        self._settle()
+        self._asking.settle()
         names: list[Name] = [node.name for node in found]
         self._grove.pin(names, -1)
-        self._asked("unpin", [tree for tree, _ in names], [names], None)
+        self._asking.ask("unpin", [tree for tree, _ in names], [names])
 
     # -- workers
 
@@ -305,8 +303,8 @@ class SearchPool:
             raise BadArgument("worker", worker, f"one of {list(self._lines)}")
         tree = whole("tree", tree, 0)
         self._placement.worker(tree)
-        self._settle()
-        self._mover.move(tree, worker, self._version)
+        self._asking.settle()
+        self._mover.move(tree, worker, self._asking.version)
 
     @verb
     def retire(self, worker: int) -> dict[int, int]:
@@ -314,8 +312,8 @@ class SearchPool:
         worker = whole("worker", worker, 0)
         if worker not in self._lines or len(self._lines) == 1:
             raise BadArgument("worker", worker, f"one of several: {list(self._lines)}")
-        self._settle()
-        homes = self._mover.retire(worker, self._version)
+        self._asking.settle()
+        homes = self._mover.retire(worker, self._asking.version)
         line = self._lines.pop(worker)
         stop([line], "done")
         line.close()
@@ -332,17 +330,15 @@ class SearchPool:
         workers go on with theirs.
         """
         weights = packed(state)
-        self._settle()
+        self._asking.settle()
         if self._refuses and len(self._placement):
             raise WeightsChanged(len(self._placement), "release all nodes of the pool")
-        answers = self._dispatch.gather(
-            {name: [Ask("fits", (shapes(weights),))] for name in self._lines}, self._version
-        )
-        _raise_first(answer.reply.error for each in answers.values() for answer in each)
-        version = self._version + 1
+        for _, error in self._asking.errors(list(self._lines), Ask("fits", (shapes(weights),))):
+            raise error
+        version = self._asking.version + 1
         self._weights[version] = self._engine.put(weights)
-        self._version = version  # each worker gets them before its next call
-        self._look_after(list(self._lines))
+        self._asking.version = version  # each worker gets them before its next call
+        self._asking.look_after(list(self._lines))
         needed = {line.saved_version for line in self._lines.values()}
         for old in self._weights.keys() - needed - {version}:
             del self._weights[old]
@@ -351,8 +347,8 @@ class SearchPool:
     @verb
     def snapshot(self) -> None:
         """Save now what changed since the last snapshots: what is saved is not repeated."""
-        self._settle()
-        for _, error in self._save(list(self._lines)):
+        self._asking.settle()
+        for _, error in self._asking.save(list(self._lines)):
             raise error
 
     @contextmanager
@@ -392,7 +388,7 @@ class SearchPool:
             nodes=sum(self._grove.count(tree) for tree in self._grove.trees()),
             moved=self._mover.moved,
             restarts=sum(line.restarts for line in lines),
-            version=self._version,
+            version=self._asking.version,
         )
 
     # -- inside
@@ -441,81 +437,13 @@ class SearchPool:
         for column in columns:
             if len(column) != len(found):
                 raise BadCount("rows (one a node)", len(column), f"{len(found)} rows")
-        self._settle()
+        self._asking.settle()
         names: list[Name] = [node.name for node in found]
-        return self._asked(verb, [node.tree for node in found], [names, *columns], options)
-
-    def _asked(
-        self,
-        what: str,
-        trees: Sequence[int],
-        columns: Sequence[Sequence[Any]],
-        options: Mapping[str, Any] | None,
-    ) -> list[list[Any]]:
-        if not trees:
-            return []
-        self._calls += 1
-        self._used.update(dict.fromkeys(trees, self._calls))
-        found = self._frontier.ask(Question(what, trees, columns, options, self._version))
-        lines = self._lines.items()
-        self._look_after([name for name, line in lines if line.calls_since_snapshot >= self._every])
-        return found
-
-    def _look_after(self, due: Sequence[int]) -> None:
-        """Have snapshots of these workers, and move trees where pages run short. Whoever is lost
-        meanwhile is missed by the next call that needs it: this one has what it asked for.
-        """
-        try:
-            self._mover.balance(self._version)
-            for name, error in self._save(due):
-                why = f"worker {name} cannot be saved, and repeats more if it dies: {error}"
-                warnings.warn(why, RuntimeWarning, stacklevel=4)
-        except WorkerLost:
-            self._upkeep.unsure()
-
-    def _settle(self) -> None:
-        self._upkeep.begin(self._version)
-
-    def _save(self, names: Sequence[int]) -> list[tuple[int, Exception]]:
-        """Have snapshots of these workers; those that cannot be had, and why."""
-        if not names:
-            return []
-        answers = self._dispatch.gather({name: [Ask("save", ())] for name in names}, self._version)
-        errors = [(name, answer.reply.error) for name, (answer,) in answers.items()]
-        return [(name, error) for name, error in errors if error is not None]
-
-
-def _options(options: Any) -> dict[str, Any]:
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping) or "progress" in options:
-        raise BadArgument("options", options, "a dictionary of options of PagedLM but `progress`")
-    return dict(options)
-
-
-def _seconds(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
-        raise BadArgument(name, value, "a number of seconds above 0")
-    return float(value)
-
-
-def _row(tokens: Any) -> Any:
-    """A row of tokens that can be sent; a text as it is."""
-    return tokens if isinstance(tokens, str) else listed("tokens", tokens, "a list of token ids")
-
-
-def _rows(token_lists: Iterable[Any]) -> list[Any]:
-    return [_row(row) for row in listed("token_lists", token_lists, "a list of rows of tokens")]
+        return self._asking.ask(verb, [node.tree for node in found], [names, *columns], options)
 
 
 def _stacked(rows: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
     return torch.stack([row for (row,) in rows]) if rows else torch.empty(0, 0)
-
-
-def _raise_first(errors: Iterable[Exception | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
 
 
 def _ray(recipe: Recipe, cpus: float, gpus: float) -> Engine:
