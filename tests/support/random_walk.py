@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -450,11 +451,19 @@ class Walk:
         made = [seq for seq in found.windows if seq not in self.model.windows]
         lost = {seq for seq in self.doomed if seq not in found.windows}
         self.doomed -= lost
-        base = self.model.without(lost)
-        for name in self.fading.keys() - found.steps.keys():
+        gone = self.fading.keys() - found.steps.keys()
+        for name in gone:
             del self.fading[name]
-            base = base.ended(name)
-        for model in self._possible(base, effect, made, ending):
+
+        def collected(model: Model) -> Model:
+            for name in gone:
+                model = model.ended(name)
+            return model.without(lost)
+
+        base = collected(self.model)
+        # what the collector comes upon within a verb is released at its end
+        late = map(collected, self._possible(self.model, effect, made, ending))
+        for model in chain(self._possible(base, effect, made, ending), late):
             if model.sight() == found:
                 self.model = model
                 self._check()
