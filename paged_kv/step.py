@@ -38,7 +38,7 @@ class Step:
     buffer of its own. One that is closed, or dropped, gives everything back; `with` closes it at
     the end of the block. Buffers are used again: views of them are good until the step has ended.
 
-    Attributes: `parents`; `past`, `room`; `layers`; `left`, whether padding is in front; `uniform`,
+    Attributes: `parents`; `past`, `room`; `left`, whether padding is in front; `uniform`,
     whether all windows begin at one
     offset of their pages and have one length: then nothing is padding.
     """
@@ -59,7 +59,8 @@ class Step:
         self.uniform = uniform
         self.past = layout.past
         self.room = layout.room
-        self.layers = [DenseLayer(lease, layout, index) for index in range(pool.layers)]
+        self._filled = [layout.past] * pool.layers  # columns of each layer
+        self._layers: list[DenseLayer] | None = None
         self._pool = pool
         self._lease = lease
         self._layout = layout
@@ -79,6 +80,16 @@ class Step:
         return f"<Step of {len(self.parents)} rows, past {self.past}, {state}>"
 
     # -- as attention reads it
+
+    @property
+    def layers(self) -> list[DenseLayer]:
+        """Each layer as a cache of its own."""
+        if self._layers is None:
+            self._layers = [
+                DenseLayer(self._lease, self._layout, self._filled, index)
+                for index in range(len(self._filled))
+            ]
+        return self._layers
 
     @property
     def planes(self) -> list[torch.Tensor]:
@@ -106,7 +117,7 @@ class Step:
     @property
     def size(self) -> int:
         """Columns filled so far in layer 0, padding included."""
-        return self.layers[0].size
+        return self._filled[0]
 
     @property
     def _windows(self) -> Windows:
@@ -166,8 +177,8 @@ class Step:
         return self._windows.mask(self.size).to(self._layout.planes[0].device)
 
     def _layer(self, layer: int) -> DenseLayer:
-        if type(layer) is not int or layer < 0 or layer >= len(self.layers):
-            layer = whole("layer", layer, 0, len(self.layers) - 1)
+        if type(layer) is not int or layer < 0 or layer >= len(self._filled):
+            layer = whole("layer", layer, 0, len(self._filled) - 1)
         return self.layers[layer]
 
     # -- how it ends
@@ -240,10 +251,21 @@ class Step:
 
     def filled(self) -> int:
         """New tokens of every layer. Raises BadCount where the layers differ."""
-        sizes = [layer.size for layer in self.layers]
-        if sizes.count(sizes[0]) != len(sizes):
-            raise BadCount("columns filled, by layer", sizes, "the same number in every layer")
-        return sizes[0] - self.past
+        filled = self._filled
+        if filled.count(filled[0]) != len(filled):
+            allowed = "the same number in every layer"
+            raise BadCount("columns filled, by layer", list(filled), allowed)
+        return filled[0] - self.past
+
+    def fill(self, count: int) -> None:
+        """Count so many more columns as filled, in every layer: K and V were written to `columns`.
+
+        Raises BadCount, ClosedStep.
+        """
+        self._lease.check("fill")
+        filled = self._filled
+        more = whole("count", count, 0, self.past + self.room - max(filled))
+        filled[:] = [size + more for size in filled]
 
     def close(self) -> None:
         """Give the step up; nothing is stored, its pages are free. Closing twice is fine.

@@ -61,4 +61,6 @@ def own_positions(positions: torch.Tensor | Ints, shape: tuple[int, int]) -> Int
 
 def is_left(pad: str) -> bool:
     """Whether padding is on the left. Raises BadArgument."""
+    if type(pad) is str and pad == "left":
+        return True
     return choice("pad", pad, ("left", "right")) == "left"

@@ -54,18 +54,24 @@ class Windows(NamedTuple):
 
 
 class DenseLayer:
-    """One layer of a step, as attention reads it and appends to it.
+    """One layer of a step, as attention reads it and appends to it."""
 
-    `size` counts its columns filled so far.
-    """
+    __slots__ = ("_filled", "_index", "_layout", "_lease")
 
-    __slots__ = ("_index", "_layout", "_lease", "size")
-
-    def __init__(self, lease: Lease, layout: Layout, index: int) -> None:
+    def __init__(self, lease: Lease, layout: Layout, filled: list[int], index: int) -> None:
         self._lease = lease
         self._layout = layout
+        self._filled = filled  # columns of each layer
         self._index = index
-        self.size = layout.past
+
+    @property
+    def size(self) -> int:
+        """Columns filled so far."""
+        return self._filled[self._index]
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._filled[self._index] = size
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -87,14 +93,15 @@ class DenseLayer:
         if not isinstance(values, torch.Tensor):
             raise BadArgument("values", values, "a tensor")
         layout = self._layout
-        first = self.size
+        index = self._index
+        first = self._filled[index]
         try:
             end = first + (keys.shape[2] if keys.dim() == 4 else 0)
             if end > layout.past + layout.room:
                 allowed = f"0 to the room of {layout.room} that open() was given"
                 raise BadCount("new tokens", end - layout.past, allowed)
             layers, key_shape, value_shape, dtype, device = layout.layers(first, end)
-            key_slots, value_slots = layers[self._index]
+            key_slots, value_slots = layers[index]
             if keys.shape != key_shape or keys.dtype is not dtype or keys.device != device:
                 check_tensor("keys", keys, key_shape, key_slots)
             if values.shape != value_shape or values.dtype is not dtype or values.device != device:
@@ -110,7 +117,7 @@ class DenseLayer:
             check_dense("keys", keys)
             check_dense("values", values)
             raise
-        self.size = end
+        self._filled[index] = end
 
     def get(self) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V, as far as they are filled: views."""

@@ -104,10 +104,13 @@ class Books:
 
     def remaining(self, seqs: list[int]) -> list[int]:
         """Those that still live, each once. Raises ForeignHandle for what was never given out."""
-        for seq in seqs:
-            if seq not in self._live and not self.handles.gave(seq):
-                raise ForeignHandle(seq)
-        return [seq for seq in dict.fromkeys(seqs) if seq in self._live]
+        live = self._live
+        found = [seq for seq in dict.fromkeys(seqs) if seq in live]
+        if len(found) < len(seqs):
+            for seq in seqs:
+                if seq not in live and not self.handles.gave(seq):
+                    raise ForeignHandle(seq)
+        return found
 
     def mark(self) -> tuple[int, int]:
         """This moment, for `made_since`."""

@@ -90,7 +90,7 @@ class OpenSteps:
             room == books.page_size
             and books.told is None
             and not (records[0][1] + records[0][2]) % room
-            and len(records) <= books.pages.free_count
+            and len(records) <= len(books.pages.free)
         )
 
     def weigh(self, number: int, light: Light, user: object) -> None:

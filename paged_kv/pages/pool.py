@@ -165,13 +165,9 @@ class Pool:
         """
         if not alike:
             return self._read_mixed(records, room, buffer, left)
-        batch = len(records)
         _, start, past, *_ = records[0]
-        width = -((start + past) // -self.storage.form.page_size) if past else 0
-        layout = buffer.layout((batch, past, room, start))
-        pages = chain.from_iterable([record[0] for record in records])
-        index = np.fromiter(pages, np.int64, batch * width)
-        self.storage.gather(index.reshape(batch, width), layout)
+        layout = buffer.layout((len(records), past, room, start))
+        self.storage.gather(_index([record[0] for record in records], layout), layout)
         if room and not layout.on_edge:
             layout.blank_room()
         return layout
@@ -183,15 +179,14 @@ class Pool:
         if not left or len({(record[1] + record[2]) % size for record in records}) != 1:
             slots = self.slots(records, left=left)
             layout = buffer.layout((batch, slots.shape[1], room, None))
-            self.storage.gather(slots, layout)
+            self.storage.gather(slots[:, None], layout)
             return layout
         past = max([record[2] for record in records])
         start = (records[0][1] + records[0][2] - past) % size
         width = -((start + past) // -size) if past else 0
         layout = buffer.layout((batch, past, room, start))
         tables = [(0,) * (width - len(record[0])) + record[0] for record in records]
-        index = np.fromiter(chain.from_iterable(tables), np.int64, batch * width)
-        self.storage.gather(index.reshape(batch, width), layout)
+        self.storage.gather(_index(tables, layout), layout)
         layout.blank([(record[1], record[2]) for record in records])
         if room and not layout.on_edge:
             layout.blank_room()
@@ -233,3 +228,9 @@ class Pool:
     def working_bytes(self) -> int:
         """Bytes held beside the pages: buffers, row numbers, positions."""
         return self.buffers.nbytes + self.scratch.nbytes + self.storage.nbytes
+
+
+def _index(tables: list[tuple[int, ...]], layout: Layout) -> Ints:
+    """The pages of windows that are gathered by pages [B, 1, pages of each]."""
+    pages = list(chain.from_iterable(tables))
+    return np.array(pages, np.int64).reshape(len(tables), 1, layout.filled)

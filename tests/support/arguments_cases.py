@@ -527,6 +527,7 @@ BATCH = [
     Case("Step.values", "layer", "layer", lambda s, v: s.batch.values(v)),
     Case("Step.columns", "first", "number", lambda s, v: s.batch.columns(v, 4)),
     Case("Step.columns", "end", "number", lambda s, v: s.batch.columns(0, v)),
+    Case("Step.fill", "count", "number", lambda s, v: s.batch.fill(v)),
     Case("Step.commit", "slide", "counts", lambda s, v: s.batch.commit(slide=v)),
     Case(
         "Step.commit",

@@ -1031,6 +1031,7 @@ STEPS = (
     Scenario("drop", opened("a", "z", word="s"), dropped_step, OPENED, OPENED),
     Scenario("close one of two", busy, closed, OPENED, OPENED),
     Scenario("update", opened("a", "z"), lambda w: w.update("s", "t"), OPENED, OPENED),
+    Scenario("fill", opened("a", "z"), lambda w: w.step.fill(1), OPENED, OPENED),
     Scenario("commit", opened("z", "e", word="st"), commit(), OPENED, f"{OPENED} xyst efst"),
     Scenario(
         "commit and slide", opened("z", "e", word="st"), commit(slide=2), OPENED, f"{OPENED} st st"

@@ -36,6 +36,16 @@ TENSOR_MISTAKES: dict[str, Case] = {
         "columns() of a closed step",
         lambda s: closed(s).columns(0, 1),
     ),
+    "columns filled of a closed step": (
+        errors.ClosedStep,
+        "fill() of a closed step",
+        lambda s: closed(s).fill(1),
+    ),
+    "more columns filled than there is room": (
+        COUNT,
+        "count is 3, allowed is an int from 0 to 2",
+        lambda s: s.batch.fill(3),
+    ),
     "past of a closed step": (errors.ClosedStep, "of a closed step", lambda s: closed(s).then),
     "layers that differ": (
         COUNT,

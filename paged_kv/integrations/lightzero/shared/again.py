@@ -79,10 +79,10 @@ class ComesBack:
         """
         attributes = self.__dict__  # plain attributes, without the search of Module.__setattr__
         found: list[Any] = list(nodes)
-        missing = [row for row, node in enumerate(found) if node is None] if None in found else []
         attributes["total_query_count"] += len(found)
-        attributes["hit_count"] += len(found) - len(missing)
-        if missing:
+        attributes["hit_count"] += len(found) - found.count(None)
+        if None in found:
+            missing = [row for row, node in enumerate(found) if node is None]
             found = [None if node is None else self.paged.entry(node) for node in found]
             for row in missing:
                 latent = torch.from_numpy(latents[row]).unsqueeze(0).to(self.device)

@@ -113,8 +113,7 @@ class StepBatch:
 
     def filled(self, count: int) -> None:
         """So many more columns hold K and V, in every layer: somebody wrote them to `columns`."""
-        for layer in self._batch.layers:
-            layer.size += count
+        self._batch.fill(count)
 
     @property
     def _keys_values(self) -> list[LayerHalves]:

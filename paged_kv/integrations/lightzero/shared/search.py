@@ -62,8 +62,11 @@ class SearchNodes:
         self._chosen = None
         if chosen is None or len(chosen[0]) != rows:
             raise UnannouncedNode(rows, None if chosen is None else len(chosen[0]))
-        steps = [nodes[simulation] for simulation in chosen[0]]
-        return [step[row] if step else None for step, row in zip(steps, chosen[1])]
+        try:
+            return [nodes[simulation][row] for simulation, row in zip(*chosen)]
+        except IndexError:  # some are of a step that was released as a whole
+            steps = [nodes[simulation] for simulation in chosen[0]]
+            return [step[row] if step else None for step, row in zip(steps, chosen[1])]
 
     def add(self, children: list[int]) -> None:
         """The contexts of the nodes that a step made."""

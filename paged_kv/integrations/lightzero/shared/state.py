@@ -348,8 +348,10 @@ class PagedState:
         shift = self.read_shift
         if shift is not None:
             shift.follow(model)
-        self._batch = self.cache.open(parents, ROOM, rebase=shift)
-        return self.as_batch(model, self._batch)
+        cache = self._cache
+        assert cache is not None  # whose sequences these are
+        batch = self._batch = cache.open(parents, ROOM, rebase=shift)
+        return self.as_batch(model, batch)
 
     def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> Any:
         """A context of one observation, which is nobody's yet."""
