@@ -129,10 +129,10 @@ def time_pages(name: str, out: Path) -> None:
     """The timed pass of `paged-kv profile`, with pages alone; written as the command writes it."""
     import torch
 
+    from paged_kv.integrations.ties import fixed_ties
     from paged_kv.tools.profile import client, workload
     from paged_kv.tools.profile.presets import PRESETS as KNOWN
     from paged_kv.tools.profile.side import Setting, Side
-    from paged_kv.tools.profile.ties import fixed_ties
 
     torch.set_num_threads(1)
     preset = KNOWN[name]

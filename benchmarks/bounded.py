@@ -25,10 +25,10 @@ import torch
 from machine import processor
 
 from paged_kv.integrations.lightzero import attach
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.side import Outcome, Setting
-from paged_kv.tools.profile.ties import fixed_ties
 
 ORDERS = ("search", "lru", "fifo")
 ROOTS = {"cartpole": 16, "atari": 4, "atari-8l": 3, "long": 4, "memory": 4}

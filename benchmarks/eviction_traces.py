@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from paged_kv.integrations.lightzero.shared.evictable import Name
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.search_order import Constants
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.side import Setting
-from paged_kv.tools.profile.ties import fixed_ties
 from paged_kv.tools.reference.contexts import ROOT, PagedContexts
 from paged_kv.tools.reference.search import DISCOUNT, EXPLORATION, search
 from paged_kv.tools.reference.world_model import Batch, Prediction, ReferenceWorldModel

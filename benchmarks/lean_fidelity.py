@@ -26,10 +26,10 @@ import torch
 from machine import processor
 
 from paged_kv.integrations.lightzero import attach
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.side import Outcome, Setting
-from paged_kv.tools.profile.ties import fixed_ties
 
 OWN = "lightzero"
 WAYS: dict[str, dict[str, Any]] = {

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.tools.profile.client import LightZeroSide, quiet, tree_file
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.side import Outcome, Setting
-from paged_kv.tools.profile.ties import fixed_ties
 
 SEED = 0
 SHORT = 2  # simulations of a root step that only fills windows

@@ -29,11 +29,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.recording import Recorder, read_recording, record
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS
 from paged_kv.tools.profile.side import Setting
-from paged_kv.tools.profile.ties import fixed_ties
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -186,9 +186,9 @@ def llm_rows(simulations: int, rounds: int, folder: str) -> list[Any]:
 
 def lightzero_rows(names: list[str], rounds: int, folder: str) -> list[Any]:
     """The presets of LightZero."""
+    from paged_kv.integrations.ties import fixed_ties
     from paged_kv.tools.profile import client
     from paged_kv.tools.profile.presets import PRESETS
-    from paged_kv.tools.profile.ties import fixed_ties
 
     with client.quiet():
         tree = client.tree_file()

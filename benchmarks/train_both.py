@@ -47,8 +47,8 @@ from train_both_figures import Row, at_equal_steps, report, same_until, slopes
 from train_cartpole import SELECT_SEED, build_config, build_envs, build_policy, evaluate, learn
 
 from paged_kv.integrations.lightzero import installed
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.tools.profile.counters import storage_bytes
-from paged_kv.tools.profile.ties import fixed_ties
 
 CACHES = ("lightzero", "paged")
 

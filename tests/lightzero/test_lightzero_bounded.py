@@ -12,10 +12,10 @@ from lightzero_trees import build_model, quiet
 
 from paged_kv.errors import BadCount, OutOfPages
 from paged_kv.integrations.lightzero import attach
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.tools.profile.client import LightZeroSide, tree_file
 from paged_kv.tools.profile.presets import PRESETS
 from paged_kv.tools.profile.side import Setting
-from paged_kv.tools.profile.ties import fixed_ties
 
 pytestmark = pytest.mark.lightzero
 BITS = 2e-4  # of float32, after a few layers that were made to heed their context

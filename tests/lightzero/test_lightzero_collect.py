@@ -25,7 +25,7 @@ def fixed_tree() -> Iterator[None]:
     """The search tree draws from a generator that the test seeds; it would seed it from
     the clock.
     """
-    from paged_kv.tools.profile.ties import fixed_ties
+    from paged_kv.integrations.ties import fixed_ties
 
     with quiet():
         from lzero.mcts.ctree.ctree_muzero import mz_tree

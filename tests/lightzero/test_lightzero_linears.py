@@ -21,8 +21,8 @@ PACKS = has_kernels(torch.float32)
 @pytest.fixture(scope="module")
 def fixed() -> Iterator[bool]:
     """Ties of the tree are broken the same way each time."""
+    from paged_kv.integrations.ties import fixed_ties
     from paged_kv.tools.profile.client import tree_file
-    from paged_kv.tools.profile.ties import fixed_ties
 
     with fixed_ties(tree_file()) as done:
         yield done

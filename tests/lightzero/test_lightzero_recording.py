@@ -89,8 +89,8 @@ def test_the_tree_of_a_search_is_kept_at_its_peak(keys: str, tmp_path: Path) -> 
 
 
 def test_recording_changes_nothing(tmp_path: Path) -> None:
+    from paged_kv.integrations.ties import fixed_ties
     from paged_kv.tools.profile import client
-    from paged_kv.tools.profile.ties import fixed_ties
 
     with client.quiet():
         tree = client.tree_file()

@@ -103,7 +103,7 @@ def test_every_root_step_ticks() -> None:
 
 @pytest.mark.lightzero
 def test_ties_are_fixed_and_freed_again() -> None:
-    from paged_kv.tools.profile.ties import fixed_ties
+    from paged_kv.integrations.ties import fixed_ties
 
     file = client.tree_file()
     from lzero.mcts.ctree.ctree_muzero import mz_tree
@@ -123,7 +123,7 @@ def test_ties_are_fixed_and_freed_again() -> None:
 
 
 def test_ties_of_a_file_without_the_link_stay() -> None:
-    from paged_kv.tools.profile.ties import fixed_ties
+    from paged_kv.integrations.ties import fixed_ties
 
     with fixed_ties(__file__) as fixed:
         assert not fixed

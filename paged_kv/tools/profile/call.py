@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from paged_kv.integrations.ties import fixed_ties
 from paged_kv.recording import Recording
 from paged_kv.tools.profile import client
 from paged_kv.tools.profile.presets import PRESETS, Preset
 from paged_kv.tools.profile.result import About, as_dict
 from paged_kv.tools.profile.side import Setting, Side
-from paged_kv.tools.profile.ties import fixed_ties
 from paged_kv.tools.profile.workload import count_ticks, run
 
 

@@ -49,7 +49,7 @@ def quiet() -> Iterator[None]:
 
 
 def tree_file() -> str:
-    """The file of LightZero's C++ tree, for `ties.fixed_ties`."""
+    """The file of LightZero's C++ tree, for `integrations.ties.fixed_ties`."""
     with quiet():
         from lzero.mcts.ctree.ctree_muzero import mz_tree
     return str(mz_tree.__file__)
