@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import inf
 from numbers import Number
 from typing import Any
 
@@ -77,6 +78,13 @@ def _unpacked(value: object) -> object:
         if hasattr(type(value), "__dlpack__"):
             return None
         raise  # an object of the caller's own
+
+
+def seconds(name: str, value: Any) -> float:
+    """A span of time above 0, and no endless one. Raises BadArgument."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
+        raise BadArgument(name, value, "a number of seconds above 0")
+    return float(value)
 
 
 def counts(name: str, value: object, limits: int | list[int]) -> list[int]:

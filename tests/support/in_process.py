@@ -12,7 +12,7 @@ from weakref import ref
 from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.engine import Died
 from paged_kv.integrations.ray.tape import Order
-from paged_kv.integrations.ray.worker import Recipe, Worker
+from paged_kv.integrations.ray.worker import Worker
 
 FINE = "fine"
 DIES_BEFORE = "dies before"  # the call is not carried out
@@ -30,9 +30,10 @@ def sent(value: Any) -> Any:
 class Actor:
     """A worker, and whether it lives."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.worker = Worker(lambda: sent(recipe))
+    def __init__(self, recipe: Any, worker: type[Any]) -> None:
+        self.worker = worker(lambda: sent(recipe))
         self.dead = False
+        self.hangs = False
         self.waiting = 0  # answers that nobody has taken
 
 
@@ -48,8 +49,14 @@ class Answer:
 class InProcess:
     """An engine. `fate` says what becomes of each call; time stands still but where it waits."""
 
-    def __init__(self, recipe: Recipe, fate: Callable[[str], str] = lambda verb: FINE) -> None:
+    def __init__(
+        self,
+        recipe: Any,
+        fate: Callable[[str], str] = lambda verb: FINE,
+        worker: type[Any] = Worker,
+    ) -> None:
         self.recipe = recipe
+        self.worker = worker
         self.fate = fate
         self.calls: list[Call] = []
         self._hired: list[ref[Actor]] = []  # whose handle nobody has any more, ends
@@ -59,7 +66,7 @@ class InProcess:
         self.gone = False  # as if Ray had been shut down
 
     def hire(self) -> Actor:
-        actor = Actor(self.recipe)
+        actor = Actor(self.recipe, self.worker)
         self._hired.append(ref(actor))
         return actor
 
@@ -138,6 +145,9 @@ class InProcess:
     def _answer(self, actor: Actor, verb: str, work: Callable[[], Any]) -> Answer:
         fate = self.fate(verb)
         value = None
+        actor.hangs |= fate == HANGS
+        if actor.hangs:
+            fate = HANGS  # what comes later waits behind it
         if not actor.dead and fate != DIES_BEFORE and fate != HANGS:
             value = sent(work())
         if fate in (DIES_BEFORE, DIES_AFTER):

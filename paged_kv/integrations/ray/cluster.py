@@ -16,7 +16,7 @@ from paged_kv.integrations.ray.calls import Call
 from paged_kv.integrations.ray.engine import Actor, Died, Payload, Ref
 from paged_kv.integrations.ray.held_trees import TreeState
 from paged_kv.integrations.ray.tape import Order
-from paged_kv.integrations.ray.worker import Recipe, Worker
+from paged_kv.integrations.ray.worker import Worker
 
 OLDEST = (2, 60)  # what is tested, and nothing older
 MOMENT = 2.0  # seconds
@@ -63,14 +63,17 @@ SHARED = Shared()
 
 
 class RayEngine:
-    """Actors, each made from `recipe`. Where Ray runs nowhere in this process, a local one is
-    started, and ended by `close` of the last engine that uses it.
+    """Actors, each a `worker` made from `recipe`, a named tuple that says among others how many
+    `workers` there will be. Where Ray runs nowhere in this process, a local one is started, and
+    ended by `close` of the last engine that uses it.
 
     Ray neither restarts actors nor repeats calls by itself: a call that it repeated might be
     carried out twice. Raises BadArgument for what cannot be pickled, UnsupportedVersion.
     """
 
-    def __init__(self, recipe: Recipe, *, cpus: float, gpus: float) -> None:
+    def __init__(
+        self, recipe: Any, *, cpus: float, gpus: float, worker: type[Any] = Worker
+    ) -> None:
         check_version(ray.__version__)
         check_share("cpus", cpus)
         check_share("gpus", gpus)
@@ -78,7 +81,7 @@ class RayEngine:
         self._recipe = partial(cloudpickle.loads, cloudpickle.dumps(recipe))
         self._worker = ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=1
-        )(Worker)
+        )(worker)
         try:
             self._session = SHARED.use(
                 id(self), max(os.cpu_count() or 1, ceil(cpus * recipe.workers))
@@ -224,15 +227,13 @@ def _warn_of_less(**needed: float) -> None:
         )
 
 
-def _check_sendable(recipe: Recipe) -> None:
-    for name, value, allowed in (
-        ("make_model", recipe.make_model, "a function that can be pickled with what it names"),
-        ("options", recipe.options, "options that can be pickled"),
-    ):
+def _check_sendable(recipe: Any) -> None:
+    for name, value in recipe._asdict().items():
         try:
             cloudpickle.dumps(value)
         except Exception as error:  # whatever a caller's own object raises
-            raise BadArgument(name, value, f"{allowed}: {error}") from error
+            allowed = f"what can be pickled, with all that it names: {error}"
+            raise BadArgument(name, value, allowed) from error
 
 
 def _told(error: BaseException) -> str:

@@ -41,6 +41,13 @@ class Sent(NamedTuple):
     payload: Payload | None
 
 
+class Called(NamedTuple):
+    """A worker that comes up."""
+
+    actor: Actor
+    hello: Ref
+
+
 class Saved(NamedTuple):
     """A snapshot of all trees of a worker."""
 
@@ -73,6 +80,7 @@ class Line:
         self._weights = weights
         self._journal = Journal()
         self._actor: Actor = None
+        self._called: Called | None = None
         self._closed = False
         self._sent: dict[Ref, Sent] = {}
         self._answers: list[Answer] = []
@@ -164,6 +172,10 @@ class Line:
 
     # -- lives
 
+    def call(self) -> None:
+        """Ask for a worker, which comes up while others do; `start` waits for it."""
+        self._called = self._hired()
+
     def start(self) -> None:
         """Have a worker for the first time. Raises WorkerLost."""
         try:
@@ -209,6 +221,9 @@ class Line:
         if self._actor is not None:
             self._engine.stop(self._actor)
             self._actor = None
+        if self._called is not None:
+            self._engine.stop(self._called.actor)
+            self._called = None
 
     def close(self) -> None:
         """End the worker, and have none any more."""
@@ -247,9 +262,11 @@ class Line:
         """
         if self._closed:
             raise ClosedPool("it was closed")
-        actor = self._engine.hire()
+        called = self._called or self._hired()
+        self._called = None
+        actor = called.actor
         try:
-            self._begin(actor)
+            self._begin(called)
             self._sent = {}
             for noted in self._journal.calls():
                 if noted.call.number > self._saved.number:
@@ -261,17 +278,21 @@ class Line:
             self._engine.stop(actor)
             raise
 
-    def _begin(self, actor: Actor) -> None:
+    def _hired(self) -> Called:
+        actor = self._engine.hire()
+        return Called(actor, self._engine.hello(actor))
+
+    def _begin(self, called: Called) -> None:
         engine = self._engine
         saved = self._saved
-        reply = engine.result(engine.hello(actor), self._limits.start_seconds)
+        reply = engine.result(called.hello, self._limits.start_seconds)
         _raise_lost(self.name, self.restarts, reply)
         self.pid = reply.value.pid
         if self.order is not None:
-            self._record_on(actor, self.order)
+            self._record_on(called.actor, self.order)
         if saved.number:
             weights = self._weights.get(saved.version)
-            ref = engine.begin(actor, saved.number, saved.version, weights, saved.trees)
+            ref = engine.begin(called.actor, saved.number, saved.version, weights, saved.trees)
             reply = engine.result(ref, self._limits.start_seconds)
             _raise_lost(self.name, self.restarts, reply)
 
