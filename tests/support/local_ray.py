@@ -10,7 +10,7 @@ import psutil
 
 
 @contextmanager
-def local_ray(cpus: int, *by_value: ModuleType) -> Iterator[None]:
+def local_ray(cpus: int, *by_value: ModuleType, store_bytes: int = 100_000_000) -> Iterator[None]:
     """Whatever of it is left at the end is ended by its number. No actor can import the modules
     `by_value`, whose functions are pickled whole.
     """
@@ -21,7 +21,7 @@ def local_ray(cpus: int, *by_value: ModuleType) -> Iterator[None]:
     for module in by_value:
         cloudpickle.register_pickle_by_value(module)
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    start_local(cpus, store_bytes=100_000_000)
+    start_local(cpus, store_bytes=store_bytes)
     started: list[psutil.Process] = []
     try:
         yield
