@@ -22,6 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CORE_ONLY = os.environ.get("PAGED_KV_CORE_ONLY") == "1"
 NEEDS_TRANSFORMERS = ("huggingface", "moving_over", "nodes", "search", "tutorial_llm")
 NEEDS_MAIN = ("policy", "world_model")  # LightZero's main, that is
+INSTALLS = ("everywhere",)  # importing these changes what LightZero builds from then on
 BEYOND = r"lzero|transformers|integrations|prometheus|tools\.html"
 BEYOND_CORE = ("integrations", "tools", "__main__")
 
@@ -31,6 +32,7 @@ def modules() -> list[str]:
     paths = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
     kept = [path.with_suffix("").parts for path in paths]
     kept = [parts for parts in kept if "main" not in parts or parts[-1] not in NEEDS_MAIN]
+    kept = [parts for parts in kept if parts[-1] not in INSTALLS]
     if CORE_ONLY:
         kept = [
             parts for parts in kept if parts[0] not in BEYOND_CORE and parts[-1] != "prometheus"

@@ -13,8 +13,8 @@ import logging
 import os
 from typing import Any
 
-ENVS = 3
-LENGTH = 16  # steps of an episode at most
+ENVS = 2
+LENGTH = 12  # steps of an episode at most
 
 
 def make_collector(folder: str) -> tuple[Any, Any]:
@@ -60,7 +60,7 @@ def _config() -> Any:
 
     main = copy.deepcopy(main_config)
     create = copy.deepcopy(create_config)
-    main.policy.update(cuda=False, device="cpu", num_simulations=6, n_episode=ENVS)
+    main.policy.update(cuda=False, device="cpu", num_simulations=5, n_episode=ENVS)
     main.policy.update(collector_env_num=ENVS, num_segments=ENVS, game_segment_length=3)
     main.policy.model.world_model_cfg.update(device="cpu", env_num=ENVS)
     create.env_manager.type = "base"

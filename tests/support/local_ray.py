@@ -31,8 +31,8 @@ def local_ray(cpus: int, *by_value: ModuleType, store_bytes: int = 100_000_000) 
 
         ray.shutdown()
         left = [process for process in started if process.pid not in before]
-        _, alive = psutil.wait_procs(left, timeout=20)
+        _, alive = psutil.wait_procs(left, timeout=60)
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        assert not alive
+        assert not alive, alive

