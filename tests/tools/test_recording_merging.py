@@ -1,8 +1,7 @@
-"""Several recordings as one: sums over time, lives of a worker, and what the command says."""
+"""Several recordings as one: sums over time, and lives of a worker."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from paged_kv.recording import (
     write_recording,
 )
 from paged_kv.recording.format import header
-from paged_kv.tools import cli
 from paged_kv.tools.workers import early, sides
 
 Rows = list[tuple[float, dict[str, Any]]]
@@ -149,45 +147,3 @@ def test_folders_are_read_in_the_order_of_numbers(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadRecording, match="without a file"):
         read_recordings(tmp_path / "empty")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two workers, of which one was killed."""
-    where = tmp_path / "run"
-    where.mkdir()
-    rows: Rows = [(0.5, {"bytes_in_use": 2048, "queries": 4, "hits": 3, "evictions": 2})]
-    write_recording(made(5.0, rows, worker="0", ended=1.0), where / "worker-0.jsonl")
-    write_recording(made(5.0, rows, None, worker="1"), where / "worker-1.jsonl")
-    return where
-
-
-def test_the_command_shows_each_and_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", str(folder)]) == 0
-    said = capsys.readouterr().out
-    (whole,) = (line for line in said.splitlines() if line.strip().startswith("all"))
-    assert whole.split() == ["all", "500", "ms", "4.0", "KiB", "8", "75.0", "%", "4"]
-    assert "worker 1: the recording ends early" in said
-    files = [str(path) for path in sorted(folder.iterdir())]
-    assert cli.main(["report", *files]) == 0
-    assert capsys.readouterr().out == said
-
-
-def test_the_command_exports_each_and_all(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trace = tmp_path / "trace.json"
-    one = tmp_path / "one.jsonl"
-    logs = tmp_path / "logs"
-    outputs = ["--trace", str(trace), "--merged", str(one), "--tensorboard", str(logs)]
-    assert cli.main(["report", str(folder), *outputs]) == 0
-    assert {event["pid"] for event in json.loads(trace.read_text())["traceEvents"]} == {1, 2}
-    assert sorted(path.name for path in logs.iterdir()) == ["worker-0", "worker-1"]
-    assert read_recording(one).samples[-1]["evictions"] == 4
-    capsys.readouterr()
-    inside = str(folder / "one.jsonl")
-    assert cli.main(["report", str(folder), "--merged", inside]) == 2
-    assert "read as one more" in capsys.readouterr().err
-    (tmp_path / "none").mkdir()
-    assert cli.main(["report", str(tmp_path / "none")]) == 1
-    assert "without a file *.jsonl" in capsys.readouterr().err
