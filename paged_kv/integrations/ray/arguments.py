@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import inf
 from typing import Any
 
 from paged_kv.checks import listed
@@ -17,13 +16,6 @@ def options_of_lm(options: Any) -> dict[str, Any]:
     if not isinstance(options, Mapping) or "progress" in options:
         raise BadArgument("options", options, "a dictionary of options of PagedLM but `progress`")
     return dict(options)
-
-
-def seconds(name: str, value: Any) -> float:
-    """How long to wait."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < inf:
-        raise BadArgument(name, value, "a number of seconds above 0")
-    return float(value)
 
 
 def row(tokens: Any) -> Any:

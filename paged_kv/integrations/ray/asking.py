@@ -12,13 +12,13 @@ from paged_kv.integrations.ray.frontier import Frontier, Question
 from paged_kv.integrations.ray.line import Line
 from paged_kv.integrations.ray.mover import Mover
 from paged_kv.integrations.ray.upkeep import Upkeep
+from paged_kv.integrations.ray.versions import Versions
 
 
 class Asking:
     """Asks workers, has snapshots of them after every so many calls, and evens out their memory.
 
-    `version` is that of the weights that answers are to be of. `used`: the call that a tree was
-    last asked for by; others read it.
+    `used`: the call that a tree was last asked for by; others read it.
     """
 
     def __init__(
@@ -28,22 +28,23 @@ class Asking:
         frontier: Frontier,
         mover: Mover,
         upkeep: Upkeep,
+        versions: Versions,
         used: dict[int, int],
         snapshot_every: int,
     ) -> None:
-        self.version = 0
         self._lines = lines
         self._dispatch = dispatch
         self._frontier = frontier
         self._mover = mover
         self._upkeep = upkeep
+        self._versions = versions
         self._used = used
         self._every = snapshot_every
         self._calls = 0
 
     def settle(self) -> None:
         """Before a call: see to what was dropped, and to what the call before left behind."""
-        self._upkeep.begin(self.version)
+        self._upkeep.begin(self._versions.current)
 
     def ask(
         self,
@@ -57,7 +58,7 @@ class Asking:
             return []
         self._calls += 1
         self._used.update(dict.fromkeys(trees, self._calls))
-        found = self._frontier.ask(Question(what, trees, columns, options, self.version))
+        found = self._frontier.ask(Question(what, trees, columns, options, self._versions.current))
         lines = self._lines.items()
         self.look_after([name for name, line in lines if line.calls_since_snapshot >= self._every])
         return found
@@ -67,7 +68,7 @@ class Asking:
         meanwhile is missed by the next call that needs it: this one has what it asked for.
         """
         try:
-            self._mover.balance(self.version)
+            self._mover.balance(self._versions.current)
             for name, error in self.save(due):
                 why = f"worker {name} cannot be saved, and repeats more if it dies: {error}"
                 warnings.warn(why, RuntimeWarning, stacklevel=4)
@@ -76,12 +77,9 @@ class Asking:
 
     def save(self, names: Sequence[int]) -> list[tuple[int, Exception]]:
         """Have snapshots of these workers; those that cannot be had, and why."""
-        return self.errors(names, Ask("save", ()))
-
-    def errors(self, names: Sequence[int], ask: Ask) -> list[tuple[int, Exception]]:
-        """Ask workers for one thing; those that could not do it, and why."""
         if not names:
             return []
-        answers = self._dispatch.gather({name: [ask] for name in names}, self.version)
+        asks = {name: [Ask("save", ())] for name in names}
+        answers = self._dispatch.gather(asks, self._versions.current)
         errors = [(name, answer.reply.error) for name, (answer,) in answers.items()]
         return [(name, error) for name, error in errors if error is not None]

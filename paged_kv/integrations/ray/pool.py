@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from paged_kv.checks import amount, choice, counts, function, listed, whole
+from paged_kv.checks import amount, choice, counts, function, listed, seconds, whole
 from paged_kv.errors import (
     BadArgument,
     BadCount,
@@ -25,11 +25,11 @@ from paged_kv.errors import (
     WeightsChanged,
 )
 from paged_kv.integrations.huggingface.draws import root_seeds
-from paged_kv.integrations.ray.arguments import options_of_lm, row, rows, seconds
+from paged_kv.integrations.ray.arguments import options_of_lm, row, rows
 from paged_kv.integrations.ray.asking import Asking
 from paged_kv.integrations.ray.calls import Name
-from paged_kv.integrations.ray.dispatch import Ask, Dispatch
-from paged_kv.integrations.ray.engine import Engine, Payload
+from paged_kv.integrations.ray.dispatch import Dispatch
+from paged_kv.integrations.ray.engine import Engine
 from paged_kv.integrations.ray.figures import PoolStats, WorkerStats, merged
 from paged_kv.integrations.ray.frontier import Frontier, Told
 from paged_kv.integrations.ray.gate import Gate, verb
@@ -40,7 +40,7 @@ from paged_kv.integrations.ray.placement import BOUND, Placement
 from paged_kv.integrations.ray.pool_nodes import Grove, PoolNode, Tokens
 from paged_kv.integrations.ray.taping import stop, taping
 from paged_kv.integrations.ray.upkeep import Upkeep
-from paged_kv.integrations.ray.weights import packed, shapes
+from paged_kv.integrations.ray.versions import Versions
 from paged_kv.integrations.ray.worker import Recipe
 
 WEIGHTS = ("drop", "refuse")
@@ -105,7 +105,6 @@ class SearchPool:
         if progress is not None:
             function("progress", progress, "None or a function of rows done and rows in all")
         self._options = options_of_lm(options)
-        self._weights: dict[int, Payload] = {}
         self._next_tree = 0
         self._grove = Grove()
         self._placement = Placement(range(workers), bound)
@@ -114,6 +113,7 @@ class SearchPool:
         self._lines: dict[int, Line] = {}
         self._engine = _ray(recipe, cpus, gpus) if engine is None else engine
         self.gate = Gate(range(workers), self._engine.alive)
+        self._versions = Versions(self._engine)
         try:
             self._connect(limits, under_way, size, progress, every)
         except BaseException:
@@ -126,14 +126,17 @@ class SearchPool:
         """Have all workers, and what looks after them."""
         lines = self._lines
         for name in self._placement.workers():
-            lines[name] = Line(name, self._engine, limits, self._weights)
+            lines[name] = Line(name, self._engine, limits, self._versions.held)
         placement = self._placement
         used: dict[int, int] = {}
         dispatch = Dispatch(self._engine, lines, in_flight)
+        self._dispatch = dispatch
         self._mover = Mover(dispatch, lines, placement, used)
         self._upkeep = Upkeep(self.gate, dispatch, lines, placement, self._grove, used)
         frontier = Frontier(dispatch, placement, self._mover, rows, progress)
-        self._asking = Asking(lines, dispatch, frontier, self._mover, self._upkeep, used, every)
+        self._asking = Asking(
+            lines, dispatch, frontier, self._mover, self._upkeep, self._versions, used, every
+        )
         for line in lines.values():
             line.start()
 
@@ -304,7 +307,7 @@ class SearchPool:
         tree = whole("tree", tree, 0)
         self._placement.worker(tree)
         self._asking.settle()
-        self._mover.move(tree, worker, self._asking.version)
+        self._mover.move(tree, worker, self._versions.current)
 
     @verb
     def retire(self, worker: int) -> dict[int, int]:
@@ -313,7 +316,7 @@ class SearchPool:
         if worker not in self._lines or len(self._lines) == 1:
             raise BadArgument("worker", worker, f"one of several: {list(self._lines)}")
         self._asking.settle()
-        homes = self._mover.retire(worker, self._asking.version)
+        homes = self._mover.retire(worker, self._versions.current)
         line = self._lines.pop(worker)
         stop([line], "done")
         line.close()
@@ -329,19 +332,12 @@ class SearchPool:
         while there are trees. Raises BadArgument for weights of another model, and WorkerLost; then
         workers go on with theirs.
         """
-        weights = packed(state)
         self._asking.settle()
         if self._refuses and len(self._placement):
             raise WeightsChanged(len(self._placement), "release all nodes of the pool")
-        for _, error in self._asking.errors(list(self._lines), Ask("fits", (shapes(weights),))):
-            raise error
-        version = self._asking.version + 1
-        self._weights[version] = self._engine.put(weights)
-        self._asking.version = version  # each worker gets them before its next call
+        version = self._versions.update(state, self._dispatch, self._lines)
         self._asking.look_after(list(self._lines))
-        needed = {line.saved_version for line in self._lines.values()}
-        for old in self._weights.keys() - needed - {version}:
-            del self._weights[old]
+        self._versions.forget(self._lines)  # of which there are snapshots now
         return version
 
     @verb
@@ -388,7 +384,7 @@ class SearchPool:
             nodes=sum(self._grove.count(tree) for tree in self._grove.trees()),
             moved=self._mover.moved,
             restarts=sum(line.restarts for line in lines),
-            version=self._asking.version,
+            version=self._versions.current,
         )
 
     # -- inside

@@ -31,10 +31,14 @@ class Versions:
         version = self.current + 1
         self.held[version] = self._engine.put(weights)
         self.current = version  # each worker gets them before its next call
-        needed = {line.saved_version for line in lines.values()}
-        for old in self.held.keys() - needed - {version}:
-            del self.held[old]
+        self.forget(lines)
         return version
+
+    def forget(self, lines: Mapping[int, Line]) -> None:
+        """Let go of weights that no worker may have to come back to."""
+        needed = {line.saved_version for line in lines.values()}
+        for old in self.held.keys() - needed - {self.current}:
+            del self.held[old]
 
 
 def raise_first(answers: Mapping[int, Sequence[Answer]]) -> None:
