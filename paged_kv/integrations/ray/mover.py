@@ -62,7 +62,7 @@ class Mover:
         """Move one tree away from each worker that had to evict since the last time, to one that
         had not to.
         """
-        short = [name for name in self._lines if self._evicts(name)]
+        short = dict.fromkeys(name for name in self._lines if self._evicts(name))
         for name in short:
             self._ease(name, version, short, ())
 
