@@ -34,6 +34,7 @@ DONE = (  # counts since a recording began
 )
 PEAKS = {"bytes_peak": "bytes_in_use", "sequences_peak": "sequences"}
 BINS = "pages_by_refs"
+COUNT = "recordings"  # the label of a merged recording: of how many
 Numbers = dict[str, float]
 
 
@@ -123,7 +124,7 @@ def _header(recordings: Sequence[Recording], title: str | None, begun: float) ->
         "package": __version__,
         "title": f"{len(recordings)} recordings" if title is None else title,
         "cache": _common([each.cache for each in recordings]) or None,
-        "labels": {**labels, "recordings": str(len(recordings))},
+        "labels": {**labels, COUNT: str(len(recordings))},
     }
 
 

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from paged_kv.recording.format import Line, Recording
+from paged_kv.recording.merging import COUNT
 from paged_kv.stats import TierStats
 from paged_kv.tools.units import count, micros, size
 
@@ -82,7 +83,7 @@ def summarize(recording: Recording) -> list[Figure]:
     ]
     figures += _peaks(samples)
     figures += _averages(samples)
-    figures += _totals(samples, recording.seconds)
+    figures += _totals(recording)
     middle = _median_life(recording.lives)
     if middle is not None:
         figures.append(Figure("pages", "half of them live less than", middle, seconds))
@@ -152,17 +153,21 @@ def _mean(samples: Sequence[Line], field: str) -> float | None:
     return sum(value * span for (_, value), span in zip(known, spans)) / passed
 
 
-def _totals(samples: Sequence[Line], passed: float) -> Iterator[Figure]:
-    last = samples[-1] if samples else {}
+def _totals(recording: Recording) -> Iterator[Figure]:
+    last = recording.samples[-1] if recording.samples else {}
+    passed = recording.seconds
+    many = COUNT in recording.header["labels"]  # several caches at once: no share of the time
     for field in ("forks", "appends", "copied_pages", "freed_pages", "evictions", "queries"):
         if field in last:
             yield Figure("total", field.replace("_", " "), last[field], count)
+    if many and "cache_s" in last:
+        yield Figure("total", "time in the cache", last["cache_s"], seconds)
     if passed > 0:
         for field in ("forks", "appends", "freed_pages"):
             if field in last:
                 name = f"{field.replace('_', ' ')} per second"
                 yield Figure("rate", name, last[field] / passed, count)
-        if "cache_s" in last:
+        if "cache_s" in last and not many:
             yield Figure("rate", "time in the cache", last["cache_s"] / passed, percent)
     if last.get("queries") and "hits" in last:
         yield Figure("rate", "hit rate", last["hits"] / last["queries"], percent)

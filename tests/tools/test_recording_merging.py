@@ -19,6 +19,7 @@ from paged_kv.recording import (
     write_recording,
 )
 from paged_kv.recording.format import header
+from paged_kv.tools.summary import summarize
 from paged_kv.tools.workers import early, sides
 
 Rows = list[tuple[float, dict[str, Any]]]
@@ -47,6 +48,13 @@ def test_what_is_held_adds_up_over_the_time_of_all() -> None:
     assert column(found, "bytes_in_use") == [(0.0, 10), (1.0, 15), (2.0, 35), (3.0, 37)]
     assert (found.reason, found.seconds) == ("done", 4.0)
     assert found.header["started"] == 100.0
+
+
+def test_the_time_in_the_caches_is_a_sum_and_no_share() -> None:
+    both = [made(0.0, [(0.0, {"cache_s": 0.0}), (2.0, {"cache_s": 1.5})], ended=2.0)] * 2
+    found = {(figure.group, figure.name): figure.value for figure in summarize(merged(both))}
+    assert found["total", "time in the cache"] == 3.0
+    assert ("rate", "time in the cache") not in found
 
 
 def test_what_a_killed_worker_held_is_gone_and_what_it_did_stays() -> None:

@@ -195,7 +195,7 @@ def _cards(whole: Source, workers: Sequence[Named]) -> list[glance.Card]:
 def _uneven(peaks: Sequence[float]) -> str:
     mean = sum(peaks) / len(peaks)
     ratio = max(peaks) / mean if mean else 1.0
-    return "as much as all others" if ratio < EVEN else f"{ratio:.3g}x the mean"
+    return "no more than the others" if ratio < EVEN else f"{ratio:.3g}x the mean"
 
 
 def _largest(workers: Sequence[Named], most: int) -> list[Named]:
