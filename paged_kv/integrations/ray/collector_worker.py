@@ -17,9 +17,8 @@ from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadArgument
 from paged_kv.integrations.ray.calls import Call, Reply
 from paged_kv.integrations.ray.collecting import CollectorFigures, SeededCollector
-from paged_kv.integrations.ray.once import Once
+from paged_kv.integrations.ray.once import Once, sendable
 from paged_kv.integrations.ray.weights import Weights, check_fit
-from paged_kv.integrations.ray.worker import sendable
 
 VERBS = ("weights", "fits", "collect", "save")
 

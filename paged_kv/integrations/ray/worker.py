@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from paged_kv.cache import PagedKVCache
-from paged_kv.errors import BadArgument, PagedKVError
+from paged_kv.errors import BadArgument
 from paged_kv.integrations.huggingface.lm import PagedLM
 from paged_kv.integrations.huggingface.model_limits import free_bytes
 from paged_kv.integrations.ray.calls import Call, Figures, Reply
 from paged_kv.integrations.ray.held_trees import HeldTrees, TreeState
+from paged_kv.integrations.ray.once import Once, sendable
 from paged_kv.integrations.ray.tape import Order, Tape
 from paged_kv.integrations.ray.weights import Weights, check_fit, load
 
@@ -59,9 +59,7 @@ class Worker:
         self._telling = telling
         self._tell: Callable[[], object] = lambda: None
         self._version = 0
-        self._last = Reply(0, None, None, None)
-        self._calls = 0
-        self._busy = 0.0
+        self._once = Once()
         self._trees: HeldTrees | None = None
         self._tape = Tape()
 
@@ -102,8 +100,8 @@ class Worker:
             self._held.saved(states)
         except Exception as error:
             return Reply(number, None, sendable(error), None)
-        self._last = Reply(number, None, None, self.figures())
-        return self._last
+        self._once.begin(number)
+        return self._once.amend(figures=self.figures())
 
     def record(self, order: Order | None, reason: str) -> Reply:
         """Record what the cache does from now on, or no more, for this reason. It is no call: one
@@ -119,15 +117,14 @@ class Worker:
 
     def run(self, call: Call, payload: Any = None) -> Reply:
         """Carry out a call; the last one again is answered as before."""
-        return self._once(call, payload)
+        return self._carried_out(call, payload)
 
     def give(self, call: Call) -> tuple[Reply, dict[int, TreeState] | None]:
         """Carry out a call that hands out trees: these come apart, since whoever asks may not want
         to see them. The reply has the numbers of all that live here.
         """
-        reply = self._once(call, None)
-        self._last = reply._replace(value=self._held.trees())
-        return self._last, reply.value
+        given = self._carried_out(call, None).value
+        return self._once.amend(value=self._held.trees()), given
 
     def figures(self) -> Figures:
         """What is held, and was done. Cost: O(trees)."""
@@ -147,8 +144,8 @@ class Worker:
             pages_allocated=pages.allocated_pages,
             pages_copied=pages.copied_pages,
             pages_freed=pages.freed_pages,
-            busy_seconds=self._busy,
-            calls=self._calls,
+            busy_seconds=self._once.busy_seconds,
+            calls=self._once.calls,
         )
 
     # -- inside
@@ -164,29 +161,17 @@ class Worker:
         """What K/V of this worker are of: compared wherever a tree comes in."""
         return {"weights": self._version}
 
-    def _once(self, call: Call, payload: Any) -> Reply:
-        if call.number == self._last.number:
-            return self._last
-        if call.number < self._last.number:
-            raise BadArgument("call", call.number, f"a number above {self._last.number}")
-        begun = time.perf_counter()
-        value, error = self._tried(call, payload)
-        self._busy += time.perf_counter() - begun
-        self._calls += 1
+    def _carried_out(self, call: Call, payload: Any) -> Reply:
+        if self._once.is_known(call):
+            return self._once.last
+        self._once.reply(call, lambda: self._done(call, payload))
         self._tell()
         self._tape.note(call.verb)
-        self._last = Reply(call.number, value, error, self.figures())
-        return self._last
-
-    def _tried(self, call: Call, payload: Any) -> tuple[Any, Exception | None]:
-        try:
-            self._held.forget(call.dropped)
-            return self._done(call, payload), None
-        except Exception as error:  # a caller's own processors may raise whatever they like
-            return None, sendable(error).with_traceback(None)  # which would hold nodes
+        return self._once.amend(figures=self.figures())
 
     def _done(self, call: Call, payload: Any) -> Any:
         held = self._held
+        held.forget(call.dropped)
         args = pickle.loads(call.args)
         if call.verb == "weights":
             load(held.lm.model, payload)
@@ -209,16 +194,3 @@ class Worker:
         if call.verb not in VERBS:
             raise BadArgument("verb", call.verb, ", ".join(VERBS))
         return getattr(held, call.verb)(*args)
-
-
-def sendable(error: Exception) -> Exception:
-    """An error that another process can read: one of this package as it is, all else as it is where
-    it can be pickled, and as text where not.
-    """
-    if isinstance(error, PagedKVError):
-        return error
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
