@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -78,6 +78,16 @@ def search(tree: Any, seed: int, at: Callable[[str], object]) -> list[tuple[int,
     drawn += [node.tokens for node in tree.sample(level[:1], max_new_tokens=6)]
     at("end")
     return drawn
+
+
+class Other(NamedTuple):
+    """The first node of a search that was drawn otherwise."""
+
+    search: int
+    way: str
+    node: int  # of those that the search returned
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
 
 
 class Clock:
@@ -141,6 +151,7 @@ def run(searches: int, seed: int) -> dict[str, Any]:
     expected = [search(lm, number, str) for number in range(searches)]
     same = 0
     hit: Counter[str] = Counter()
+    other: list[Other] = []
     with SearchPool(make_model, 2, options=OPTIONS, snapshot_every=9, timeout=TIMEOUT) as pool:
         begun = time.perf_counter()
         for number in range(searches):
@@ -156,11 +167,16 @@ def run(searches: int, seed: int) -> dict[str, Any]:
             blow.wait()
             pool.logits(pool.prefill([[3]] * TREES))  # whoever was struck too late is missed now
             same += found == expected[number]
+            if found != expected[number]:
+                place = [a == b for a, b in zip(found, expected[number])].index(False)
+                other.append(Other(number, way, place, found[place], expected[number][place]))
+                print(other[-1], flush=True)
             hit[way] += pool.stats().restarts > before
             print(f"{number + 1} searches, {same} as expected, {way}", flush=True)
         return {
             "searches": searches,
             "as_undisturbed": same,
+            "otherwise": [each._asdict() for each in other],
             "workers_brought_back": pool.stats().restarts,
             "searches_with_a_blow": hit.total(),
             "by_way": dict(hit),

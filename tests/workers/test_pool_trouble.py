@@ -234,6 +234,22 @@ def test_pins_are_counted_and_one_too_many_changes_none() -> None:
         pool.unpin(roots[:1])
 
 
+def test_pins_outlive_who_dies_after_a_snapshot() -> None:
+    pool, engine = a_pool(1)
+    roots = pool.prefill(PROMPTS)
+    pool.snapshot()
+    pool.pin(roots)
+    pool.snapshot()
+    pool.unpin(roots[:1])
+    pool.snapshot()
+    engine.living()[0].dead = True
+    pool.pin(roots[:1])
+    pool.unpin(roots)
+    with pytest.raises(NotPinned):
+        pool.unpin(roots[:1])
+    assert pool.stats().restarts == 1
+
+
 def test_who_cannot_pin_all_pins_none() -> None:
     pool, _ = a_pool(2, lm={"max_bytes": 20 * PAGE})
     small, large = pool.prefill([[5] * 4, [6] * 4], seed=1)

@@ -23,6 +23,7 @@ from tiny_folder import saved
 from paged_kv.errors import BadArgument, UnsupportedVersion, WorkerLost
 from paged_kv.integrations.huggingface import PagedLM
 from paged_kv.integrations.ray import SearchPool
+from paged_kv.integrations.ray.worker import Recipe
 from paged_kv.recording import read_recordings
 from paged_kv.tools import cli
 from paged_kv.tools.workers import early
@@ -177,6 +178,7 @@ def test_an_old_ray_is_refused() -> None:
 
     check_version("2.60.0")
     check_version("3.0.0rc1")
+    check_version("2.60rc1")
     for old in ("1.13.0", "2.9.3"):
         with pytest.raises(UnsupportedVersion, match=old):
             check_version(old)
@@ -194,13 +196,42 @@ def test_without_ray_it_is_said_what_to_install() -> None:
     assert "paged-kv[ray]" in out.stdout
 
 
+def test_processors_may_be_functions_without_a_name(pool: SearchPool) -> None:
+    (root,) = pool.prefill([[5, 6, 7]])
+    (kid,) = pool.sample(
+        [root], max_new_tokens=2, logits_processor=[lambda ids, scores: scores - 9 * (scores < 0)]
+    )
+    assert len(kid.new_tokens) == 2
+
+
+def test_processors_that_ray_does_not_have_are_told_of() -> None:
+    from paged_kv.integrations.ray.cluster import RayEngine
+
+    recipe = Recipe(make_llama, OPTIONS, 1, 1)
+    with pytest.warns(RuntimeWarning, match="ask for 100 CPU"):
+        RayEngine(recipe, cpus=100, gpus=0).close()
+    for cpus, gpus in (("1", 0), (True, 0), (-1, 0), (1, float("inf")), (1, None)):
+        with pytest.raises(BadArgument, match=r"cpus|gpus"):
+            RayEngine(recipe, cpus=cpus, gpus=gpus)  # type: ignore[arg-type]
+
+
 ALONE = """
+import ray
+from paged_kv.errors import ClosedPool
 from paged_kv.integrations.ray import SearchPool
-from test_ray import OPTIONS, grown, make_llama
+from test_ray import OPTIONS, make_llama
 
 with SearchPool(make_llama, 1, options=OPTIONS) as pool:
+    with SearchPool(make_llama, 1, options=OPTIONS):  # which does not end Ray
+        pass
+    roots = pool.prefill([[5, 6]])
     print(pool.stats().workers[0].pid, flush=True)
-    raise SystemExit(3)
+    ray.shutdown()
+    try:
+        pool.logits(roots)
+    except ClosedPool:
+        assert not ray.is_initialized()
+        raise SystemExit(3)
 """
 
 

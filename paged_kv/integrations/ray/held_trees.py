@@ -122,10 +122,12 @@ class HeldTrees:
     def pin(self, names: Sequence[Name]) -> None:
         """Keep K/V of nodes."""
         self.lm.pin(self._found(names))
+        self._change(names)
 
     def unpin(self, names: Sequence[Name]) -> None:
         """Undo one `pin` of each."""
         self.lm.unpin(self._found(names))
+        self._change(names)
 
     def keep(self, wanted: Mapping[int, Mapping[int, int]]) -> list[Name]:
         """Hold these nodes of these trees, pinned that often at most, and none else; those that are
@@ -139,13 +141,10 @@ class HeldTrees:
             nodes = {} if held is None else held.nodes
             self.forget([(tree, number) for number in nodes.keys() - pins.keys()])
             missing += [(tree, number) for number in pins.keys() - nodes.keys()]
-            self._unpin({nodes[number]: pins[number] for number in nodes.keys() & pins.keys()})
+            for number in nodes.keys() & pins.keys():
+                there = self.lm.paths.residents.pins(nodes[number].place.number)
+                self.unpin([(tree, number)] * (there - pins[number]))
         return missing
-
-    def _unpin(self, nodes: Mapping[Node, int]) -> None:
-        for node, pins in nodes.items():
-            for _ in range(pins, self.lm.paths.residents.pins(node.place.number)):
-                self.lm.unpin([node])
 
     # -- whole trees
 
@@ -216,6 +215,11 @@ class HeldTrees:
                 raise ReleasedNode(number)
             found.append(held.nodes[number])
         return found
+
+    def _change(self, names: Sequence[Name]) -> None:
+        """Note that trees are not as they were saved."""
+        for tree, _ in names:
+            self._trees[tree].changed = True
 
     def _children(self, names: Sequence[Name], nodes: Sequence[Node]) -> list[Made]:
         """Children, as many side by side of each node."""
