@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import signal
 import time
+from collections.abc import Iterator
 from threading import Event
 
 import pytest
@@ -34,6 +36,15 @@ def test_what_a_call_raises_comes_after_all_have_ended(failing: int) -> None:
     assert set(ended) == expected
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As on a terminal: who starts tests in the background may have them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_waits_for_what_was_started() -> None:
     go = Event()
     ended = Event()

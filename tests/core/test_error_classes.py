@@ -46,6 +46,7 @@ EXAMPLES: list[PagedKVError] = [
     errors.UnannouncedNode(3, None),
     errors.WeightsChanged(3, "forget them"),
     errors.WorkerLost(1, 3, "killed"),
+    errors.ClosedPool("it was closed"),
     errors.BadRecording("a.json", "no JSON"),
     errors.AlreadyRecording("a.json"),
     errors.NothingToRecord(3),
