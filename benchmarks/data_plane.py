@@ -86,8 +86,9 @@ def memory_orders(name: str, rounds: int) -> dict[str, float]:
         storage.grow((int(slots.max()) + page) // page_size)
         layout = Buffer(storage.form).layout((BATCH, width, 0, None))
         source = layout.columns(context, width)
+        index = slots[:, None]
         targets = slots[:, context:]
-        calls[f"{order} gather"] = lambda s=storage, f=slots, out=layout: s.gather(f.copy(), out)
+        calls[f"{order} gather"] = lambda s=storage, f=index, out=layout: s.gather(f.copy(), out)
         calls[f"{order} scatter"] = lambda s=storage, x=source, t=targets: s.write_slots(
             t.flatten().tolist(), x, t
         )

@@ -280,6 +280,14 @@ def test_window_exactness(tmp_path: Path) -> None:
     assert [row["mode"] for row in found["costs"]] == ["learned, read", "learned, write", "rotary"]
 
 
+def test_data_plane(tmp_path: Path) -> None:
+    out = tmp_path / "data_plane.json"
+    run("data_plane.py", "--rounds", "1", "--json", str(out))
+    for found in json.loads(out.read_text())["results"]:
+        assert all(spent > 0 for spent in found["orders_us"].values())
+        assert found["staging_over_copy"] > 0
+
+
 @pytest.mark.lightzero
 def test_lean_fidelity(tmp_path: Path) -> None:
     out = tmp_path / "fidelity.json"
