@@ -117,6 +117,11 @@ class Processes:
             process.join()
 
 
+def model_name() -> str:
+    """The folder of the weights, without where it lies."""
+    return Path(os.environ.get("PAGED_KV_SMOLLM2", "random weights")).name
+
+
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds, and what came of it."""
     begun = time.perf_counter()
@@ -234,7 +239,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = {
-        "model": "tiny" if options.tiny else os.environ.get("PAGED_KV_SMOLLM2", "random weights"),
+        "model": "tiny" if options.tiny else model_name(),
         "throughput": throughput(options.rounds, options.tiny),
         "overhead": overhead(options.rounds, options.tiny),
         "moved": moved(options.tiny),
