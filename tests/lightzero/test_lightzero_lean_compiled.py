@@ -190,6 +190,22 @@ def test_compiled_steps_follow_the_weights(quick: None, monkeypatch: pytest.Monk
     assert searchers[1].wm.paged.lean.compiled_steps == 6
 
 
+def test_under_a_mode_steps_are_plain_and_afterwards_compiled_again(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, 2.0, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours = Searcher(attached(build_model(rotary=True), compile=True))
+        ours.search(3)
+        with KernelCounter(Regions()) as counted:
+            ours.search(3)
+        ours.search(3)
+    assert sum(counted.counts.values()) > 0
+    assert ours.wm.paged.lean.steps == 9
+    assert ours.wm.paged.lean.compiled_steps == 6
+
+
 def test_what_gains_nothing_is_not_used(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, 1.0, 1.1)
     ours = Searcher(attached(build_model(rotary=True), compile=True))

@@ -58,8 +58,10 @@ class Compiled:
         )
 
     def fits(self, batch: Any) -> bool:
-        """Whether this batch is one that the step was compiled for."""
-        return self._staging.fits(batch)
+        """Whether this batch is one that the step was compiled for. Under a dispatch mode, such as
+        one that counts kernels, torch does not run what it compiled: then none is.
+        """
+        return torch._C._len_torch_dispatch_stack() == 0 and self._staging.fits(batch)
 
     def run(self, model: Any, batch: Any, action: torch.Tensor, depths: Any, times: Any) -> Answers:
         """One step of all rows; K and V of its tokens are written to the batch."""
