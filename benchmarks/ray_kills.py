@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +144,7 @@ class Blow:
             self.timer.join()
 
 
-def run(searches: int, seed: int) -> dict[str, Any]:
+def run(searches: int, seed: int, ways: Sequence[str]) -> dict[str, Any]:
     """Search and strike, that often."""
     chance = random.Random(seed)
     lm = PagedLM(make_model(), progress=False, **OPTIONS)
@@ -161,7 +161,7 @@ def run(searches: int, seed: int) -> dict[str, Any]:
                 search(pool, 0, clock)
                 usual = clock.usual()
             before = pool.stats().restarts
-            way = WAYS[number % len(WAYS)]
+            way = ways[number % len(ways)]
             blow = Blow(pool, way, usual, chance)
             found = search(pool, number, blow)
             blow.wait()
@@ -198,9 +198,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--searches", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=sorted(set(WAYS)),
+        default=WAYS,
+        help="what is done to workers, in turn",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = run(options.searches, options.seed)
+    result = run(options.searches, options.seed, options.ways)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

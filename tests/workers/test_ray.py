@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from local_ray import local_ray
 from tiny_folder import saved
 
 from paged_kv.errors import BadArgument, UnsupportedVersion, WorkerLost
@@ -56,33 +56,13 @@ def no_memory() -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """A Ray of this process; whatever of it is left at the end is ended by its number."""
-    from ray import cloudpickle
-
-    from paged_kv.integrations.ray.cluster import start_local
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no actor can import it
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
-    start_local(4, store_bytes=100_000_000)
-    started: list[psutil.Process] = []
-    try:
+def started_ray() -> Iterator[None]:
+    with local_ray(4, sys.modules[__name__]):
         yield
-        started = psutil.Process().children(recursive=True)
-    finally:
-        import ray
-
-        ray.shutdown()
-        left = [process for process in started if process.pid not in before]
-        _, alive = psutil.wait_procs(left, timeout=20)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        assert not alive
 
 
 @pytest.fixture(scope="module")
-def pool(local_ray: None) -> Iterator[SearchPool]:
+def pool(started_ray: None) -> Iterator[SearchPool]:
     """Two workers."""
     with SearchPool(make_llama, 2, options=OPTIONS, cpus=0.5, snapshot_every=4, timeout=10) as made:
         yield made

@@ -8,6 +8,8 @@ from typing import Any
 from paged_kv.checks import listed
 from paged_kv.errors import BadArgument
 
+TOKENS = "a list of token ids"
+
 
 def options_of_lm(options: Any) -> dict[str, Any]:
     """Options of each `PagedLM`."""
@@ -18,11 +20,7 @@ def options_of_lm(options: Any) -> dict[str, Any]:
     return dict(options)
 
 
-def row(tokens: Any) -> Any:
-    """A row of tokens that can be sent; a text as it is."""
-    return tokens if isinstance(tokens, str) else listed("tokens", tokens, "a list of token ids")
-
-
-def rows(token_lists: Iterable[Any]) -> list[Any]:
-    """Rows of tokens that can be sent."""
-    return [row(each) for each in listed("token_lists", token_lists, "a list of rows of tokens")]
+def token_rows(name: str, given: Iterable[Any]) -> list[Any]:
+    """Rows of tokens that can be sent; texts as they are."""
+    rows = listed(name, given, "a list of rows of tokens")
+    return [row if isinstance(row, str) else listed("tokens", row, TOKENS) for row in rows]

@@ -25,7 +25,7 @@ from paged_kv.errors import (
     WeightsChanged,
 )
 from paged_kv.integrations.huggingface.draws import root_seeds
-from paged_kv.integrations.ray.arguments import options_of_lm, row, rows
+from paged_kv.integrations.ray.arguments import options_of_lm, token_rows
 from paged_kv.integrations.ray.asking import Asking
 from paged_kv.integrations.ray.calls import Name
 from paged_kv.integrations.ray.dispatch import Dispatch
@@ -180,7 +180,7 @@ class SearchPool:
 
         Workers are chosen here. `seed`: as for `PagedLM.prefill`, and the same draws.
         """
-        prompts = [row(each) for each in listed("input_ids", input_ids, "a list of rows of tokens")]
+        prompts = token_rows("input_ids", input_ids)
         base = int(torch.randint(2**62, ()).item()) if seed is None else seed
         seeds = root_seeds(base, len(prompts))
         self._asking.settle()
@@ -212,12 +212,12 @@ class SearchPool:
     @verb
     def extend(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, fed."""
-        return self._grow("extend", nodes, [rows(token_lists)])
+        return self._grow("extend", nodes, [token_rows("token_lists", token_lists)])
 
     @verb
     def fork(self, nodes: Iterable[PoolNode], token_lists: Iterable[Any]) -> list[PoolNode]:
         """Children with more tokens, which are pending: no model call."""
-        return self._grow("fork", nodes, [rows(token_lists)])
+        return self._grow("fork", nodes, [token_rows("token_lists", token_lists)])
 
     @verb
     def crop(self, nodes: Iterable[PoolNode], lengths: Any) -> list[PoolNode]:
@@ -241,7 +241,10 @@ class SearchPool:
     @verb
     def score(self, nodes: Iterable[PoolNode], continuations: Iterable[Any]) -> list[torch.Tensor]:
         """Log-probability of every token of a continuation of each node: float32 [tokens] a row."""
-        return [row for (row,) in self._ask("score", nodes, [rows(continuations)])]
+        return [
+            row
+            for (row,) in self._ask("score", nodes, [token_rows("continuations", continuations)])
+        ]
 
     def text(self, tokens: Tokens) -> str:
         """Tokens as text. Raises BadArgument where there is no tokenizer among the options."""
