@@ -6,6 +6,10 @@ Each search draws levels of a few trees, promotes, moves trees between workers a
 In each, a worker is sent SIGKILL some time after the search began, or after it began to move a tree
 or to take a snapshot; or SIGSTOP, so that only a timeout finds it; or both workers are killed.
 Results are compared, token by token, with those of an undisturbed search in one process.
+
+Tokens are drawn from the whole vocabulary. Among the likeliest only (`top_k`, 50 by default) a draw
+would jump wherever the last of them and the next are within rounding of each other, and a worker
+that came back, or a tree that moved, computes in other batches, which are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ OPTIONS = {"max_bytes": 10**7}
 LEVELS = 8
 TREES = 4
 TIMEOUT = 20  # seconds, after which a worker counts as one that hangs
+DRAWS = {"max_new_tokens": 6, "temperature": 0.9, "top_k": 0}
 WAYS = ("kill", "move", "snapshot", "kill", "stop", "move", "snapshot", "kill", "both", "move")
 BEGINNINGS = {"move": "move", "snapshot": "snapshot"}  # of what a blow is timed by
 
@@ -64,7 +69,7 @@ def search(tree: Any, seed: int, at: Callable[[str], object]) -> list[tuple[int,
     level = tree.prefill(prompts, seed=seed)
     drawn = []
     for turn in range(LEVELS):
-        level = tree.sample(level * 2, max_new_tokens=6, temperature=0.9)[-2 * TREES :]
+        level = tree.sample(level * 2, **DRAWS)[-2 * TREES :]
         drawn += [node.tokens for node in level]
         if isinstance(tree, SearchPool) and turn % 3 == 1:
             at("move")
@@ -75,7 +80,7 @@ def search(tree: Any, seed: int, at: Callable[[str], object]) -> list[tuple[int,
             tree.snapshot()
             at("saved")
     tree.promote(level[0])
-    drawn += [node.tokens for node in tree.sample(level[:1], max_new_tokens=6)]
+    drawn += [node.tokens for node in tree.sample(level[:1], **DRAWS)]
     at("end")
     return drawn
 
