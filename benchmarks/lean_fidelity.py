@@ -4,12 +4,12 @@
         --json benchmarks/results/lean_fidelity.json
 
 Two policies of LightZero 0.2.0 play the presets of `paged-kv profile`, both on pages with the same
-weights, random numbers and observations: one with step="lightzero", one with step="lean" (and a
-third with compile=True, where asked for). Ties of the C++ tree are broken alike. After every root
-step the actions, the visit counts of all actions and the values (searched and predicted) are
-compared; a value is apart by |a - b| / max(1, |a|). `--minutes` ends a preset early: what was
-compared until then is what the result states. Times are of whole root steps, taken in turn, and
-meant for orientation: `paged-kv profile` measures.
+weights, random numbers and observations: one with step="lightzero", the others in the `--ways`
+asked for, of which "lean" is short steps as they are. Ties of the C++ tree are broken alike. After
+every root step the actions, the visit counts of all actions and the values (searched and
+predicted) are compared; a value is apart by |a - b| / max(1, |a|). `--minutes` ends a preset early:
+what was compared until then is what the result states. Times are of whole root steps, taken in
+turn, and meant for orientation: `paged-kv profile` measures.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ WAYS: dict[str, dict[str, Any]] = {
     OWN: {"step": "lightzero"},
     "lean": {"step": "lean"},
     "compiled": {"step": "lean", "compile": True},
+    "pages": {"step": "lean", "attention": "pages"},
+    "pages, packed": {"step": "lean", "attention": "pages", "linears": "packed"},
 }
 FEW = 2  # simulations of a warm-up step
 
@@ -117,12 +119,12 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--actions", type=int, default=2000)
     parser.add_argument("--minutes", type=float, default=60, help="at most, for each preset")
-    parser.add_argument("--compiled", action="store_true", help="compare compiled steps as well")
+    parser.add_argument("--ways", nargs="+", default=["lean"], choices=list(WAYS)[1:])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    ways = list(WAYS) if options.compiled else [OWN, "lean"]
+    ways = [OWN, *options.ways]
     with client.quiet():
         tree = client.tree_file()
     result: dict[str, Any] = {

@@ -379,14 +379,17 @@ class PagedKVCache:
         *,
         pad: str = "left",
         rebase: Hook | None = None,
+        gather: str = "now",
     ) -> Step:
         """Gather contexts into a dense buffer with room for `room` new tokens each, in one kernel.
 
         The pages that the room needs are taken now: raises OutOfPages before the model has worked.
         `rebase` is called on the step after the gather; it may change its columns in place, by
-        `then` and `now`, and where it raises the step is closed.
+        `then` and `now`, and where it raises the step is closed. `gather="later"` copies nothing
+        until something asks for it, for `Step.in_pages`; then `rebase` is called, on a step with
+        the copies, and where it raises nothing was copied.
         """
-        return self._opener.open(seqs, room, pad, rebase)
+        return self._opener.open(seqs, room, pad, rebase, gather)
 
     def attend(self, seqs: Iterable[int], counts: Counts, *, backend: str = "auto") -> PagedStep:
         """A step whose layers write `counts` new tokens (one number, or one a sequence) into pages

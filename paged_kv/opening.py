@@ -8,6 +8,7 @@ from weakref import ref
 
 from paged_kv import checks
 from paged_kv.attention.choice import BACKENDS
+from paged_kv.attention.in_pages import PageRows
 from paged_kv.attention.scratch import Scratch
 from paged_kv.checks import Counts, amount, choice, function, handles
 from paged_kv.errors import OutOfPages
@@ -15,9 +16,13 @@ from paged_kv.paged_step import PagedStep, Work
 from paged_kv.pages.lease import Lease
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
-from paged_kv.step import Hook, Step
+from paged_kv.pages.records import Record
+from paged_kv.step import Hook, Late, Step
 from paged_kv.tensors import is_left
 from paged_kv.turns import Turns, verb
+
+LATER = "later"
+GATHER = ("now", LATER)
 
 
 class Opener:
@@ -28,19 +33,22 @@ class Opener:
         self.turns = turns
         self.scratch = Scratch(pool.storage.form.device)  # of attention, one layer at a time
 
-    def open(self, seqs: Iterable[int], room: int, pad: str, hook: Hook | None) -> Step:
+    def open(
+        self, seqs: Iterable[int], room: int, pad: str, hook: Hook | None, gather: str
+    ) -> Step:
         """A step on a dense copy of these sequences: see `PagedKVCache.open`."""
         if hook is not None:
             function("rebase", hook, "None or a function of the step")
         parents = handles(seqs)
         room = amount("room", room, 0)
         left = is_left(pad)
+        later = choice("gather", gather, GATHER) == LATER
         try:
-            step = self._open(parents, room, left)
+            step = self._open(parents, room, left, later, hook)
         except OutOfPages as full:
             self.pool.reclaim(full, parents)
-            step = self._open(parents, room, left)
-        if hook is not None:
+            step = self._open(parents, room, left, later, hook)
+        if hook is not None and not later:
             try:
                 hook(step)
             except BaseException:
@@ -60,7 +68,9 @@ class Opener:
         return self._attend(parents, counts, backend)
 
     @verb
-    def _open(self, parents: list[int], room: int, left: bool) -> Step:
+    def _open(
+        self, parents: list[int], room: int, left: bool, later: bool, hook: Hook | None
+    ) -> Step:
         """Gather, take the pages, keep the children."""
         pool = self.pool
         books = pool.books
@@ -70,7 +80,11 @@ class Opener:
         light = alike and pool.steps.can_be_light(records, room)
         plan = None if light else pool.plan_step(parents, records, [room] * len(records))
         buffer = pool.buffers.take(books.pending)
-        layout = pool.read(records, room, buffer, left=left, alike=alike)
+        if later:
+            layout = buffer.layout((len(records), 0, room, None))
+            layout.blank_room()
+        else:
+            layout = pool.read(records, room, buffer, left=left, alike=alike)
         number = pool.steps.number()
         lease = Lease(books, number, parents, records)
         buffer.step = number
@@ -78,7 +92,19 @@ class Opener:
             books.light[number] = ref(lease)
         else:
             self._keep(lease, plan)
-        return Step(pool, self.turns, lease, layout, sizes, left, alike)
+            records = plan.becomes
+        late = Late(hook, self._page_rows(records, sizes)) if later else None
+        return Step(pool, self.turns, lease, layout, sizes, left, alike, late)
+
+    def _page_rows(self, records: list[Record], sizes: list[tuple[int, int]]) -> PageRows | None:
+        """Where windows lie, or None where they have to be copied to be read."""
+        storage = self.pool.storage
+        rows = storage.token_rows()
+        if rows is None:
+            return None
+        part = storage.form.parts[0]
+        tables = [record[0] for record in records]
+        return PageRows(rows, part.parts, part.heads, storage.form.page_size, tables, sizes)
 
     @verb
     def _attend(self, parents: list[int], counts: list[int], backend: str) -> PagedStep:

@@ -5,23 +5,32 @@ come of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 from paged_kv import checks
 from paged_kv.attention.dense import DenseLayer, Windows
+from paged_kv.attention.in_pages import InPages, PageRows, why_not
 from paged_kv.checks import Counts, whole
 from paged_kv.errors import BadCount, NotCopyable
 from paged_kv.pages.buffers import Ints, Layout
 from paged_kv.pages.lease import Lease
 from paged_kv.pages.plan import Plan
 from paged_kv.pages.pool import Pool
+from paged_kv.pages.records import Record, pages_for
 from paged_kv.pages.storage import Places
 from paged_kv.tensors import own_positions
 from paged_kv.turns import Turns, light_verb, page_reader
 
 Hook = Callable[["Step"], None]
+
+
+class Late(NamedTuple):
+    """What a step does once its windows are copied, and where they lie until then."""
+
+    hook: Hook | None
+    pages: PageRows | None  # None where they cannot be attended to there
 
 
 class Step:
@@ -37,6 +46,8 @@ class Step:
     opened on, so that its parents may change or end meanwhile. Several may be open, each with a
     buffer of its own. One that is closed, or dropped, gives everything back; `with` closes it at
     the end of the block. Buffers are used again: views of them are good until the step has ended.
+    Where it was opened with `gather="later"`, windows are copied to a buffer once something asks
+    for them, and `in_pages` attends to them without.
 
     Attributes: `parents`; `past`, `room`; `left`, whether padding is in front; `uniform`,
     whether all windows begin at one
@@ -52,14 +63,16 @@ class Step:
         sizes: list[tuple[int, int]],
         left: bool,
         uniform: bool,
+        late: Late | None = None,
     ) -> None:
         self.turns = turns
         self.parents = lease.parents
         self.left = left
         self.uniform = uniform
-        self.past = layout.past
+        self.past = layout.past if late is None else max([size for _, size in sizes], default=0)
         self.room = layout.room
-        self._filled = [layout.past] * pool.layers  # columns of each layer
+        self._late = late
+        self._filled = [self.past] * pool.layers  # columns of each layer
         self._layers: list[DenseLayer] | None = None
         self._pool = pool
         self._lease = lease
@@ -84,6 +97,8 @@ class Step:
     @property
     def layers(self) -> list[DenseLayer]:
         """Each layer as a cache of its own."""
+        if self._absent:
+            self._copy_windows()
         if self._layers is None:
             self._layers = [
                 DenseLayer(self._lease, self._layout, self._filled, index)
@@ -97,6 +112,8 @@ class Step:
 
         Autograd does not follow what is done to them.
         """
+        if self._absent:
+            self._copy_windows()
         return [plane.detach() for plane in self._layout.planes]
 
     def columns(self, first: int, end: int) -> list[torch.Tensor]:
@@ -107,7 +124,77 @@ class Step:
         """
         self._lease.check("columns")
         end = whole("end", end, 0, self.past + self.room)
-        return self._layout.columns(whole("first", first, 0, end), end)
+        first = whole("first", first, 0, end)
+        if first < self._absent:
+            self._copy_windows()
+        return self._columns(first, end)
+
+    def _columns(self, first: int, end: int) -> list[torch.Tensor]:
+        """Some columns; those of new tokens only, where windows were not copied."""
+        absent = self._absent
+        return self._layout.columns(first - absent, end - absent)
+
+    @property
+    def _absent(self) -> int:
+        """Columns that the layout lacks: those of the windows, until they are copied."""
+        return self.past - self._layout.past
+
+    def in_pages(self, shift: torch.Tensor | None = None) -> InPages | None:
+        """Attention to the windows where their pages lie, for one new token a row at a time; None
+        where they have to be copied.
+
+        That is where the step was not opened with `gather="later"`, K and V differ in size, are not
+        on the CPU in float32 or float64, lie in tiers or as int8, or numba is missing. Each row
+        sees its own window, without padding. `shift` [2 * layers, 1, heads, past or more,
+        head_size], K before V, is added to windows as they are read, by index. Raises ClosedStep;
+        BadArgument, BadShape, BadDtype and BadDevice where that is no such tensor.
+
+        >>> from paged_kv import PagedKVCache
+        >>> cache = PagedKVCache(layers=1, heads=1, head_size=2, page_size=2)
+        >>> root, = cache.new()
+        >>> cache.append([root], torch.ones(1, 1, 1, 2, 2), torch.ones(1, 1, 1, 2, 2))
+        >>> step = cache.open([root], 2, gather="later")
+        >>> attention = step.in_pages()
+        >>> if attention is not None:  # queries, keys and values of a token
+        ...     seen = attention.see(0, 0, torch.ones(1, 1, 3, 2))
+        """
+        self._lease.check("in_pages")
+        pages = None if self._late is None else self._late.pages
+        if pages is None or why_not(pages.rows.device, pages.rows.dtype) is not None:
+            return None
+        return InPages(self._lease, pages, lambda: self._layout, shift)
+
+    def _copy_windows(self) -> None:
+        """Copy the windows next to the new tokens, since somebody asks for them."""
+        layout = self._gathered()
+        hook = None if self._late is None else self._late.hook
+        if hook is not None:
+            hook(
+                Step(
+                    self._pool,
+                    self.turns,
+                    self._lease,
+                    layout,
+                    self._sizes,
+                    self.left,
+                    self.uniform,
+                )
+            )
+        self._layout = layout
+
+    @page_reader
+    def _gathered(self) -> Layout:
+        """The windows, and the new tokens behind them, in a buffer of their own."""
+        windows = self._records("gather")
+        pool = self._pool
+        buffer = pool.buffers.take(pool.books.pending)
+        layout = pool.read(windows, self.room, buffer, left=self.left, alike=self.uniform)
+        buffer.step = self._lease.number
+        for target, source in zip(
+            layout.columns(self.past, self.past + self.room), self._layout.planes
+        ):
+            target.copy_(source)
+        return layout
 
     @property
     def closed(self) -> bool:
@@ -135,12 +222,18 @@ class Step:
 
     @page_reader
     def _positions(self) -> Ints:
-        records = self._lease.windows("then")
-        windows = [
-            (record[0], start, length, *record[3:])
-            for record, (start, length) in zip(records, self._sizes)
+        return self._pool.positions(self._records("then"), left=self.left)[0]
+
+    def _records(self, what: str) -> list[Record]:
+        """The windows as they lie now, without the room.
+
+        Raises ClosedStep, which names the call.
+        """
+        size = self._pool.books.page_size
+        return [
+            (record[0][: pages_for(start, length, size)], start, length, *record[3:])
+            for record, (start, length) in zip(self._lease.windows(what), self._sizes)
         ]
-        return self._pool.positions(windows, left=self.left)[0]
 
     @property
     def then(self) -> Ints:
@@ -230,7 +323,7 @@ class Step:
         if new:
             ends = [start + length for start, length in self._sizes]
             plan = Plan(self.parents, [new] * rows, books.page_size, records, ends, 0)
-            self._pool.write(plan, self._layout.columns(self.past, self.past + new), placed)
+            self._pool.write(plan, self._columns(self.past, self.past + new), placed)
         return self._pool.steps.publish(lease.number, filled, slides, places)
 
     def _places_behind(self, placed: Ints, filled: list[int], all_filled: list[int]) -> list[int]:
@@ -245,7 +338,7 @@ class Step:
         lease = self._lease
         pool = self._pool
         pages = pool.pages.peek(len(lease.records))
-        sources = self._layout.columns(self.past, self.past + self.room)
+        sources = self._columns(self.past, self.past + self.room)
         pool.storage.write_pages(pages, 0, sources, [record[4] for record in lease.records])
         return pool.steps.extend(lease.number, lease, pages, drop)
 

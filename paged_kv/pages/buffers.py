@@ -174,10 +174,13 @@ class Layout:
         self.paged = paged
         self.past = past
         self.room = room
+        self.first = first  # columns in front of them, which the first pages brought along
+        self.width = whole[0].shape[3]  # columns, those included
         # the next token of every window begins a page
         self.on_edge = paged and (first + past) % unit == 0
         self.filled = -(-(first + past) // unit) if past else 0  # pages or slots of a row's past
         self.planes = [plane[:, :, :, first : first + past + room] for plane in whole]
+        self.tokens = [plane.view(-1, plane.shape[-1]) for plane in whole]  # a row for each
         self.flat = [wide(plane.view(-1, unit * plane.shape[-1])) for plane in whole]
         self.rows = [part.view(-1) for part in rows]
         self.past_rows = [part.numpy()[..., : self.filled] for part in rows]

@@ -151,6 +151,9 @@ class QuantisedPages:
         codes = planes[plane].rows_of(part)
         _read(codes, planes[self._count + plane].rows_of(part), index, out)
 
+    def token_rows(self) -> None:
+        """None: they are codes."""
+
     def layer_view(self, layer: int) -> Tensors:
         """Raises UnfitForKernel: there are no numbers to look at."""
         kernel = "a kernel that reads pages in place"

@@ -128,6 +128,13 @@ class Storage(Protocol):
     def read_values(self, layer: int, index: torch.Tensor, rows: torch.Tensor) -> None:
         """As `read_keys`."""
 
+    def token_rows(self) -> torch.Tensor | None:
+        """All tokens of all parts where they lie, as rows of one plane of the host [pages * parts *
+        heads * page_size, head_size]; None where they do not lie so.
+
+        Good as `layer_view` is; where pages move meanwhile, what it showed stays as it was.
+        """
+
     def layer_view(self, layer: int) -> Tensors:
         """Where a layer lies, one view a plane: [pages, parts, heads, page_size, size].
 
@@ -368,6 +375,10 @@ class PagePlanes:
         """Read pages of one layer."""
         plane = self.planes[-1]
         torch.index_select(plane.rows_of((layer + 1) * plane.layer_parts - 1), 0, index, out=rows)
+
+    def token_rows(self) -> torch.Tensor | None:
+        """The rows of the only plane."""
+        return self.planes[0].rows if len(self.planes) == 1 and self._on_host else None
 
     def layer_view(self, layer: int) -> Tensors:
         """Views of one layer."""

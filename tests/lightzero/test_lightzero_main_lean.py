@@ -23,14 +23,15 @@ from lightzero_main_drives import build, search_with_lightzero
 from paged_kv.integrations.lightzero import attach
 
 
+@pytest.mark.parametrize("attention", ["gathered", "pages"])
 @pytest.mark.parametrize("manager", [False, True], ids=["dicts", "manager"])
 @pytest.mark.parametrize("keys", ["node", "latent"])
 @pytest.mark.parametrize("mode", ["rotary", "shift", "exact"])
-def test_visits_are_the_same(mode: str, keys: str, manager: bool) -> None:
+def test_visits_are_the_same(mode: str, keys: str, manager: bool, attention: str) -> None:
     own = attach(build(mode, manager, envs=4), keys=keys, step="lightzero")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        lean = attach(build(mode, manager, envs=4), keys=keys, step="lean")
+        lean = attach(build(mode, manager, envs=4), keys=keys, step="lean", attention=attention)
     wanted = search_with_lightzero(own)
     found = search_with_lightzero(lean)
     assert [visits for visits, _ in found] == [visits for visits, _ in wanted]

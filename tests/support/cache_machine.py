@@ -21,10 +21,11 @@ from hypothesis.stateful import (
 from small_caches import Fault, books, fault
 
 from paged_kv import PagedKVCache, PagedKVError, Step
+from paged_kv.attention.in_pages import InPages, why_not
 from paged_kv.errors import ClosedStep, OutOfPages, StaleHandle
+from paged_kv.gather import Gathered
 from paged_kv.tools.reference.dense import DenseOracle, Window
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FAULTS = ["copy_pages", "write_slots", "write_pages", "grow", "gather", "trimmed"]
 STEPS = 4  # that are open at once
 faults = st.sampled_from([None, None, None, *FAULTS])
@@ -39,8 +40,12 @@ class Opened:
         windows: list[tuple[int, Window]],
         keys: torch.Tensor,
         values: torch.Tensor,
+        later: bool,
     ) -> None:
         self.step = step
+        self.later = later  # its windows were not copied yet
+        self.in_pages: InPages | None = None
+        self.shift: torch.Tensor | None = None  # that it adds
         self.windows = windows
         self.keys = keys
         self.values = values
@@ -56,6 +61,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     device = "cpu"
     storage = "exact"
+    wide = (torch.float32, torch.float64)
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16, torch.float16)
+    value_sizes: Sequence[int | None] = (None, 3)
     other_steps = 0  # that are open and not in `steps`
     refusals: tuple[type[Exception], ...] = (Fault,)  # errors that a call may raise at any time
 
@@ -65,8 +73,8 @@ class CacheMachine(RuleBasedStateMachine):
             "layers": data.draw(st.integers(1, 2)),
             "heads": data.draw(st.integers(1, 2)),
             "head_size": 2,
-            "value_head_size": data.draw(st.sampled_from([None, 3])),
-            "dtype": data.draw(st.sampled_from(DTYPES)),
+            "value_head_size": data.draw(st.sampled_from(self.value_sizes)),
+            "dtype": data.draw(st.sampled_from(self.dtypes)),
             "device": self.device,
         }
         self.page_size = data.draw(st.integers(1, 4))
@@ -317,13 +325,17 @@ class CacheMachine(RuleBasedStateMachine):
         least, most = self.predict(parents, room)
         assert least <= need <= most
         free = self.cache.pages_free, self.cache.pages_reserved
+        gather = data.draw(st.sampled_from(["now", "later"]))
         with fault(self.cache, name, after):
-            done, step = self.attempt(lambda: self.cache.open(parents, room, pad=pad), need)
+            done, step = self.attempt(
+                lambda: self.cache.open(parents, room, pad=pad, gather=gather), need
+            )
         if done:
             grown = self.cache.pages_reserved - free[1]
             assert self.cache.pages_free == free[0] + grown - need, "they are taken at once"
             none, nothing = self.tokens(len(parents), 0)
-            opened = Opened(step, self.oracle.open(self.theirs(parents)), none, nothing)
+            windows = self.oracle.open(self.theirs(parents))
+            opened = Opened(step, windows, none, nothing, gather == "later")
             self.compare(opened)
             self.steps.append(opened)
 
@@ -340,31 +352,105 @@ class CacheMachine(RuleBasedStateMachine):
             tails += bool(length and (start + length) % self.page_size)
         return fresh, fresh + tails
 
+    def wanted(self, opened: Opened) -> Gathered:
+        """The windows that a step was opened on."""
+        pad = "left" if opened.step.left else "right"
+        return self.oracle.side_by_side([window for _, window in opened.windows], pad=pad)
+
     def compare(self, opened: Opened) -> None:
         """A step shows what it was opened on, its new tokens, and zeros."""
         step = opened.step
-        pad = "left" if step.left else "right"
-        wanted = self.oracle.side_by_side([window for _, window in opened.windows], pad=pad)
-        keys = torch.cat((wanted.keys, opened.keys), dim=3)
-        values = torch.cat((wanted.values, opened.values), dim=3)
+        wanted = self.wanted(opened)
         assert step.past == wanted.keys.shape[3]
-        assert step.size == keys.shape[3]
-        for layer in range(self.cache.layers):
-            assert self.agrees(step.keys(layer), keys[layer])
-            assert self.agrees(step.values(layer), values[layer])
-        for plane in step.planes:
-            assert plane.shape[3] == step.past + step.room
-            assert not plane[..., step.size :, :].any(), "columns that are not used are zeros"
+        assert step.size == step.past + opened.keys.shape[3]
+        if not opened.later:  # else it would copy them
+            keys = torch.cat((wanted.keys, opened.keys), dim=3)
+            values = torch.cat((wanted.values, opened.values), dim=3)
+            for layer in range(self.cache.layers):
+                assert self.agrees(step.keys(layer), keys[layer])
+                assert self.agrees(step.values(layer), values[layer])
+            assert all(plane.shape[3] == step.past + step.room for plane in step.planes)
+        for plane in step.columns(step.size, step.past + step.room):
+            assert not plane.any(), "columns that are not used are zeros"
         new = torch.ones(len(step.parents), step.size - step.past, dtype=torch.bool)
         assert torch.equal(step.mask(), torch.cat((wanted.mask, new.to(self.device)), dim=1))
         assert step.lengths == wanted.lengths.tolist()
         assert step.then.tolist() == wanted.positions.tolist()
+
+    @rule(data=st.data(), after=st.booleans())
+    @precondition(lambda self: self.steps)
+    def look(self, data: st.DataObject, after: bool) -> None:
+        """The windows of a step are copied at the latest as they are looked at."""
+        opened = self.some_step(data)
+        with fault(self.cache, "gather", after):
+            done, _ = self.attempt(lambda: opened.step.planes)
+        opened.later = opened.later and not done
+
+    @rule(data=st.data(), shifted=st.booleans())
+    @precondition(lambda self: self.steps)
+    def attend_in_pages(self, data: st.DataObject, shifted: bool) -> None:
+        """A token attends to windows where they lie, whatever was done to parents and pool since
+        they were looked up.
+        """
+        opened = self.some_step(data)
+        if opened.step.size < opened.step.past + opened.step.room:
+            self.see(opened, shifted)
+
+    def see(self, opened: Opened, shifted: bool) -> None:
+        """One more token of every row and layer."""
+        step = opened.step
+        if opened.in_pages is None:
+            opened.shift = self.some_shift(step) if shifted else None
+            opened.in_pages = step.in_pages(opened.shift)
+        if opened.in_pages is None:
+            assert not opened.later or not self.can_stay()
+            return
+        keys, values = self.tokens(len(step.parents), 1)
+        queries, _ = self.tokens(len(step.parents), 1)
+        opened.grow(keys, values)
+        for layer in range(self.cache.layers):
+            tokens = torch.cat((queries[layer], keys[layer], values[layer]), dim=2)
+            seen = opened.in_pages.see(step.size - step.past, layer, tokens)
+            assert torch.allclose(seen, self.dense(opened, layer, queries[layer]), atol=1e-4)
+        step.fill(1)
+
+    def can_stay(self) -> bool:
+        """Whether the windows of a step can be attended to where they lie."""
+        cache = self.cache
+        return (
+            self.storage == "exact"
+            and why_not(cache.device, cache.dtype) is None
+            and cache._pool.storage.token_rows() is not None
+        )
+
+    def some_shift(self, step: Step) -> torch.Tensor:
+        """What is added to windows."""
+        part = self.cache._pool.storage.form.parts[0]
+        shape = 2 * self.cache.layers, 1, part.heads, step.past + 1, part.head_size
+        return torch.randn(shape, generator=self.random).to(self.cache.dtype)
+
+    def dense(self, opened: Opened, layer: int, queries: torch.Tensor) -> torch.Tensor:
+        """What queries [B, heads, 1, size] see of a step [B, heads, size], computed plainly."""
+        rows = []
+        for row, (_, window) in enumerate(opened.windows):
+            keys = window.keys[layer]
+            values = window.values[layer]
+            if opened.shift is not None:
+                past = keys.shape[1]
+                keys = keys + opened.shift[2 * layer, 0, :, :past]
+                values = values + opened.shift[2 * layer + 1, 0, :, :past]
+            keys = torch.cat((keys, opened.keys[layer, row]), dim=1)
+            values = torch.cat((values, opened.values[layer, row]), dim=1)
+            scores = queries[row] @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5
+            rows.append(torch.softmax(scores, -1) @ values)
+        return torch.stack(rows).squeeze(2)
 
     @rule(data=st.data())
     @precondition(lambda self: self.steps)
     def update(self, data: st.DataObject) -> None:
         opened = self.some_step(data)
         step = opened.step
+        opened.later = False
         count = data.draw(st.integers(0, step.room + step.past - step.size))
         keys, values = self.tokens(len(step.parents), count)
         for layer in range(self.cache.layers):

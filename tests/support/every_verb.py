@@ -132,9 +132,18 @@ class World:
         chosen = self.indexes[len(self.indexes) - indexes :]
         return self.cache.adopt(self.bundle, indexes=chosen)
 
-    def open(self, *names: str, room: int = 2, pad: str = "left", word: str = "") -> Step:
+    def open(
+        self,
+        *names: str,
+        room: int = 2,
+        pad: str = "left",
+        word: str = "",
+        gather: str = "now",
+        rebase: Any = None,
+    ) -> Step:
         """A step of these sequences, with new tokens in it."""
-        self.steps.append(self.cache.open(self.of(*names), room, pad=pad))
+        seqs = self.of(*names)
+        self.steps.append(self.cache.open(seqs, room, pad=pad, gather=gather, rebase=rebase))
         if word:
             self.update(*[word] * len(names))
         return self.step
@@ -405,13 +414,13 @@ def holding(*names: str, world: Callable[[], World] = tree, **options: Any) -> C
     return prepare
 
 
-def opened(*names: str, word: str = "", pad: str = "left") -> Callable[[], World]:
-    """The tree, with a step of some of its sequences to which a word was appended."""
+def opened(*names: str, **options: Any) -> Callable[[], World]:
+    """The tree, with a step of some of its sequences, to which a word may have been appended."""
 
     def prepare() -> World:
         world = tree()
         world.root("e", "ef")
-        world.open(*names, word=word, pad=pad)
+        world.open(*names, **options)
         return world
 
     return prepare
@@ -580,6 +589,16 @@ def paged_left(world: World) -> None:
 def layer_shapes(world: World) -> list[list[int]]:
     """What kernels of others are shown."""
     return [list(view.shape) for view in world.cache._pool.storage.layer_view(0)]
+
+
+def in_pages(world: World) -> object:
+    """What one token of each row sees of the windows of a step, where these can stay in place."""
+    attention = world.step.in_pages()
+    if attention is None:
+        return None
+    form = world.cache._pool.storage.form
+    tokens = torch.ones(len(world.step.parents), form.parts[0].heads, 3, form.parts[0].head_size)
+    return attention.see(0, 0, tokens.to(form.dtype)).tolist()
 
 
 def for_kernels(world: World) -> object:
@@ -947,6 +966,32 @@ STEPS = (
     Scenario("open alike", tree, open_step("a", "b"), TREE, TREE, (given_up("a", "b"),), True),
     Scenario("open by pages", tree, open_step("c", "z"), TREE, TREE, (given_up("c", "z"),), True),
     Scenario("open a page each", tree, open_step("z"), TREE, TREE, (given_up("z"),), True),
+    Scenario(
+        "open, gather later",
+        tree,
+        open_step("a", "c", gather="later"),
+        TREE,
+        TREE,
+        (given_up("a", "c"),),
+        True,
+    ),
+    Scenario(
+        "gather later",
+        opened("a", "c", gather="later"),
+        lambda w: w.step.planes[0].tolist(),
+        OPENED,
+        OPENED,
+    ),
+    Scenario(
+        "gather a light step later",
+        opened("z", gather="later", rebase=lambda step: step.columns(0, step.past)),
+        lambda w: w.step.planes[0].tolist(),
+        OPENED,
+        OPENED,
+        (lambda w: w.step.then.tolist(),),
+        True,
+    ),
+    Scenario("in pages", opened("a", "c", gather="later"), in_pages, OPENED, OPENED),
     Scenario(
         "open another",
         opened("a"),

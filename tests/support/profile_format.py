@@ -38,6 +38,7 @@ KEYS = {
         "window",
         "step",
         "linears",
+        "attention",
         "storage",
         "compile",
     },

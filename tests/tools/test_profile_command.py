@@ -99,7 +99,9 @@ def test_choices_that_were_not_made_are_those_of_the_function(
     monkeypatch.setattr(package, "profile", lambda name, **options: given.update(options) or small)
     assert cli.main(["profile", "--reference"]) == 0
     assert given["reference"]
-    assert not {"at", "keys", "window", "step", "linears", "storage", "compile"} & set(given)
+    assert not {"at", "keys", "window", "step", "linears", "attention", "storage", "compile"} & set(
+        given
+    )
     assert small["workload"]["keys"] == "node"
 
 
@@ -220,7 +222,10 @@ def test_the_note_says_what_applies(small: dict[str, Any]) -> None:
     assert choices in " ".join(shown(changed).split())
     changed["workload"].update(padding="masked", window="exact")
     said = " ".join(shown(changed).split())
-    assert 'padding="masked", window="exact", step="lean", linears="torch". ' in said
-    changed["workload"].update(linears="packed", storage="int8", compile=True)
+    assert (
+        'padding="masked", window="exact", step="lean", linears="torch", attention="gathered". '
+        in said
+    )
+    changed["workload"].update(linears="packed", attention="pages", storage="int8", compile=True)
     said = " ".join(shown(changed).split())
-    assert 'linears="packed", storage="int8", compile=True. ' in said
+    assert 'linears="packed", attention="pages", storage="int8", compile=True. ' in said

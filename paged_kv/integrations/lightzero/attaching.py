@@ -51,6 +51,7 @@ def attach(
     eviction: str = "search",
     step: str = "lean",
     linears: str = "torch",
+    attention: str = "gathered",
     storage: str = "exact",
     compile: bool = False,
     **pool: Any,
@@ -84,6 +85,10 @@ def attach(
       a warning and `world_model.paged.lean.refused` say why.
     - `linears`: how linear layers compute in a search: "torch" as ever, or "packed" on the CPU from
       copies that are read faster (`paged_kv.linears`), equal up to rounding.
+    - `attention`: "gathered" copies the windows of a batch side by side, in one kernel, and attends
+      as LightZero does; "pages" attends to them where they lie, by a loop that numba compiles, for
+      short steps on the CPU: equal up to rounding, and faster the longer windows are. Where that
+      cannot be, a warning says why, and windows are copied.
     - `storage`: "exact", or "int8" for a quarter of the bytes, each number within half a step (not
       with `at="write"`, which would round a window at every slide).
     - `compile`: whether short steps of all `env_num` rows are compiled by torch.compile before the
@@ -97,7 +102,19 @@ def attach(
     """
     if cache not in CACHES:
         raise BadCount("cache", cache, " or ".join(map(repr, CACHES)))
-    choices = Choices(at, keys, padding, window, weights, eviction, step, linears, storage, compile)
+    choices = Choices(
+        at,
+        keys,
+        padding,
+        window,
+        weights,
+        eviction,
+        step,
+        linears,
+        attention,
+        storage,
+        compile,
+    )
     choices.check()
     models = list(_world_models(target))
     if not models:

@@ -255,6 +255,9 @@ class TieredStorage:
         """See `Storage`."""
         self.hot.read_values(layer, index, rows)
 
+    def token_rows(self) -> None:
+        """None: pages move between tiers."""
+
     def layer_view(self, layer: int) -> NoReturn:
         """Raises UnfitForKernel: tables of pages would name frames of others."""
         raise UnfitForKernel(

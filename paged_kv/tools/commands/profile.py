@@ -48,6 +48,7 @@ LIGHTZERO_CHOICES = {
     "window": ("cached", "exact"),
     "step": ("lean", "lightzero"),
     "linears": ("torch", "packed"),
+    "attention": ("gathered", "pages"),
     "storage": ("exact", "int8"),
 }
 LIGHTZERO_OPTIONS = (*LIGHTZERO_CHOICES, "compile")
@@ -69,7 +70,7 @@ EXAMPLES = """\
 examples:
   paged-kv profile                               CartPole, with a trained agent
   paged-kv profile --preset long --roots 12      longer windows, timed longer
-  paged-kv profile --preset atari --linears packed    weights packed, too
+  paged-kv profile --preset memory --linears packed --attention pages    faster yet
   paged-kv profile --preset all --json all.json  everything, and as numbers
   paged-kv profile --reference --roots 10        without LightZero: some seconds
   paged-kv estimate --preset atari --envs 32     bytes, without a search"""
@@ -119,6 +120,12 @@ def _add_how(how: Any) -> None:
         choices=LIGHTZERO_CHOICES["linears"],
         help="how linear layers compute in a search: as torch does, or from packed copies of their "
         "weights (default: torch; LightZero only)",
+    )
+    how.add_argument(
+        "--attention",
+        choices=LIGHTZERO_CHOICES["attention"],
+        help="whether contexts are copied side by side to be attended to, or attended to in their "
+        "pages, by a loop that numba compiles (default: gathered; LightZero only)",
     )
     how.add_argument(
         "--storage",

@@ -31,6 +31,7 @@ def profile(
     window: str = "cached",
     step: str = "lean",
     linears: str = "torch",
+    attention: str = "gathered",
     storage: str = "exact",
     compile: bool = False,
     reference: bool = False,
@@ -40,9 +41,9 @@ def profile(
     """Measure one preset with both caches and return the result as plain data.
 
     `envs`, `simulations` and `roots` default to the preset's; `at`, `keys`, `window`, `step`,
-    `linears`, `storage` and `compile` are those of `integrations.lightzero.attach`. `reference`
-    runs the small reference world model even where LightZero is installed. `on_tick(stage, done,
-    total)` is called after every root step.
+    `linears`, `attention`, `storage` and `compile` are those of `integrations.lightzero.attach`.
+    `reference` runs the small reference world model even where LightZero is installed.
+    `on_tick(stage, done, total)` is called after every root step.
     `on_recording` is called with a recording of each side, made in a pass of its own beside those
     that are measured. Takes seconds to minutes. Sets torch's number of threads for the process, and
     puts it back.
@@ -59,6 +60,7 @@ def profile(
         window,
         step,
         linears,
+        attention,
         storage,
         compile,
     )

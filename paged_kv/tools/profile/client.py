@@ -177,6 +177,7 @@ class LightZeroSide:
                     window=setting.window,
                     step=setting.step,
                     linears=setting.linears,
+                    attention=setting.attention,
                     storage=setting.storage,
                     compile=setting.compile,
                 )

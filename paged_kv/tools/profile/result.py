@@ -105,6 +105,7 @@ def _workload(run: Run, preset: Preset, setting: Setting, about: About) -> dict[
         "window": setting.window,
         "step": setting.step,
         "linears": setting.linears,
+        "attention": setting.attention,
         "storage": setting.storage,
         "compile": setting.compile,
         "warmup_roots": preset.warmup,

@@ -121,6 +121,7 @@ class Setting:
     window: str = "cached"
     step: str = "lean"
     linears: str = "torch"
+    attention: str = "gathered"
     storage: str = "exact"
     compile: bool = False
 

@@ -22,7 +22,7 @@ PART_NAMES = {
 }
 
 
-OPTIONS = ("at", "keys", "padding", "window", "step", "linears")
+OPTIONS = ("at", "keys", "padding", "window", "step", "linears", "attention")
 
 
 class Row(NamedTuple):

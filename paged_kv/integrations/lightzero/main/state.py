@@ -186,12 +186,12 @@ class MainState(PagedState):
             if model.transformer.use_register_token
             else ROOM
         )
-        self._batch = self.cache.open(parents, room, rebase=self.read_shift)
-        return self.as_batch(model, self._batch)
+        self._batch = self.cache.open(parents, room, rebase=self.read_shift, gather=self.gather)
+        return self.as_batch(model, self._batch, self.read_shift)
 
-    def as_batch(self, model: Any, step: Step) -> MainBatch:
+    def as_batch(self, model: Any, step: Step, shift: ReadShift | None = None) -> MainBatch:
         """A step under LightZero's names."""
-        return MainBatch(step)
+        return MainBatch(step, in_pages=self.in_pages(step, shift))
 
     def store(self, model: Any, batch: Any, sizes: Sequence[int], rebuilt: Any) -> list[int]:
         """New contexts of `sizes` tokens, one a row of a batch in work or of a `KeysValues`; closes

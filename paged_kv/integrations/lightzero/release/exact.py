@@ -17,6 +17,7 @@ import torch
 from lzero.model.unizero_world_models.transformer import apply_rotary_emb
 
 from paged_kv.errors import BadCount
+from paged_kv.integrations.lightzero.shared.positions import ReadShift
 from paged_kv.integrations.lightzero.shared.state import ROOM, PagedState
 from paged_kv.step import Step
 
@@ -40,7 +41,7 @@ class ExactState(PagedState):
         self._batch = self.cache.open(parents, ROOM)
         return self.as_batch(model, self._batch)
 
-    def as_batch(self, model: Any, step: Step) -> ExactBatch:
+    def as_batch(self, model: Any, step: Step, shift: ReadShift | None = None) -> ExactBatch:
         """A step under LightZero's names."""
         return ExactBatch(step, model)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from paged_kv.attention.dense import DenseLayer
+from paged_kv.attention.in_pages import InPages
 from paged_kv.step import Step
 
 
@@ -43,22 +44,34 @@ class StepBatch:
     other batch.
     """
 
-    __slots__ = ("_batch", "_mask", "masked")
+    __slots__ = ("_batch", "_in_pages", "_mask", "masked")
     whole_windows = False  # whether a step computes all of a window, and not the new tokens alone
 
-    def __init__(self, batch: Step, masked: bool = False) -> None:
+    def __init__(self, batch: Step, masked: bool = False, in_pages: InPages | None = None) -> None:
         self._batch = batch
+        self._in_pages = in_pages
         self._mask: torch.Tensor | None = None
         self.masked = masked and not batch.uniform and len(set(batch.lengths)) > 1
-        if self.masked:
-            seen = np.arange(batch.past + batch.room) >= np.array(batch.pads)[:, None]
-            self._mask = torch.from_numpy(seen[:, None, None]).to(batch.planes[0].device)
+
+    @property
+    def in_pages(self) -> InPages | None:
+        """Attention to the windows where they lie, or None where they are copied: also where rows
+        see padding, of which there is none in pages.
+        """
+        whole = self._batch.uniform or self.hides_padding or not any(self.pads)
+        return self._in_pages if whole else None
 
     def mask(self, tokens: int) -> torch.Tensor | None:
         """Bool [B, 1, 1, columns]: what the next `tokens` tokens may attend to; None where that is
         everything.
         """
-        return None if self._mask is None else self._mask[..., : self.size + tokens]
+        if not self.masked:
+            return None
+        if self._mask is None:
+            batch = self._batch
+            seen = np.arange(batch.past + batch.room) >= np.array(batch.pads)[:, None]
+            self._mask = torch.from_numpy(seen[:, None, None]).to(batch.planes[0].device)
+        return self._mask[..., : self.size + tokens]
 
     @property
     def sizes(self) -> list[int]:

@@ -16,6 +16,7 @@ CHOICES = {
     "eviction": ("search", "lru", "fifo"),
     "step": ("lightzero", "lean"),
     "linears": ("torch", "packed"),
+    "attention": ("gathered", "pages"),
     "storage": KINDS,
     "compile": (False, True),
 }
@@ -32,6 +33,7 @@ class Choices(NamedTuple):
     eviction: str = "search"
     step: str = "lean"
     linears: str = "torch"
+    attention: str = "gathered"
     storage: str = EXACT
     compile: bool = False
 
@@ -43,9 +45,16 @@ class Choices(NamedTuple):
         if self.storage == INT8 and self.at == "write":
             allowed = f"'read' where storage is {INT8!r}: a window would be rounded at every slide"
             raise BadCount("at", self.at, allowed)
-        if self.compile and self.step != "lean":
-            raise BadCount("step", self.step, "'lean' where compile is True")
+        if self.compile:
+            self._only("compile is True", step="lean")
+        if self.attention == "pages":
+            self._only("attention is 'pages'", step="lean", compile=False, storage=EXACT)
         if self.window == "exact":
-            for name, value, only in (("at", self.at, "read"), ("padding", self.padding, "masked")):
-                if value != only:
-                    raise BadCount(name, value, f"{only!r} where window is 'exact'")
+            self._only("window is 'exact'", at="read", padding="masked", attention="gathered")
+
+    def _only(self, where: str, **allowed: str | bool) -> None:
+        """Raise BadCount where a choice is another than the one that goes with `where`."""
+        for name, only in allowed.items():
+            value = getattr(self, name)
+            if value != only:
+                raise BadCount(name, value, f"{only!r} where {where}")

@@ -22,12 +22,13 @@ class ReadShift:
     What is stored never changes when a window slides, so pages stay shared, and a batch whose
     windows are alike takes one `add_`. Storing K - P[then] and reading it back + P[now] is
     LightZero's K + (P[now] - P[then]) up to rounding.
+
+    `table` [2 * layers, 1, heads, tokens + 1, head_size]: what is added, by index in the window.
     """
 
     def __init__(self) -> None:
         self._made_of: Any = None
-        # [2 * layers, 1, heads, tokens + 1, head_size]; the last is zero, for padding
-        self._table = torch.empty(0)
+        self.table = torch.empty(0)
         self._slices: dict[tuple[int, int], torch.Tensor] = {}
 
     def follow(self, model: Any) -> None:
@@ -40,14 +41,15 @@ class ReadShift:
         pairs = zip(model.positional_embedding_k, model.positional_embedding_v)
         # in the order of the parts
         table = torch.cat([part.detach() for pair in pairs for part in pair]).unsqueeze(1)
-        self._table = torch.cat((table, torch.zeros_like(table[:, :, :, :1])), dim=3)
+        # the last one is for padding
+        self.table = torch.cat((table, torch.zeros_like(table[:, :, :, :1])), dim=3)
         self._slices.clear()
 
     def of(self, first: int, end: int) -> torch.Tensor:
         """The positions `first` to `end` [2 * layers, 1, heads, end - first, head_size]."""
         found = self._slices.get((first, end))
         if found is None:
-            found = self._slices[first, end] = self._table[:, :, :, first:end]
+            found = self._slices[first, end] = self.table[:, :, :, first:end]
         return found
 
     def __call__(self, batch: Step) -> None:
@@ -57,7 +59,7 @@ class ReadShift:
             batch.columns(0, past)[0].add_(self.of(0, past))
         else:
             index = torch.from_numpy(batch.now).masked_fill(
-                ~batch.mask().cpu()[:, :past], self._table.shape[3] - 1
+                ~batch.mask().cpu()[:, :past], self.table.shape[3] - 1
             )
             batch.columns(0, past)[0].add_(self._at(index))
 
@@ -78,8 +80,8 @@ class ReadShift:
 
     def _at(self, index: torch.Tensor) -> torch.Tensor:
         """The positions at `index` [B, n]: [2 * layers, B, heads, n, head_size]."""
-        parts, _, heads, _, head_size = self._table.shape
-        chosen = self._table.index_select(3, index.reshape(-1).to(self._table.device))
+        parts, _, heads, _, head_size = self.table.shape
+        chosen = self.table.index_select(3, index.reshape(-1).to(self.table.device))
         return chosen.view(parts, heads, *index.shape, head_size).permute(0, 2, 1, 3, 4)
 
 

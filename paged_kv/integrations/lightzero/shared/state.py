@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from paged_kv.attention.in_pages import InPages, why_not
 from paged_kv.cache import PagedKVCache
 from paged_kv.errors import BadCount, UnknownEnv, WeightsChanged
 from paged_kv.integrations.lightzero.shared.batch import Entry, StepBatch
@@ -78,6 +79,7 @@ class PagedState:
         self.padding = choices.padding
         self.window = choices.window
         self.old = OldContexts()
+        self.gather = "later" if choices.attention == "pages" else "now"
         self.linears = PackedLinears() if choices.linears == "packed" else None
         self.lean = Lean(self.linears, choices.compile) if choices.step == "lean" else None
         self.nodes: SearchNodes | EvictableNodes = SearchNodes()
@@ -134,6 +136,8 @@ class PagedState:
         self._seen = {}
         self.nodes.begin([])
         self._cache = PagedKVCache(**self.options, device=device, dtype=dtype)
+        if self.gather == "later":
+            self._tell_of_copies(why_not(self._cache.device, dtype))
         order = SearchOrder()
         by_search = self.choices.eviction == "search" and self.keys == "node"
         policy = order.policy if by_search else self.choices.eviction.replace("search", "lru")
@@ -143,6 +147,14 @@ class PagedState:
         if self.keys == "node" and self.bounded:
             pool = self._manager.recur_pool
             self.nodes = EvictableNodes(pool, order if by_search else None)
+
+    def _tell_of_copies(self, reason: str | None) -> None:
+        """Warn where windows are copied all the same."""
+        if reason is not None:
+            warnings.warn(
+                f'attention="pages" is not used, since {reason}: contexts are gathered',
+                stacklevel=2,
+            )
 
     @property
     def bounded(self) -> bool:
@@ -180,9 +192,15 @@ class PagedState:
             held = []
         self.old.follow(model, held)
 
-    def as_batch(self, model: Any, step: Step) -> Any:
-        """A step under LightZero's names."""
-        return StepBatch(step, self.padding == "masked")
+    def as_batch(self, model: Any, step: Step, shift: ReadShift | None = None) -> Any:
+        """A step under LightZero's names; `shift` is what its windows need, as they are read."""
+        return StepBatch(step, self.padding == "masked", self.in_pages(step, shift))
+
+    def in_pages(self, step: Step, shift: ReadShift | None) -> InPages | None:
+        """Attention to the windows of a step where they lie, where that was chosen and can be."""
+        if self.gather == "now":
+            return None
+        return step.in_pages(None if shift is None else shift.table)
 
     def weights_changed(self) -> None:
         """Say that weights changed where nothing shows it: they were written through `.data`, or by
@@ -350,8 +368,8 @@ class PagedState:
             shift.follow(model)
         cache = self._cache
         assert cache is not None  # whose sequences these are
-        batch = self._batch = cache.open(parents, ROOM, rebase=shift)
-        return self.as_batch(model, batch)
+        batch = self._batch = cache.open(parents, ROOM, rebase=shift, gather=self.gather)
+        return self.as_batch(model, batch, shift)
 
     def fresh(self, model: Any, latent: torch.Tensor, start_pos: int) -> Any:
         """A context of one observation, which is nobody's yet."""

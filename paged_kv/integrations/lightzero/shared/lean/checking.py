@@ -30,6 +30,7 @@ class Contexts(Protocol):
 
     options: dict[str, Any]
     window: str
+    gather: str  # when windows are copied
 
     def as_batch(self, model: Any, step: Step) -> Any:
         """A step under LightZero's names."""
@@ -87,7 +88,7 @@ def practice(model: Any, contexts: Contexts, lengths: list[int]) -> Iterator[Cas
     weight = model.transformer.ln_f.weight
     random = _random(weight)
     rows = len(lengths)
-    with _evaluating(model), _windows(contexts.options, weight, lengths, random) as opened:
+    with _evaluating(model), _windows(contexts, weight, lengths, random) as opened:
         yield Case(
             model,
             contexts.as_batch(model, opened),
@@ -165,10 +166,10 @@ def _own_step(case: Case) -> Seen:
 
 
 def _windows(
-    options: dict[str, Any], like: torch.Tensor, lengths: list[int], random: torch.Generator
+    contexts: Contexts, like: torch.Tensor, lengths: list[int], random: torch.Generator
 ) -> Step:
     """A step on windows of random keys and values."""
-    shape = {name: options[name] for name in ("layers", "heads", "head_size")}
+    shape = {name: contexts.options[name] for name in ("layers", "heads", "head_size")}
     cache = PagedKVCache(**shape, page_size=2, device=like.device, dtype=like.dtype)
     windows = []
     for length in lengths:
@@ -180,7 +181,7 @@ def _windows(
         )
         cache.append([window], keys, values)
         windows.append(window)
-    return cache.open(windows, 2)
+    return cache.open(windows, 2, gather=contexts.gather)
 
 
 def _actions(model: Any, rows: int, random: torch.Generator) -> torch.Tensor:

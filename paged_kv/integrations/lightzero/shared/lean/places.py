@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from paged_kv.integrations.lightzero.shared.lean.step import (
     Attend,
     Cell,
     Place,
+    See,
     attend_exactly,
     attend_in_one,
     cells,
+    see_cells,
 )
 from paged_kv.integrations.lightzero.shared.versions import FOUND, MAIN
 
@@ -35,10 +38,23 @@ class Places:
 
     def of(self, model: Any, parts: Parts, batch: Any, stands: Stands) -> list[Place]:
         """Those of the next tokens of each row, which stand at these positions."""
-        past = batch.past
         count = len(stands)
+        device = parts.after.weight.device
+        turns: Any = [None] * count
+        positions: Any = [None] * count
+        if parts.positions is None:
+            turns = rotations(model.transformer, stands, device)
+        else:
+            index = torch.tensor(stands, device=device)
+            positions = torch.embedding(parts.positions.weight, index)
+        return list(map(Place, self._sees(parts, batch, count), turns, positions))
+
+    def _sees(self, parts: Parts, batch: Any, count: int) -> list[See]:
+        """What each of the next tokens sees."""
+        if batch.in_pages is not None:
+            return [partial(batch.in_pages.see, column) for column in range(count)]
+        past = batch.past
         plane = batch.columns(past + count)
-        device = plane.device
         every = self._views(plane, past)
         attend: Attend = attend_exactly if plane.is_cpu else attend_in_one
         masks: list[Any] = [None] * count
@@ -48,19 +64,9 @@ class Places:
             mask = padding_mask(batch.pads, past + count, plane.dtype)
             if attend is attend_exactly:
                 mask = mask.repeat_interleave(parts.heads, 0).squeeze(1)
-            mask = mask.to(device)
+            mask = mask.to(plane.device)
             masks = [mask[..., : past + 1 + index] for index in range(count)]
-        turns: Any = [None] * count
-        positions: Any = [None] * count
-        if parts.positions is None:
-            turns = rotations(model.transformer, stands, device)
-        else:
-            index = torch.tensor(stands, device=device)
-            positions = torch.embedding(parts.positions.weight, index)
-        return [
-            Place(every[index], attend, masks[index], turns[index], positions[index])
-            for index in range(count)
-        ]
+        return [partial(see_cells, every[index], attend, masks[index]) for index in range(count)]
 
     def _views(self, plane: torch.Tensor, past: int) -> Cells:
         key = id(plane)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from paged_kv.integrations.lightzero.shared.lean.step import (
     Place,
     attend_in_one,
     cells,
+    see_cells,
     step,
     token,
 )
@@ -112,9 +114,7 @@ def fixed_step(
     def advance(which: int, x: torch.Tensor) -> torch.Tensor:
         column = first + which
         place = Place(
-            cells(planes, column),
-            attend,
-            mask[..., : column + 1],
+            partial(see_cells, cells(planes, column), attend, mask[..., : column + 1]),
             None if turns is None else turns[which],
             None if positions is None else positions[which],
         )

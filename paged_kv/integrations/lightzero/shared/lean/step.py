@@ -28,14 +28,15 @@ class Cell(NamedTuple):
 
 Advance = Callable[[int, torch.Tensor], torch.Tensor]
 Attend = Callable[[torch.Tensor, Cell, torch.Tensor | None], torch.Tensor]
+# Of a layer, and queries, keys and values of a token [B, heads, 3, head_size]: stores its keys and
+# values, and gives what it sees, B * heads vectors.
+See = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class Place(NamedTuple):
     """Where one token stands."""
 
-    cells: Sequence[Cell]
-    attend: Attend
-    mask: torch.Tensor | None  # added to scores, 0 or -inf, in the shape that `attend` takes
+    see: See
     turn: torch.Tensor | None  # rotary: complex [B, 1, 1, head_size / 2], or its parts [..., 2]
     position: torch.Tensor | None  # learned: [B, embed_dim]
 
@@ -83,15 +84,26 @@ def token(parts: Parts, x: torch.Tensor, place: Place) -> torch.Tensor:
     rows, size = x.shape
     heads = parts.heads
     shape = rows, heads, 3, size // heads
-    for block, cell in zip(parts.blocks, place.cells):
+    for layer, block in enumerate(parts.blocks):
         made = block.project(block.before(x)).view(shape)
         if place.turn is not None:
             rotate(made[:, :, :2], place.turn)
-        cell.slot.copy_(made[:, :, 1:].permute(2, 0, 1, 3))
-        seen = place.attend(made[:, :, 0], cell, place.mask)
-        x = x + block.mix(seen.view(rows, size))
+        x = x + block.mix(place.see(layer, made).view(rows, size))
         x = x + block.narrow(block.activate(block.widen(block.between(x))))
     return parts.after(x)
+
+
+def see_cells(
+    cells: Sequence[Cell],
+    attend: Attend,
+    mask: torch.Tensor | None,
+    layer: int,
+    made: torch.Tensor,
+) -> torch.Tensor:
+    """`See` of cells; `mask` is added to scores, 0 or -inf, in the shape that `attend` takes."""
+    cell = cells[layer]
+    cell.slot.copy_(made[:, :, 1:].permute(2, 0, 1, 3))
+    return attend(made[:, :, 0], cell, mask)
 
 
 def attend_exactly(queries: torch.Tensor, cell: Cell, mask: torch.Tensor | None) -> torch.Tensor:
