@@ -54,8 +54,8 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @cache
 def loop() -> Loop | None:
-    """The loop, which is compiled at its first call for each kind of numbers (ten seconds, once for
-    a machine where the package's folder can be written to); None without numba.
+    """The loop, which is compiled at its first call for each kind of numbers (some seconds, kept
+    where the package's folder can be written to); None without numba.
     """
     try:
         from numba import config

@@ -16,6 +16,7 @@ from profile_format import check_keys
 from rich.console import Console
 
 import paged_kv.tools.profile as package
+from paged_kv.attention import in_pages
 from paged_kv.tools import cli
 from paged_kv.tools.profile import client, profile, table
 from paged_kv.tools.profile.parts import divided
@@ -52,6 +53,16 @@ def test_unusable_device_and_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     )
     assert cli.main(["profile", "--json", str(tmp_path / "no" / "file")]) == 2
     assert capsys.readouterr().err.endswith("file': no such directory\n")
+
+
+def test_pages_that_cannot_be_attended_to_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(in_pages, "loop", lambda: None)
+    monkeypatch.setattr("paged_kv.tools.profile.client.lightzero_version", lambda: "0.2.0")
+    assert cli.main(["profile", "--attention", "pages"]) == 1
+    said = capsys.readouterr().err
+    assert "attention is 'pages', allowed is 'gathered', since numba is not installed" in said
 
 
 def test_command_prints_a_table_and_writes_json(

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from paged_kv.attention.in_pages import why_not
+from paged_kv.errors import BadArgument
 from paged_kv.integrations.ties import fixed_ties
 from paged_kv.recording import Recording
 from paged_kv.tools.profile import client
@@ -46,9 +48,13 @@ def profile(
     `on_tick(stage, done, total)` is called after every root step.
     `on_recording` is called with a recording of each side, made in a pass of its own beside those
     that are measured. Takes seconds to minutes. Sets torch's number of threads for the process, and
-    puts it back.
+    puts it back. Raises BadArgument where `attention="pages"` cannot be used here, and whatever
+    `attach` raises.
     """
     chosen = PRESETS[preset]
+    missing = why_not(torch.device(device), torch.float32) if attention == "pages" else None
+    if missing is not None:
+        raise BadArgument("attention", attention, f"'gathered', since {missing}")
     setting = Setting(
         envs or chosen.envs,
         simulations or chosen.simulations,
