@@ -114,16 +114,16 @@ def _score(
     parts, heads, page_size = shape
     start, past = window
     count = heads * page_size
-    bytes_of_row = rows.shape[1] * rows.itemsize
+    share = 2 * page_size * rows.shape[1] * rows.itemsize  # bytes, of keys and values of a page
     width = len(added) // (parts * heads)
     for page in range(len(table)):
-        if page + AHEAD < len(table):
-            ahead = (table[page + AHEAD] * parts + part) * count * bytes_of_row
-            for line in range(0, 2 * count * bytes_of_row, LINE):
-                _ask_for(rows.ctypes.data + ahead + line)
         begin = page * page_size - start
         base = (table[page] * parts + part) * count
         for head in range(heads):
+            if page + AHEAD < len(table):  # a share at a time: all at once would wait for itself
+                ahead = (table[page + AHEAD] * parts + part) * heads // 2 + head
+                for line in range(0, share, LINE):
+                    _ask_for(rows.ctypes.data + ahead * share + line)
             query = 3 * (token + head)
             for slot in range(max(0, -begin), min(page_size, past - begin)):
                 key = base + head * page_size + slot
