@@ -21,7 +21,7 @@ from paged_kv.pages.pool import Pool
 from paged_kv.pages.records import Record, pages_for
 from paged_kv.pages.storage import Places
 from paged_kv.tensors import own_positions
-from paged_kv.turns import Turns, light_verb, page_reader
+from paged_kv.turns import Turns, light_verb, page_reader, verb
 
 Hook = Callable[["Step"], None]
 
@@ -46,8 +46,9 @@ class Step:
     opened on, so that its parents may change or end meanwhile. Several may be open, each with a
     buffer of its own. One that is closed, or dropped, gives everything back; `with` closes it at
     the end of the block. Buffers are used again: views of them are good until the step has ended.
-    Where it was opened with `gather="later"`, windows are copied to a buffer once something asks
-    for them, and `in_pages` attends to them without.
+    Where it was opened with `gather="later"`, windows are copied once something asks for them, to a
+    buffer to which the new tokens move, too: views of these are good until then. `in_pages` attends
+    to windows without.
 
     Attributes: `parents`; `past`, `room`; `left`, whether padding is in front; `uniform`,
     whether all windows begin at one
@@ -64,6 +65,7 @@ class Step:
         left: bool,
         uniform: bool,
         late: Late | None = None,
+        filled: list[int] | None = None,
     ) -> None:
         self.turns = turns
         self.parents = lease.parents
@@ -72,7 +74,8 @@ class Step:
         self.past = layout.past if late is None else max([size for _, size in sizes], default=0)
         self.room = layout.room
         self._late = late
-        self._filled = [self.past] * pool.layers  # columns of each layer
+        # columns of each layer
+        self._filled = [self.past] * pool.layers if filled is None else filled
         self._layers: list[DenseLayer] | None = None
         self._pool = pool
         self._lease = lease
@@ -169,20 +172,20 @@ class Step:
         layout = self._gathered()
         hook = None if self._late is None else self._late.hook
         if hook is not None:
-            hook(
-                Step(
-                    self._pool,
-                    self.turns,
-                    self._lease,
-                    layout,
-                    self._sizes,
-                    self.left,
-                    self.uniform,
-                )
-            )
+            before = list(self._filled)
+            try:
+                hook(self._with(layout))
+            except BaseException:
+                self._filled[:] = before
+                raise
         self._layout = layout
 
-    @page_reader
+    def _with(self, layout: Layout) -> Step:
+        """The same step, with windows that were copied."""
+        shared = self._sizes, self.left, self.uniform, None, self._filled
+        return Step(self._pool, self.turns, self._lease, layout, *shared)
+
+    @verb
     def _gathered(self) -> Layout:
         """The windows, and the new tokens behind them, in a buffer of their own."""
         windows = self._records("gather")

@@ -38,11 +38,10 @@ _ask_for: Any = intrinsic(_prefetch)
 
 
 def compiled(function: Any) -> Any:
-    """The function, compiled at its first call; kept on the disk where there is a place."""
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:
-        return njit(**OPTIONS)(function)
+    """The function, compiled at its first call. Not kept on the disk, where it may be lost, stale,
+    damaged or refused: it takes a few seconds in a process.
+    """
+    return njit(**OPTIONS)(function)
 
 
 @compiled

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 
 from paged_kv.checks import whole
+from paged_kv.errors import BadShape, NotCopyable
 from paged_kv.pages.buffers import Layout
 from paged_kv.pages.lease import Lease
 from paged_kv.tensors import check_dense, check_tensor
@@ -54,8 +55,8 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @cache
 def loop() -> Loop | None:
-    """The loop, which is compiled at its first call for each kind of numbers (some seconds, kept
-    where the package's folder can be written to); None without numba.
+    """The loop, which is compiled at its first call for each kind of numbers (some seconds); None
+    without numba.
     """
     try:
         from numba import config
@@ -63,7 +64,7 @@ def loop() -> Loop | None:
         if getattr(config, "DISABLE_JIT", False):
             return None
         from paged_kv.attention.compiled import attend
-    except ImportError:
+    except Exception:  # of whatever kind: an installation may be broken in many ways
         return None
     return attend  # type: ignore[no-any-return]
 
@@ -98,7 +99,16 @@ class InPages:
         self._wanted = torch.Size((len(pages.tables), pages.heads, 3, rows.shape[1]))
         self._added = self._rows[:0] if shift is None else _table(shift, pages, rows).numpy()
         self._layout = layout
+        self._room = layout().room
         self._scale = DTYPES[rows.dtype](1.0 / math.sqrt(rows.shape[1]))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise NotCopyable("InPages")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pages, and of the tokens that it takes."""
+        return self._like.dtype
 
     def see(self, column: int, layer: int, tokens: torch.Tensor) -> torch.Tensor:
         """Write K and V of a new token to a column of the step's room, and attend to everything up
@@ -109,15 +119,17 @@ class InPages:
         Autograd does not follow. Raises ClosedStep, BadCount, BadArgument, BadShape, BadDtype,
         BadDevice.
         """
-        self._lease.check("see")
-        layout = self._layout()
-        column = whole("column", column, 0, layout.room - 1)
+        column = whole("column", column, 0, self._room - 1)
         layer = whole("layer", layer, 0, self._layers - 1)
+        self._lease.check("see")
         check_dense("tokens", tokens)
         check_tensor("tokens", tokens, self._wanted, self._like)
-        tokens = tokens.detach().contiguous()
+        made = tokens.detach().contiguous().numpy()
+        if made.shape != self._wanted:  # a tensor may say what it likes
+            raise BadShape("tokens", made.shape, self._wanted)
         batch, heads, _, size = self._wanted
-        seen = torch.empty((batch, heads, size), dtype=tokens.dtype)
+        seen = np.empty((batch, heads, size), made.dtype)
+        layout = self._layout()
         attend = loop()
         assert attend is not None  # or nobody made this
         attend(
@@ -129,11 +141,11 @@ class InPages:
             layout.tokens[0].numpy(),
             (layout.width, layout.first + layout.past),
             (layer, column),
-            tokens.view(-1, size).numpy(),
+            made.reshape(-1, size),
             self._scale,
-            seen.view(-1, size).numpy(),
+            seen.reshape(-1, size),
         )
-        return seen
+        return torch.from_numpy(seen)
 
 
 def _table(shift: torch.Tensor, pages: PageRows, rows: torch.Tensor) -> torch.Tensor:

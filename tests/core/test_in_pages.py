@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +18,16 @@ from in_pages_machine import InPagesMachine
 from paged_kv import PagedKVCache, PagedKVError, Step
 from paged_kv.attention import in_pages
 from paged_kv.attention.in_pages import InPages, why_not
-from paged_kv.errors import BadArgument, BadCount, BadDtype, BadShape, ClosedStep
+from paged_kv.errors import (
+    BadArgument,
+    BadCount,
+    BadDtype,
+    BadShape,
+    ClosedStep,
+    NestedCall,
+    NotCopyable,
+)
+from paged_kv.pages.pool import Pool
 
 CPU = torch.device("cpu")
 LAYERS, HEADS, SIZE = 2, 2, 4
@@ -172,7 +184,7 @@ def test_a_hook_that_fails_is_called_again() -> None:
     wanted = pages.gather(seqs).keys[0] + 1
     assert torch.equal(step.keys(0)[:, :, :-1], wanted)
     assert bool((step.keys(0)[:, :, -1] == 7).all())
-    assert calls == [5, 5]
+    assert calls == [6, 6]
 
 
 @needs_numba
@@ -239,6 +251,102 @@ def test_tokens_may_lie_in_any_order_and_have_a_graph() -> None:
     seen = attention.see(0, 0, tokens)
     assert not seen.requires_grad
     assert torch.equal(seen, attention.see(0, 0, tokens.detach().contiguous()))
+
+
+@needs_numba
+def test_tokens_are_as_many_as_they_say() -> None:
+    class Liar(torch.Tensor):
+        @property
+        def shape(self) -> Any:  # type: ignore[override]
+            return TOKENS.shape
+
+    pages = cache()
+    _, attention = opened(pages, filled(pages))
+    with pytest.raises(BadShape):
+        attention.see(0, 0, torch.zeros(1, SIZE).as_subclass(Liar))
+
+
+@needs_numba
+def test_copies_are_refused() -> None:
+    pages = cache()
+    _, attention = opened(pages, filled(pages))
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(NotCopyable):
+            duplicate(attention)
+
+
+@needs_numba
+def test_the_default_device_does_not_matter() -> None:
+    pages = cache()
+    _, attention = opened(pages, filled(pages))
+    wanted = attention.see(0, 0, TOKENS)
+    with torch.device("meta"):
+        assert torch.equal(attention.see(0, 0, TOKENS), wanted)
+
+
+@needs_numba
+def test_a_number_that_ends_the_step_comes_too_late() -> None:
+    pages = cache()
+    step, attention = opened(pages, filled(pages))
+
+    class Ends:
+        def __index__(self) -> int:
+            step.close()
+            return 0
+
+    with pytest.raises(PagedKVError):
+        attention.see(Ends(), 0, TOKENS)  # type: ignore[arg-type]
+
+
+def test_a_hook_may_bring_tokens_along() -> None:
+    pages = cache()
+    seqs = filled(pages)
+    keys, values = torch.randn(2, LAYERS, 3, HEADS, 1, SIZE).unbind(0)
+
+    def rebase(step: Step) -> None:
+        for layer in range(LAYERS):
+            step.update(layer, keys[layer], values[layer])
+
+    children = []
+    for gather in ("now", "later"):
+        with pages.open(seqs, 2, gather=gather, rebase=rebase) as step:
+            assert step.planes[0].shape[3] == 7
+            children.append(step.commit())
+    one, other = map(pages.gather, children)
+    assert torch.equal(one.keys, other.keys)
+    assert torch.equal(one.values, other.values)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_that_asks_for_windows_while_others_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pages = cache()
+    first, second = filled(pages), filled(pages)
+    step = pages.open(first, 1, gather="later")
+    found: list[object] = []
+    read = Pool.read
+
+    def look(*_: object) -> None:
+        try:
+            found.append(step.keys(0).clone())
+        except NestedCall as refused:
+            found.append(refused)
+
+    def interrupted(self: Pool, *args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Pool, "read", read)
+        signal.raise_signal(signal.SIGUSR1)
+        return read(self, *args, **options)
+
+    before = signal.signal(signal.SIGUSR1, look)
+    try:
+        monkeypatch.setattr(Pool, "read", interrupted)
+        other = pages.open(second, 1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert type(found[0]) is NestedCall
+    assert torch.equal(step.keys(0), pages.gather(first).keys[0])
+    assert torch.equal(other.keys(0), pages.gather(second).keys[0])
 
 
 def test_where_windows_are_copied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,26 @@ def test_packed_weights_too(seen: list[int], rotary: bool) -> None:
     assert seen
 
 
+@both_positions
+def test_steps_under_autocast(seen: list[int], rotary: bool) -> None:
+    """Contexts are float32, and tokens bfloat16."""
+    gathered, paged = pair(build_model(rotary=rotary))
+    for searcher in (gathered, paged):
+        searcher.search(2)
+        recurrent = searcher.model.recurrent_inference
+
+        def cast(*args: Any, recurrent: Any = recurrent, **options: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                answer = recurrent(*args, **options)
+            answer.latent_state = answer.latent_state.float()
+            return answer
+
+        searcher.model.recurrent_inference = cast
+        searcher.search(2)
+    assert difference(gathered, paged) <= 0.05  # of bfloat16
+    assert seen
+
+
 def test_copies_have_contexts_of_their_own(seen: list[int]) -> None:
     gathered, paged = pair(build_model(rotary=False))
     paged.search(3)

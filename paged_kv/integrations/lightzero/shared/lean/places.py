@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paged_kv.attention.in_pages import InPages
 from paged_kv.integrations.lightzero.shared.lean.reading import Parts
 from paged_kv.integrations.lightzero.shared.lean.step import (
     Attend,
@@ -52,7 +53,7 @@ class Places:
     def _sees(self, parts: Parts, batch: Any, count: int) -> list[See]:
         """What each of the next tokens sees."""
         if batch.in_pages is not None:
-            return [partial(batch.in_pages.see, column) for column in range(count)]
+            return [partial(_see_pages, batch.in_pages, column) for column in range(count)]
         past = batch.past
         plane = batch.columns(past + count)
         every = self._views(plane, past)
@@ -77,6 +78,11 @@ class Places:
         forget = self._cells.pop
         self._cells[key] = weakref.ref(plane, lambda _: forget(key, None)), made
         return made
+
+
+def _see_pages(pages: InPages, column: int, layer: int, made: torch.Tensor) -> torch.Tensor:
+    """`See` of windows in their pages; under autocast tokens are of another type than these."""
+    return pages.see(column, layer, made.to(pages.dtype))
 
 
 def padding_mask(pads: Sequence[int], columns: int, dtype: torch.dtype) -> torch.Tensor:
