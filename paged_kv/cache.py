@@ -386,8 +386,8 @@ class PagedKVCache:
         The pages that the room needs are taken now: raises OutOfPages before the model has worked.
         `rebase` is called on the step after the gather; it may change its columns in place, by
         `then` and `now`, and where it raises the step is closed. `gather="later"` copies nothing
-        until something asks for it, for `Step.in_pages`; then `rebase` is called, on a step with
-        the copies, and where it raises nothing was copied.
+        until something asks for it, for `Step.in_pages`, where that can be; then `rebase` is
+        called, on a step with the copies, and where it raises nothing was copied.
         """
         return self._opener.open(seqs, room, pad, rebase, gather)
 

@@ -8,7 +8,7 @@ from weakref import ref
 
 from paged_kv import checks
 from paged_kv.attention.choice import BACKENDS
-from paged_kv.attention.in_pages import PageRows
+from paged_kv.attention.in_pages import PageRows, why_not
 from paged_kv.attention.scratch import Scratch
 from paged_kv.checks import Counts, amount, choice, function, handles
 from paged_kv.errors import OutOfPages
@@ -42,7 +42,7 @@ class Opener:
         parents = handles(seqs)
         room = amount("room", room, 0)
         left = is_left(pad)
-        later = choice("gather", gather, GATHER) == LATER
+        later = choice("gather", gather, GATHER) == LATER and self._stays()
         try:
             step = self._open(parents, room, left, later, hook)
         except OutOfPages as full:
@@ -96,12 +96,17 @@ class Opener:
         late = Late(hook, self._page_rows(records, sizes)) if later else None
         return Step(pool, self.turns, lease, layout, sizes, left, alike, late)
 
-    def _page_rows(self, records: list[Record], sizes: list[tuple[int, int]]) -> PageRows | None:
-        """Where windows lie, or None where they have to be copied to be read."""
+    def _stays(self) -> bool:
+        """Whether windows can be attended to where they lie; else they are copied now."""
+        storage = self.pool.storage
+        form = storage.form
+        return storage.token_rows() is not None and why_not(form.device, form.dtype) is None
+
+    def _page_rows(self, records: list[Record], sizes: list[tuple[int, int]]) -> PageRows:
+        """Where windows lie."""
         storage = self.pool.storage
         rows = storage.token_rows()
-        if rows is None:
-            return None
+        assert rows is not None  # or they do not stay there
         part = storage.form.parts[0]
         tables = [record[0] for record in records]
         return PageRows(rows, part.parts, part.heads, storage.form.page_size, tables, sizes)

@@ -11,7 +11,7 @@ import torch
 
 from paged_kv import checks
 from paged_kv.attention.dense import DenseLayer, Windows
-from paged_kv.attention.in_pages import InPages, PageRows, why_not
+from paged_kv.attention.in_pages import InPages, PageRows
 from paged_kv.checks import Counts, whole
 from paged_kv.errors import BadCount, NotCopyable
 from paged_kv.pages.buffers import Ints, Layout
@@ -30,7 +30,7 @@ class Late(NamedTuple):
     """What a step does once its windows are copied, and where they lie until then."""
 
     hook: Hook | None
-    pages: PageRows | None  # None where they cannot be attended to there
+    pages: PageRows
 
 
 class Step:
@@ -46,9 +46,9 @@ class Step:
     opened on, so that its parents may change or end meanwhile. Several may be open, each with a
     buffer of its own. One that is closed, or dropped, gives everything back; `with` closes it at
     the end of the block. Buffers are used again: views of them are good until the step has ended.
-    Where it was opened with `gather="later"`, windows are copied once something asks for them, to a
-    buffer to which the new tokens move, too: views of these are good until then. `in_pages` attends
-    to windows without.
+    Where it was opened with `gather="later"`, windows that can stay in their pages are copied once
+    something asks for them, to a buffer to which the new tokens move, too: views of these are good
+    until then. `in_pages` attends to windows without.
 
     Attributes: `parents`; `past`, `room`; `left`, whether padding is in front; `uniform`,
     whether all windows begin at one
@@ -162,10 +162,9 @@ class Step:
         ...     seen = attention.see(0, 0, torch.ones(1, 1, 3, 2))
         """
         self._lease.check("in_pages")
-        pages = None if self._late is None else self._late.pages
-        if pages is None or why_not(pages.rows.device, pages.rows.dtype) is not None:
+        if self._late is None:
             return None
-        return InPages(self._lease, pages, lambda: self._layout, shift)
+        return InPages(self._lease, self._late.pages, lambda: self._layout, shift)
 
     def _copy_windows(self) -> None:
         """Copy the windows next to the new tokens, since somebody asks for them."""

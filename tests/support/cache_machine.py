@@ -335,7 +335,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.cache.pages_free == free[0] + grown - need, "they are taken at once"
             none, nothing = self.tokens(len(parents), 0)
             windows = self.oracle.open(self.theirs(parents))
-            opened = Opened(step, windows, none, nothing, gather == "later")
+            opened = Opened(step, windows, none, nothing, gather == "later" and self.can_stay())
             self.compare(opened)
             self.steps.append(opened)
 
@@ -403,7 +403,7 @@ class CacheMachine(RuleBasedStateMachine):
             opened.shift = self.some_shift(step) if shifted else None
             opened.in_pages = step.in_pages(opened.shift)
         if opened.in_pages is None:
-            assert not opened.later or not self.can_stay()
+            assert not opened.later
             return
         keys, values = self.tokens(len(step.parents), 1)
         queries, _ = self.tokens(len(step.parents), 1)
