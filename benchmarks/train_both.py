@@ -274,6 +274,12 @@ def parsed() -> argparse.Namespace:
         default="lean",
         help="how steps on pages are taken",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("gathered", "pages"),
+        default="gathered",
+        help="how contexts on pages are attended to",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path, help="draw the picture to this file (needs altair)")
     return parser.parse_args()
@@ -296,6 +302,7 @@ def document(options: argparse.Namespace, stopped: bool, sides: Sequence[Row]) -
         "caches": list(options.caches),
         "window": options.window,
         "step": options.step,
+        "attention": options.attention,
     }
     found: Row = {"machine": machine, "workload": work, "sides": sides}
     if len(sides) == 2:
@@ -312,7 +319,11 @@ def main() -> None:
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     until = Until(options.minutes, options.steps)
-    choices = {"window": options.window, "step": options.step}
+    choices = {
+        "window": options.window,
+        "step": options.step,
+        "attention": options.attention,
+    }
     signal.signal(signal.SIGINT, until.on_interrupt)
     sides = in_a_folder_of_its_own(lambda: run_all(options.caches, options.seed, until, choices))
     sides = sorted(
