@@ -35,8 +35,10 @@ def test_visits_are_the_same(mode: str, keys: str, manager: bool, attention: str
     wanted = search_with_lightzero(own)
     found = search_with_lightzero(lean)
     assert [visits for visits, _ in found] == [visits for visits, _ in wanted]
+    # the inverse transform of values makes more of the last bits
+    rounding = 1e-4 if attention == "gathered" else 1e-3
     for (_, one), (_, other) in zip(found, wanted):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=rounding, atol=1e-5)
     assert lean.world_model.paged.lean.steps > 100
     lean.world_model.paged.cache.check()
 
