@@ -165,6 +165,7 @@ def test_windows_stay_what_they_were(
     pages.check()
 
 
+@needs_numba
 def test_a_hook_that_fails_is_called_again() -> None:
     pages = cache()
     seqs = filled(pages)
@@ -317,6 +318,7 @@ def test_a_hook_may_bring_tokens_along() -> None:
     assert torch.equal(one.values, other.values)
 
 
+@needs_numba
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_signal_that_asks_for_windows_while_others_are_read(
     monkeypatch: pytest.MonkeyPatch,

@@ -35,7 +35,9 @@ def modules() -> list[str]:
     kept = [parts for parts in kept if parts[-1] not in INSTALLS]
     if CORE_ONLY:
         kept = [
-            parts for parts in kept if parts[0] not in BEYOND_CORE and parts[-1] != "prometheus"
+            parts
+            for parts in kept
+            if parts[0] not in BEYOND_CORE and parts[-1] not in ("prometheus", "compiled")
         ]
     return [".".join(["paged_kv", *parts]).removesuffix(".__init__") for parts in kept]
 

@@ -30,7 +30,7 @@ class InPagesMachine(CacheMachine):
         done, step = self.attempt(lambda: self.cache.open(parents, room, gather="later"), need)
         if done:
             windows = self.oracle.open(self.theirs(parents))
-            opened = Opened(step, windows, *self.tokens(rows, 0), True)
+            opened = Opened(step, windows, *self.tokens(rows, 0), self.can_stay())
             self.steps.append(opened)
             for _ in range(min(number, room)):
                 self.see(opened, shifted)
