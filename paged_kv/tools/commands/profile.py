@@ -70,7 +70,7 @@ EXAMPLES = """\
 examples:
   paged-kv profile                               CartPole, with a trained agent
   paged-kv profile --preset long --roots 12      longer windows, timed longer
-  paged-kv profile --preset memory --linears packed --attention pages    faster yet
+  paged-kv profile --linears packed --attention pages    faster, up to rounding
   paged-kv profile --preset all --json all.json  everything, and as numbers
   paged-kv profile --reference --roots 10        without LightZero: some seconds
   paged-kv estimate --preset atari --envs 32     bytes, without a search"""
