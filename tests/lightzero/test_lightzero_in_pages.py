@@ -6,10 +6,9 @@ import copy
 import warnings
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from lightzero_trees import Searcher, build_model, difference
+from lightzero_trees import Searcher, build_model, difference, play
 
 from paged_kv.attention import in_pages
 from paged_kv.attention.in_pages import InPages
@@ -40,16 +39,6 @@ def attached(model: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return attach(copy.deepcopy(model), **options)
-
-
-def play(searcher: Searcher, seed: int = 3) -> Searcher:
-    """Episodes that fill the windows, end and begin anew, with partial batches."""
-    random = np.random.default_rng(seed)
-    for step in range(9):
-        searcher.search(4, ready=None if step < 6 else int(random.integers(1, searcher.envs + 1)))
-        if step == 4:
-            searcher.reset()
-    return searcher
 
 
 def pair(model: Any, **options: Any) -> tuple[Searcher, Searcher]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightzero_trees import Searcher, build_model, difference, same
+from lightzero_trees import Searcher, build_model, difference, play, same
 from torch import nn
 
 from paged_kv.errors import BadCount
@@ -26,16 +26,6 @@ def attached(model: Any, **options: Any) -> Any:
     from paged_kv.integrations.lightzero import attach
 
     return attach(copy.deepcopy(model), **options)
-
-
-def play(searcher: Searcher, seed: int = 3) -> Searcher:
-    """Episodes that fill the windows, end and begin anew, with partial batches."""
-    random = np.random.default_rng(seed)
-    for step in range(9):
-        searcher.search(4, ready=None if step < 6 else int(random.integers(1, searcher.envs + 1)))
-        if step == 4:
-            searcher.reset()
-    return searcher
 
 
 def pair(model: Any, **options: Any) -> tuple[Searcher, Searcher]:

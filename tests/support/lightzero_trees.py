@@ -146,3 +146,13 @@ def difference(one: Searcher, other: Searcher) -> float:
     """The largest difference between answers."""
     assert len(one.answers) == len(other.answers)
     return max(float((a - b).abs().max()) for a, b in zip(one.answers, other.answers))
+
+
+def play(searcher: Searcher, seed: int = 3) -> Searcher:
+    """Episodes that fill the windows, end and begin anew, with partial batches."""
+    random = np.random.default_rng(seed)
+    for step in range(9):
+        searcher.search(4, ready=None if step < 6 else int(random.integers(1, searcher.envs + 1)))
+        if step == 4:
+            searcher.reset()
+    return searcher
