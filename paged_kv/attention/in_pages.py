@@ -60,12 +60,12 @@ def loop() -> Loop | None:
     """
     try:
         from numba import config
-
-        if getattr(config, "DISABLE_JIT", False):
-            return None
-        from paged_kv.attention.compiled import attend
     except Exception:  # of whatever kind: an installation may be broken in many ways
         return None
+    if getattr(config, "DISABLE_JIT", False):
+        return None
+    from paged_kv.attention.compiled import attend
+
     return attend  # type: ignore[no-any-return]
 
 
